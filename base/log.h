@@ -1,0 +1,12 @@
+/* base/log.h - talk on standard error: messages, warnings, one progress line. Results go to standard output elsewhere. */
+#ifndef QLORA_BASE_LOG_H
+#define QLORA_BASE_LOG_H
+
+extern int log_quiet; /* 1: only warnings and errors */
+void log_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void log_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* One line that replaces itself on a terminal at most every 0.1 s, and is printed plainly at most once a second (done: always)
+ * when standard error is a file. NO_COLOR and TERM=dumb count as "not a terminal". */
+void log_progress(int done, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int log_is_terminal(void);
+#endif
