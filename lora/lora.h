@@ -1,0 +1,45 @@
+/* lora/lora.h - low-rank adapters: which matrices, their shapes and start values, PEFT files, merging.   Hu et al. 2021 */
+#ifndef QLORA_LORA_H
+#define QLORA_LORA_H
+#include "base/err.h"
+#include "model/config.h"
+#include <stdint.h>
+
+enum proj { PROJ_Q, PROJ_K, PROJ_V, PROJ_O, PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_COUNT };
+extern const char *const proj_name[PROJ_COUNT];   /* "q_proj", .. */
+extern const char *const proj_module[PROJ_COUNT]; /* "self_attn.q_proj", .., "mlp.down_proj" */
+/* Shape of a projection: rows = out, cols = in. */
+void proj_shape(const struct model_config *c, enum proj p, int64_t *rows, int64_t *cols);
+
+struct lora_config {
+    int64_t rank;
+    double alpha;      /* scale = alpha / rank, or alpha / sqrt(rank) with rslora */
+    double dropout;
+    int rslora;
+    unsigned targets;  /* bit p = projection p */
+};
+float lora_scale(const struct lora_config *c);
+/* "q_proj,v_proj" or "all"; spaces and quotes around items are dropped. Unknown names: error listing the known ones. */
+int lora_parse_targets(const char *text, unsigned *targets, struct err *e);
+
+/* Adapter weights of a whole model in host memory: for each layer, for each target in the order of enum proj, A (R,in)
+ * then B (out,R), fp32. */
+struct lora {
+    struct lora_config config;
+    struct model_config model; /* shapes only; text is not owned */
+    int64_t layer_floats;      /* floats of one layer */
+    float *data;               /* [L * layer_floats]; may be NULL when only shapes are wanted */
+};
+/* Offsets (floats) of A and B of a projection inside a layer; -1 when it is not a target. */
+int64_t lora_offset_a(const struct lora *l, enum proj p);
+int64_t lora_offset_b(const struct lora *l, enum proj p);
+int lora_init(struct lora *l, const struct lora_config *c, const struct model_config *m, struct err *e); /* shapes + memory, zeroed */
+void lora_start(struct lora *l, uint64_t seed); /* A uniform(+-1/sqrt(in)), B zero */
+void lora_free(struct lora *l);
+
+/* PEFT folder: adapter_config.json + adapter_model.safetensors (or .bin when reading). Extra information in the config is
+ * checked, not ignored (dora, bias, modules_to_save, rank_pattern are refused). */
+int lora_read_config(const char *dir, struct lora_config *c, struct err *e);
+int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e);
+int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e);
+#endif

@@ -1,0 +1,60 @@
+/* train/report.h - what a run prints and leaves for people and tools: trainer_log.jsonl, trainer_state.json,
+ * train_results.json, all_results.json, training_loss.png, TensorBoard events, README.md, and the progress line.
+ *
+ * Every file a stranger's tool opens has the names and fields of LLaMA-Factory and transformers.
+ */
+#ifndef QLORA_TRAIN_REPORT_H
+#define QLORA_TRAIN_REPORT_H
+#include "base/err.h"
+#include "base/str.h"
+#include <stdint.h>
+
+/* One logging event. Fields that are absent are NaN (numbers) or -1 (counts). */
+struct report_event {
+    int64_t step, total_steps;
+    double loss, eval_loss, learning_rate, grad_norm, epoch;
+    double elapsed_seconds, remaining_seconds;
+    double tokens_per_second;
+    int64_t tokens_seen;
+};
+
+struct report; /* the run's history and open log files */
+struct report_config {
+    const char *dir;            /* output_dir */
+    int compat_old;             /* OLD trainer_log keys (learning_rate, nulls) instead of NEW (lr, absent) */
+    int with_throughput;        /* throughput, total_tokens keys */
+    int plot_loss;
+    int append;                 /* resumed run: history up to `from_step` is kept, later lines are cut */
+    int64_t from_step;
+    /* for trainer_state.json */
+    int64_t logging_steps, save_steps, eval_steps, train_batch_size, max_steps;
+    double epochs;
+};
+struct report *report_open(const struct report_config *c, struct err *e);
+/* Appends to trainer_log.jsonl and the events file, remembers it for the state and the plot, and prints the dictionary
+ * line of transformers ({'loss': 1.2345, 'grad_norm': .., 'learning_rate': .., 'epoch': ..}) on standard output. */
+int report_add(struct report *r, const struct report_event *ev, struct err *e);
+/* trainer_state.json into any folder (output_dir, checkpoint-N). */
+int report_state(const struct report *r, const char *dir, int64_t step, double epoch, struct err *e);
+struct report_results { double epoch, train_loss, train_runtime, total_flos; int64_t samples, steps; double eval_loss, eval_runtime; };
+/* train_results.json (and eval_results.json when eval_loss is not NaN), merged into all_results.json; prints the metric
+ * tables; with plot_loss writes training_loss.png (and training_eval_loss.png). */
+int report_finish(struct report *r, const struct report_results *res, struct err *e);
+void report_close(struct report *r);
+
+/* A line chart as PNG (zlib + own rasteriser and font): raw curve in grey-blue, smoothed on top. */
+int plot_png(const char *path, const char *title, const char *x_label, const char *y_label, const double *x,
+             const double *y, int64_t n, struct err *e);
+/* LLaMA-Factory's smoothing: exponential moving average, weight 1.8 * (sigmoid(0.05 n) - 0.5). */
+void plot_smooth(const double *y, int64_t n, double *out);
+
+/* TensorBoard: events.out.tfevents.* in dir (TFRecord of Event protobufs, masked CRC32C). */
+struct tfevents;
+struct tfevents *tfevents_open(const char *dir, struct err *e);
+int tfevents_scalar(struct tfevents *t, const char *tag, int64_t step, double value, struct err *e);
+void tfevents_close(struct tfevents *t);
+
+/* README.md of the output folder (model card with the hyperparameters given as "name: value" lines). */
+int report_card(const char *dir, const char *base_model, const char *method, const char *dataset,
+                const char *hyperparameters, struct err *e);
+#endif

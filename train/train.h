@@ -1,0 +1,60 @@
+/* train/train.h - a training run from options to adapter. train/step.c is the step of the design on one screen. */
+#ifndef QLORA_TRAIN_H
+#define QLORA_TRAIN_H
+#include "base/err.h"
+#include "datasets/datasets.h"
+#include "lora/lora.h"
+#include <stdint.h>
+
+enum finetuning { FT_LORA, FT_FULL };
+enum optimizer { OPT_ADAMW, OPT_ADAMW_8BIT };
+enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP };
+enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH };
+
+struct train_options { /* one field per flag; defaults are in the flag table (cli/flags.c) */
+    /* model */
+    const char *model_name_or_path, *adapter_name_or_path;
+    enum finetuning finetuning;
+    int quantization_bit;       /* 0, 4, 8: quantise on load */
+    enum q4_type quantization_type;
+    int double_quantization;
+    struct lora_config lora;
+    /* data */
+    struct data_config data;
+    int disable_shuffling;
+    /* run */
+    const char *output_dir;
+    int overwrite_output_dir, do_train, do_eval, dry_run;
+    int64_t batch, eval_batch, accumulate;
+    double learning_rate, weight_decay, beta1, beta2, epsilon, max_grad_norm;
+    double epochs;
+    int64_t max_steps;
+    enum schedule schedule;
+    double warmup_ratio, warmup_steps;
+    enum optimizer optimizer;
+    int paged;                  /* optimizer state may live in host memory */
+    int loss_per_token;         /* --loss_norm token: sum over all tokens / count, instead of the mean of means */
+    double logging_steps;       /* < 1: a fraction of all steps */
+    int logging_first_step;
+    enum interval save_strategy, eval_strategy;
+    double save_steps, eval_steps; /* eval_steps 0 = logging_steps */
+    int64_t save_total_limit;   /* 0 = keep all */
+    int save_only_model;
+    int group_by_length, drop_last;
+    uint64_t seed, data_seed;
+    const char *resume_from_checkpoint; /* path, "true", or NULL */
+    int bf16, fp16;
+    int gradient_checkpointing; /* 1: the plan may recompute (default); 0: keep everything or refuse */
+    int plot_loss;
+    int include_tokens_seen;    /* throughput and total_tokens in trainer_log.jsonl */
+    int nan_skip;               /* --nan skip */
+    /* machine */
+    const char *backend;        /* NULL, "cpu", "cuda", path */
+    int64_t vram_bytes;         /* 0 = what is free */
+    int profile;
+    const char *command;        /* the command line, for the model card */
+};
+
+/* Exit code: 0, 1, 2, 70, 128+signal. e is filled when it is 1, 2 or 70. */
+int train_run(const struct train_options *o, struct err *e);
+#endif
