@@ -49,7 +49,7 @@ int path_join(char *buf, size_t size, const char *dir, const char *name, struct 
 int path_is_basename(const char *name);
 int dir_make(const char *path, struct err *e);   /* with parents; existing is fine */
 int dir_sync(const char *path, struct err *e);   /* fsync of the directory itself */
-int dir_remove(const char *path, struct err *e); /* with its contents; never follows links */
+int dir_remove(const char *path, struct err *e); /* with its contents; never follows links; absent is fine */
 /* Names in a directory ("." and ".." left out), sorted by bytes. Free each name and the array with sys_free. */
 int dir_list(const char *path, char ***names, int *count, struct err *e);
 void dir_list_free(char **names, int count);

@@ -125,6 +125,16 @@ int sys_close(int fd) {
 
 int sys_rename(const char *from, const char *to) { return faulty('n') ? -1 : rename(from, to); }
 int sys_unlink(const char *path) { return faulty('u') ? -1 : unlink(path); }
+int sys_unlinkat(int dir_fd, const char *name, int flags) {
+    return faulty('u') ? -1 : unlinkat(dir_fd, name, flags);
+}
+int sys_reserve(int fd, int64_t bytes) {
+    if (faulty('w') && sys_fault.error != SYS_SHORT) return -1;
+    int r;
+    do r = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes);
+    while (r < 0 && errno == EINTR);
+    return r;
+}
 int sys_mkdir(const char *path, int mode) { return faulty('m') ? -1 : mkdir(path, (mode_t)mode); }
 
 double sys_seconds(void) {

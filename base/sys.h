@@ -26,6 +26,9 @@ int sys_fsync(int fd);
 int sys_close(int fd);
 int sys_rename(const char *from, const char *to);
 int sys_unlink(const char *path);
+int sys_unlinkat(int dir_fd, const char *name, int flags);
+/* Blocks for `bytes` bytes without changing the size (fallocate); counts as a write for fault injection. */
+int sys_reserve(int fd, int64_t bytes);
 int sys_mkdir(const char *path, int mode);
 
 double sys_seconds(void);        /* monotonic clock */
