@@ -1,17 +1,136 @@
-# first version: replaced soon. Folders are modules: every .c in them belongs to the library.
-CC ?= gcc
-CFLAGS ?= -O2 -g
-WARN = -Wall -Wextra -Wshadow -Wmissing-prototypes -Wconversion
-override CFLAGS += -std=gnu11 -I. -MMD -MP -fopenmp -ffp-contract=off $(WARN)
-LDLIBS += -lcjson -lz -lm -ldl -lopenblas
+# make                 ./qlora, and libqlora-cuda.so where there is nvcc
+# make help            all targets and variables
+#
+# Folders are modules: every .c in them belongs to libqlora.a, and they may include only folders to their right
+# (tests/run/includes.sh checks it). probe.sh looks for compiler and libraries; what it finds goes to $(B)/config.mk.
+# Another build folder B holds another variant: its program is $(B)/qlora then, not ./qlora.
+MODULES := cli train model lora datasets pager comm backend/cpu backend checkpoint tokenizer nf4 base
+
 B ?= build
-SRC := $(wildcard base/*.c nf4/*.c checkpoint/*.c tokenizer/*.c datasets/*.c backend/*.c backend/cpu/*.c pager/*.c lora/*.c model/*.c train/*.c comm/*.c cli/*.c)
+PREFIX ?= /usr/local
+SECONDS ?= 30
+CFLAGS ?= -O2 -g
+ifeq ($(origin CC),default)
+  CC := $(or $(shell command -v gcc clang cc 2>/dev/null | head -n 1),gcc)
+endif
+
+NEEDS_BUILD := $(filter-out help clean format asan valgrind fuzz,$(or $(MAKECMDGOALS),all))
+ifneq ($(NEEDS_BUILD),)
+  include $(B)/config.mk
+endif
+export CC CPPFLAGS CFLAGS LDFLAGS WERROR CBLAS CUDA NVCC ARCH INSTALL
+
+# -ffp-contract=off: a fused multiply-add where the machine has one would give other bits than where it has none.
+WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wconversion $(if $(filter 1,$(WERROR)),-Werror)
+COMPILE = $(CC) -std=gnu11 -I. -MMD -MP -fPIC -ffp-contract=off $(WARN) $(OPENMP) $(CBLAS_CFLAGS) $(CPPFLAGS) $(CFLAGS)
+LINK = $(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -o $@
+LIBS = -lcjson -lz $(CBLAS_LIBS) -lm -ldl -lpthread $(LDLIBS)
+# ptxas says so when a kernel spills registers: that is a bug in its tile sizes.
+NVCOMPILE = $(NVCC) -std=c++17 -O3 -I. -MMD -MP -lineinfo $(GENCODE) -Xptxas --warn-on-spills \
+	-Xcompiler -fPIC,-Wall,-Wextra,-fvisibility=hidden $(if $(filter 1,$(WERROR)),-Werror all-warnings) $(NVFLAGS)
+ifndef V
+  Q = @printf '%-5s %s\n' $(word 1,$(1)) $(or $(word 2,$(1)),$@) &&
+endif
+
+AT := $(if $(filter-out build,$(B)),$(B)/)
+SRC := $(filter-out comm/nccl.c,$(wildcard $(MODULES:=/*.c)))
 OBJ := $(SRC:%.c=$(B)/%.o)
-TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*.c tests/ops/*.c tests/golden/*.c))
-qlora: $(B)/qlora.o $(B)/libqlora.a ; $(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
-$(B)/libqlora.a: $(OBJ) ; rm -f $@ && ar rcs $@ $^
-$(B)/%.o: %.c ; @mkdir -p $(@D) ; $(CC) $(CFLAGS) -c -o $@ $<
-$(B)/tests/%: tests/%.c $(B)/libqlora.a ; @mkdir -p $(@D) ; $(CC) $(CFLAGS) -o $@ $< $(B)/libqlora.a $(LDLIBS)
-test: qlora $(TESTS) ; @tests/run.sh $(TESTS)
-.PHONY: test
--include $(shell find $(B) -name '*.d' 2>/dev/null)
+LIB := $(B)/libqlora.a
+PROGRAM := $(if $(wildcard qlora.c),$(AT)qlora)
+PLUGIN := $(AT)libqlora-cuda.so
+PLUGIN_OBJ := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard backend/cuda/*.cu)) \
+	$(if $(NCCL_CFLAGS),$(patsubst %.c,$(B)/%.o,$(wildcard comm/nccl.c)))
+TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/*.c tests/ops/*.c tests/golden/*.c tests/fault/*.c))
+REPLAYS := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZERS := $(REPLAYS:=.fuzzer)
+SCRIPTS := $(shell find tests/run tests/fault -name '*.sh' -perm -u+x 2>/dev/null | sort)
+BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
+
+.PHONY: all demo test test-gpu bench install asan valgrind fuzz fuzzers format clean help FORCE
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+all: $(LIB) $(PROGRAM) $(if $(NVCC),$(PLUGIN))
+
+$(B)/config.mk: FORCE
+	@mkdir -p $(@D) && ./probe.sh $@
+
+$(AT)qlora: $(B)/qlora.o $(LIB)
+	$(call Q,LINK)$(LINK) $^ $(LIBS)
+$(LIB): $(OBJ)
+	$(call Q,AR)rm -f $@ && ar rcs $@ $^
+$(B)/%.o: %.c $(B)/config.mk
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(if $(filter comm/nccl.c,$<),$(NCCL_CFLAGS)) -c -o $@ $<
+
+# The plugin carries its own copy of what it uses of the library and shows only its entry points.
+$(PLUGIN): $(PLUGIN_OBJ) $(LIB)
+	$(call Q,LINK)$(NVCC) -shared $(GENCODE) -o $@ $^ -Xlinker --exclude-libs,ALL -lcublasLt -ldl -lm
+$(B)/%.cu.o: %.cu $(B)/config.mk
+	$(call Q,NVCC $<)mkdir -p $(@D) && $(NVCOMPILE) -c -o $@ $<
+
+$(B)/tests/%: tests/%.c $(LIB)
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS)
+$(REPLAYS): $(B)/%: %.c tests/fuzz/replay.c $(LIB)
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -o $@ $< tests/fuzz/replay.c $(LIB) $(LIBS)
+$(FUZZERS): $(B)/%.fuzzer: %.c $(LIB)
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -fsanitize=fuzzer -o $@ $< $(LIB) $(LIBS)
+$(B)/bench/%: bench/%.c $(LIB)
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS)
+
+demo: all
+	@QLORA=./$(PROGRAM) examples/demo/run.sh
+
+# ---- tests (tests/README.md) ----
+test: $(TESTS) $(REPLAYS) $(PROGRAM)
+	@QLORA=./$(PROGRAM) tests/run.sh $(TESTS) $(REPLAYS) $(SCRIPTS)
+
+test-gpu: all $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS))
+	@QLORA=./$(PROGRAM) QLORA_BACKEND=cuda tests/run.sh $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS)) $(SCRIPTS)
+
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+asan:
+	@ASAN_OPTIONS=allocator_may_return_null=1 $(MAKE) B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" CUDA=0 test
+
+valgrind:
+	@$(MAKE) B=$(B)/valgrind CFLAGS="-O1 -g" CUDA=0 valgrind-unit
+valgrind-unit: $(filter $(B)/tests/unit/%,$(TESTS))
+	@OMP_NUM_THREADS=1 RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" tests/run.sh $^
+
+fuzz:
+	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O1 -g -fsanitize=fuzzer-no-link $(SANITIZE)" CUDA=0 fuzzers
+fuzzers: $(FUZZERS)
+	@tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
+
+bench: all $(BENCHES)
+	@QLORA=./$(PROGRAM) bench/run.sh $(BENCHES)
+
+install: all
+	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/qlora
+	$(if $(NVCC),install -D -m 755 $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/qlora/libqlora-cuda.so)
+
+format:
+	git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
+
+clean:
+	rm -rf $(B) $(AT)qlora $(PLUGIN)
+
+help:
+	@sed -n 's/^#? \{0,1\}//p' Makefile
+#? make              ./qlora, and libqlora-cuda.so where there is nvcc
+#? make demo         a small model trained and asked, with what the repository holds
+#? make test         all tests that need no GPU; the last line adds them up
+#? make test-gpu     ops and golden tests and whole runs, on the card
+#? make asan         the tests under AddressSanitizer and UBSan
+#? make valgrind     the unit tests under valgrind
+#? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each
+#? make bench        kernels and whole steps, timed
+#? make install      to PREFIX=/usr/local, below DESTDIR
+#? make format       clang-format over all sources
+#? make clean        remove what was built
+#?
+#? B=build           build folder; one folder per variant
+#? CC, CFLAGS, CPPFLAGS, LDFLAGS, WERROR=1, V=1 (show commands)
+#? CUDA=0            leave the GPU out (1: insist);  NVCC=/path/to/nvcc;  ARCH="80 90" or native (default 80 86 89 90)
+#? CBLAS=0           leave OpenBLAS out
+#? INSTALL=0         never call apt-get for missing libraries; print the command instead
+
+-include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d)
