@@ -223,6 +223,7 @@ struct backend {
     void (*release)(void *self, enum place, void *p);
     void (*put)(void *self, void *dst, const void *host, size_t bytes, enum queue);
     void (*get)(void *self, void *host, const void *src, size_t bytes, enum queue);
+    void (*copy)(void *self, void *dst, const void *src, size_t bytes, enum queue); /* within backend memory */
     void (*zero)(void *self, void *dst, size_t bytes, enum queue);
     int64_t (*mark)(void *self, enum queue);               /* ticket: all work queued there so far */
     void (*wait)(void *self, enum queue, int64_t ticket);  /* that queue waits for it; the host does not */

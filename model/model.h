@@ -1,0 +1,81 @@
+/* model/model.h - a model in backend memory: layer pages, embedding, head; loading; the block; generation.
+ *
+ * One layer is one page (pager/pager.h): its tensors lie in one block in the order of enum layer_tensor, so that a layer
+ * moves in one copy. Formats are the same in all layers.
+ *
+ *     struct model m;  model_load(&m, be, dir, &how, e);
+ *     void *w = pages_get(m.layers, l, PAGE_READ);
+ *     struct layer L;  model_layer(&m, l, w, &L);           views into the page
+ */
+#ifndef QLORA_MODEL_H
+#define QLORA_MODEL_H
+#include "backend/backend.h"
+#include "lora/lora.h"
+#include "model/config.h"
+#include "pager/pager.h"
+
+enum layer_tensor {
+    LT_Q, LT_K, LT_V, LT_O, LT_GATE, LT_UP, LT_DOWN,   /* = enum proj */
+    LT_CONV1_0, LT_CONV1_1, LT_CONV2_0, LT_CONV2_1,    /* W0 (previous row), W1 (this row) of the two convolutions */
+    LT_CONV1_B, LT_CONV2_B,
+    LT_NORM1, LT_NORM_F, LT_NORM2,                     /* input_layernorm, lf_gate.output_layernorm, post_attention_layernorm */
+    LT_COUNT
+};
+enum outer_tensor { OT_EMBED, OT_HEAD, OT_NORM, OT_COUNT }; /* OT_HEAD has no bytes when tied */
+
+struct tensor_place { size_t offset, bytes; int64_t rows, cols; };
+struct layout { /* offsets inside a page; vectors are (1, n) */
+    enum weight_format proj, conv;  /* conv also covers biases' type rule: norms and biases are always fp32 */
+    int q_block, q_nested;          /* when proj is W_Q4 */
+    struct tensor_place t[LT_COUNT];
+    /* parts of a quantised projection, relative to t[p].offset: W_INT8 scale; W_Q4 absmax (or its codes), nested, tables */
+    size_t scale[PROJ_COUNT], nested[PROJ_COUNT], tables[PROJ_COUNT];
+    size_t bytes;
+};
+void layout_layer(const struct model_config *c, enum weight_format proj, enum weight_format conv, int q_block,
+                  int q_nested, struct layout *l);
+
+struct layer { /* views into one layer page */
+    struct weight proj[PROJ_COUNT], conv1[2], conv2[2];
+    const float *conv1_b, *conv2_b, *norm1, *norm_f, *norm2;
+};
+
+struct model {
+    struct model_config config;
+    struct backend *be;
+    struct layout lay;
+    struct pages *layers;            /* L pages */
+    float (*q_offset)[PROJ_COUNT];   /* [L] nested offsets of double-quantised scales */
+    struct tensor_place outer[OT_COUNT];
+    enum weight_format outer_format; /* of embedding and head; the norm is fp32 */
+    struct pages *outer_page;        /* one page */
+    int trainable_weights;           /* every tensor fp32: full fine-tuning */
+};
+
+struct model_how { /* how a checkpoint is to be held */
+    int quantization_bit;            /* 0 = as stored; 4, 8 = quantise on load unless stored so already */
+    enum q4_type q_type;
+    int q_double;
+    int fp32;                        /* all weights in fp32 (full fine-tuning on the CPU) */
+    int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
+};
+/* Reads config.json and decides the formats without reading weights: enough for a plan. *c is the opened checkpoint. */
+struct ckpt;
+int model_open(struct model *m, struct backend *be, const char *dir, const struct model_how *how, struct ckpt **c,
+               struct err *e);
+/* Allocates the pages and streams the weights in. */
+int model_load(struct model *m, const struct model_how *how, const struct ckpt *c, struct err *e);
+void model_free(struct model *m);
+void model_layer(const struct model *m, int64_t l, void *page, struct layer *out);
+struct weight model_embed(const struct model *m, void *outer);
+struct weight model_head(const struct model *m, void *outer);
+const float *model_norm(const struct model *m, void *outer);
+/* Page families of the model as the plan counts them. */
+void model_pages(const struct model *m, const struct model_how *how, struct pages_config *layers, struct pages_config *outer);
+/* The checkpoint's name of a layer tensor's parts ("model.layers.3.self_attn.q_proj.weight"; both taps of a convolution
+ * share a name). */
+void model_tensor_name(char buf[128], int64_t layer, enum layer_tensor t);
+extern const char *const outer_names[OT_COUNT];
+/* Writes the weights as a checkpoint (safetensors, config's type): full fine-tuning. */
+int model_save(struct model *m, const char *dir, int64_t shard_bytes, struct err *e);
+#endif
