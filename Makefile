@@ -40,10 +40,12 @@ PROGRAM := $(if $(wildcard qlora.c),$(AT)qlora)
 PLUGIN := $(AT)libqlora-cuda.so
 PLUGIN_OBJ := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard backend/cuda/*.cu)) \
 	$(if $(NCCL_CFLAGS),$(patsubst %.c,$(B)/%.o,$(wildcard comm/nccl.c)))
-TESTS := $(patsubst %.c,$(B)/%,$(wildcard tests/unit/*.c tests/ops/*.c tests/golden/*.c tests/fault/*.c))
-REPLAYS := $(patsubst %.c,$(B)/%,$(wildcard tests/fuzz/fuzz_*.c))
+# $(call only,FILES): those whose name contains the word ONLY
+only = $(if $(ONLY),$(foreach f,$(1),$(if $(findstring $(ONLY),$(notdir $(f))),$(f))),$(1))
+TESTS := $(patsubst %.c,$(B)/%,$(call only,$(wildcard tests/unit/*.c tests/ops/*.c tests/golden/*.c tests/fault/*.c)))
+REPLAYS := $(patsubst %.c,$(B)/%,$(call only,$(wildcard tests/fuzz/fuzz_*.c)))
 FUZZERS := $(REPLAYS:=.fuzzer)
-SCRIPTS := $(shell find tests/run tests/fault -name '*.sh' -perm -u+x 2>/dev/null | sort)
+SCRIPTS := $(call only,$(shell find tests/run tests/fault -name '*.sh' -perm -u+x 2>/dev/null | sort))
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 
 .PHONY: all demo test test-gpu bench install asan valgrind fuzz fuzzers format clean help FORCE
@@ -128,6 +130,7 @@ help:
 #? make clean        remove what was built
 #?
 #? B=build           build folder; one folder per variant
+#? ONLY=nf4          only the tests and fuzzers with this in their name
 #? CC, CFLAGS, CPPFLAGS, LDFLAGS, WERROR=1, V=1 (show commands)
 #? CUDA=0            leave the GPU out (1: insist);  NVCC=/path/to/nvcc;  ARCH="80 90" or native (default 80 86 89 90)
 #? CBLAS=0           leave OpenBLAS out

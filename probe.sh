@@ -9,11 +9,19 @@
 set -u
 file=$1
 : "${CC:=cc}"
+[ -n "${NVCC-}" ] || NVCC=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+[ -n "$(ls backend/cuda/*.cu 2>/dev/null)" ] && cuda_sources=yes || cuda_sources=no
+
+# The question stands in the first line of the answer: asked again, it is not probed again, unless something was missing.
+question="# $CC|${CPPFLAGS-}|${CFLAGS-}|${LDFLAGS-}|${WERROR-}|CBLAS=${CBLAS-}|CUDA=${CUDA-}|$NVCC|${ARCH-}|$cuda_sources"
+[ "$(head -n 1 "$file" 2>/dev/null)" = "$question" ] && ! [ "$0" -nt "$file" ] && ! grep -q '^# missing' "$file" && exit
+
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 
 fail() { printf '✗ %s\n' "$*" >&2; exit 1; }
 say() { printf '%s\n' "$*" >>"$tmp/said"; }
+echo "$question" >"$tmp/config"
 set_var() { printf '%s := %s\n' "$1" "$2" >>"$tmp/config"; }
 # links SOURCE FLAG...: can a program be built from it?
 links() {
@@ -76,6 +84,7 @@ if has_openmp; then
 else
     say "✗ OpenMP: '$CC -fopenmp' does not link, the CPU backend will use one thread (clang needs libomp-dev)"
     set_var OPENMP -Wno-unknown-pragmas
+    echo "# missing OpenMP" >>"$tmp/config"
 fi
 if [ "${CBLAS:-1}" = 0 ]; then
     say "→ CBLAS left out (CBLAS=0), the CPU backend multiplies with its own loops"
@@ -85,12 +94,12 @@ elif has_cblas; then
     set_var CBLAS_LIBS -lopenblas
 else
     say "✗ CBLAS: no OpenBLAS, the CPU backend multiplies with its own loops, several times slower (libopenblas-dev)"
+    echo "# missing OpenBLAS" >>"$tmp/config"
 fi
 
-[ -n "${NVCC-}" ] || NVCC=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 if [ "${CUDA-}" = 0 ]; then
     say "→ CUDA left out (CUDA=0)"
-elif [ -z "$(ls backend/cuda/*.cu 2>/dev/null)" ]; then
+elif [ $cuda_sources = no ]; then
     say "→ CUDA: no sources in backend/cuda"
 elif [ -z "$NVCC" ]; then
     [ "${CUDA-}" = 1 ] && fail "CUDA=1 but no nvcc in PATH: install the CUDA toolkit, set NVCC=/path/to/nvcc, or drop CUDA=1"
@@ -121,7 +130,6 @@ else
         say "✗ NCCL: no nccl.h, several GPUs will not work together (libnccl-dev)"
     fi
 fi
-printf '# flags: %s\n' "$CC ${CPPFLAGS-} ${CFLAGS-} ${LDFLAGS-} WERROR=${WERROR-}" >>"$tmp/config"
 
 if ! cmp -s "$tmp/config" "$file"; then
     cat "$tmp/said" >&2

@@ -304,6 +304,7 @@ static const char *kind_of(const struct cJSON *v) {
            : cJSON_IsArray(v)  ? "a list"
            : cJSON_IsString(v) ? "a text"
            : cJSON_IsNumber(v) ? "a number"
+           : cJSON_IsNull(v)   ? "null"
                                : "true or false";
 }
 
@@ -350,6 +351,8 @@ int json_str(const struct cJSON *object, const char *key, const char **out, cons
 
 int json_known_keys(const struct cJSON *object, const char *const *known, const char *where, struct err *e) {
     const struct cJSON *v;
+    if (object && !cJSON_IsObject(object))
+        return err_set(e, ERR_INPUT, "%s must be an object in braces, it is %s", where, kind_of(object));
     cJSON_ArrayForEach(v, object) {
         const char *const *k = known;
         while (*k && strcmp(*k, v->string)) k++;

@@ -26,6 +26,6 @@ int json_int(const struct cJSON *object, const char *key, int64_t min, int64_t m
 int json_num(const struct cJSON *object, const char *key, double *out, const char *where, struct err *e);
 int json_bool(const struct cJSON *object, const char *key, int *out, const char *where, struct err *e);
 int json_str(const struct cJSON *object, const char *key, const char **out, const char *where, struct err *e);
-/* -1 with a suggestion if the object has a key that is not in the NULL-terminated list. */
+/* -1 with a suggestion if the object has a key that is not in the NULL-terminated list, or is no object at all. */
 int json_known_keys(const struct cJSON *object, const char *const *known, const char *where, struct err *e);
 #endif

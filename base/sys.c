@@ -30,16 +30,23 @@ void sys_fault_env(void) {
     sys_fault.sticky = !strcmp(sticky, "sticky");
 }
 
-/* True when this call must fail; errno is set. */
-static int faulty(char kind) {
-    if (!sys_fault.at || !strchr(sys_fault.kinds, kind)) return 0;
-    int64_t n = __atomic_add_fetch(&sys_fault.calls, 1, __ATOMIC_RELAXED);
-    if (sys_fault.sticky ? n < sys_fault.at : n != sys_fault.at) return 0;
+/* How many of n bytes this call may move: all, half of them (SYS_SHORT), or -1 and errno when it must fail. */
+static ssize_t allowed(char kind, size_t n) {
+    if (!sys_fault.at || !strchr(sys_fault.kinds, kind)) return (ssize_t)n;
+    int64_t call = __atomic_add_fetch(&sys_fault.calls, 1, __ATOMIC_RELAXED);
+    int sticky = sys_fault.sticky && sys_fault.error != EINTR; /* EINTR is retried: for ever, if it stayed */
+    if (sticky ? call < sys_fault.at : call != sys_fault.at) return (ssize_t)n;
     if (sys_fault.error == SYS_KILL) raise(SIGKILL);
-    if (sys_fault.error == SYS_SHORT) return kind == 'w' || kind == 'r';
+    if (sys_fault.error == SYS_SHORT) return (ssize_t)(n > 1 ? n / 2 : n);
     errno = sys_fault.error;
-    return 1;
+    return -1;
 }
+
+static int faulty(char kind) { return allowed(kind, 0) < 0; }
+
+#define RETRY(result, call)                                                                                            \
+    do (result) = (call);                                                                                              \
+    while ((result) < 0 && errno == EINTR)
 
 void *sys_alloc(size_t bytes, const char *what, struct err *e) {
     void *p = NULL;
@@ -69,55 +76,42 @@ void *sys_grow(void *p, size_t bytes, const char *what, struct err *e) {
 void sys_free(void *p) { free(p); }
 
 int sys_open(const char *path, int flags, int mode) {
-    if (faulty('o')) return -1;
     int fd;
-    do fd = open(path, flags | O_CLOEXEC, mode);
-    while (fd < 0 && errno == EINTR);
+    RETRY(fd, faulty('o') ? -1 : open(path, flags | O_CLOEXEC, mode));
     return fd;
 }
 
 ssize_t sys_read(int fd, void *p, size_t n) {
-    if (faulty('r')) {
-        if (sys_fault.error != SYS_SHORT) return -1;
-        n = n > 1 ? n / 2 : n;
-    }
-    ssize_t r;
-    do r = read(fd, p, n);
-    while (r < 0 && errno == EINTR);
+    ssize_t r, m;
+    RETRY(r, (m = allowed('r', n)) < 0 ? -1 : read(fd, p, (size_t)m));
     return r;
 }
 
 ssize_t sys_pread(int fd, void *p, size_t n, int64_t offset) {
-    if (faulty('r')) {
-        if (sys_fault.error != SYS_SHORT) return -1;
-        n = n > 1 ? n / 2 : n;
-    }
-    ssize_t r;
-    do r = pread(fd, p, n, (off_t)offset);
-    while (r < 0 && errno == EINTR);
+    ssize_t r, m;
+    RETRY(r, (m = allowed('r', n)) < 0 ? -1 : pread(fd, p, (size_t)m, (off_t)offset));
     return r;
 }
 
 ssize_t sys_write(int fd, const void *p, size_t n) {
-    if (faulty('w')) {
-        if (sys_fault.error != SYS_SHORT) return -1;
-        n = n > 1 ? n / 2 : n;
-    }
-    ssize_t r;
-    do r = write(fd, p, n);
-    while (r < 0 && errno == EINTR);
+    ssize_t r, m;
+    RETRY(r, (m = allowed('w', n)) < 0 ? -1 : write(fd, p, (size_t)m));
+    return r;
+}
+
+int sys_reserve(int fd, int64_t bytes) {
+    int r;
+    RETRY(r, faulty('w') ? -1 : fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes));
     return r;
 }
 
 int sys_fsync(int fd) {
-    if (faulty('s')) return -1;
     int r;
-    do r = fsync(fd);
-    while (r < 0 && errno == EINTR);
+    RETRY(r, faulty('s') ? -1 : fsync(fd));
     return r;
 }
 
-int sys_close(int fd) {
+int sys_close(int fd) { /* never retried: Linux has closed it, whatever it says */
     int bad = faulty('c');
     int r = close(fd);
     return bad ? -1 : r;
@@ -125,16 +119,7 @@ int sys_close(int fd) {
 
 int sys_rename(const char *from, const char *to) { return faulty('n') ? -1 : rename(from, to); }
 int sys_unlink(const char *path) { return faulty('u') ? -1 : unlink(path); }
-int sys_unlinkat(int dir_fd, const char *name, int flags) {
-    return faulty('u') ? -1 : unlinkat(dir_fd, name, flags);
-}
-int sys_reserve(int fd, int64_t bytes) {
-    if (faulty('w') && sys_fault.error != SYS_SHORT) return -1;
-    int r;
-    do r = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes);
-    while (r < 0 && errno == EINTR);
-    return r;
-}
+int sys_unlinkat(int dir_fd, const char *name, int flags) { return faulty('u') ? -1 : unlinkat(dir_fd, name, flags); }
 int sys_mkdir(const char *path, int mode) { return faulty('m') ? -1 : mkdir(path, (mode_t)mode); }
 
 double sys_seconds(void) {

@@ -37,7 +37,8 @@ int64_t sys_resident_bytes(void); /* of this process, 0 if unknown */
 int sys_threads(void);           /* OpenMP threads in force */
 
 /* Fault injection. Calls are counted from 1; while armed, call number `at` (and all later ones if sticky) of the chosen
- * kinds fails with `error`, writes only half (SYS_SHORT), or kills the process (SYS_KILL). Also armed by the
+ * kinds fails with `error` (EINTR: once, and is retried as a real one), moves only half (SYS_SHORT), or kills the process
+ * (SYS_KILL). Also armed by the
  * environment variable QLORA_FAULT="kinds:at:error[:sticky]", kinds of letters a(lloc) o(pen) r(ead) w(rite) s(ync)
  * c(lose) n(rename) u(nlink) m(kdir), error ENOSPC EIO EINTR ENOMEM SHORT KILL, read once at start by sys_fault_env. */
 enum { SYS_SHORT = -1, SYS_KILL = -2 };

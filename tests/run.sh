@@ -14,7 +14,7 @@ for program in "$@"; do
     [[ $program == */* ]] || program=./$program
     start=$EPOCHREALTIME
     # shellcheck disable=SC2086
-    timeout -k 5 "${TEST_TIMEOUT:-300}" $runner "$program" >"$log" 2>&1 </dev/null
+    { timeout -k 5 "${TEST_TIMEOUT:-300}" $runner "$program" </dev/null; } >"$log" 2>&1
     rc=$?
     took=$(((${EPOCHREALTIME/./} - ${start/./}) / 1000))
     if [[ $(tail -n 1 "$log") =~ :\ ([0-9]+)\ passed,\ ([0-9]+)\ failed,\ ([0-9]+)\ skipped$ ]]; then
