@@ -94,7 +94,7 @@ struct norm_args {
 enum { LINEAR_MAX = 2 };
 struct linear_out {
     struct weight w;
-    struct mat y;              /* (N,out) = */
+    struct mat y;              /* (N,out) = ; absent: only xa is made (recomputation) */
     struct mat add;            /* (N,out) or absent; may be y itself */
     struct adapter lora;       /* lora.A.data NULL = none */
     struct mat xa;             /* (N,R) = drop(x) Aᵀ, fp32 on the CPU, activation type on cards; kept for backward */
@@ -195,7 +195,8 @@ struct adam_args {
     float beta1, beta2, eps, grad_scale;
 };
 
-/* out[i] = Σ x_i² of tensor i in a fixed order (double). Synchronises; out is host memory. */
+/* out[i] = Σ x_i² of tensor i in a fixed order (double). out is memory of alloc(AT_HOST), filled when Q_COMPUTE gets
+ * there: read it after sync or wait_host. x and n are host arrays. */
 struct sqsum_args { const float *const *x; const int64_t *n; int64_t count; double *out; };
 
 /* What the largest calls of a run will be; decides the workspace. */

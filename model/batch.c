@@ -1,0 +1,94 @@
+/* model/batch.c - see batch.h */
+#include "model/batch.h"
+#include "base/sys.h"
+
+/* Eight arrays of max_tokens 32-bit words, host and device alike, so that one copy moves them all. */
+enum { A_IDS, A_POSITION, A_FIRST, A_START, A_ROW, A_LABEL, A_WEIGHT, A_COUNT };
+
+int64_t batch_cost(int64_t max_tokens) { return max_tokens * 4 * (A_COUNT + 1) + 512; }
+
+int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t max_tokens, int64_t max_seqs, struct err *e) {
+    *b = (struct batch){.be = be, .max_rows = max_rows, .max_tokens = max_tokens, .max_seqs = max_seqs};
+    size_t bytes = (size_t)max_tokens * 4;
+    b->chunk = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->chunk, "chunks", e);
+    b->starts = sys_alloc_array((size_t)(2 * max_seqs + 2), sizeof *b->starts, "sequence starts", e);
+    b->loss_of = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->loss_of, "sequence losses", e);
+    b->nll = be->alloc(be->self, AT_HOST, bytes + 4);
+    b->host = be->alloc(be->self, AT_HOST, bytes * A_COUNT + 4);
+    b->dev = be->alloc(be->self, AT_DEVICE, bytes * A_COUNT + 4);
+    b->dev_nll = be->alloc(be->self, AT_DEVICE, bytes + 4);
+    if (b->chunk && b->starts && b->loss_of && b->nll && b->host && b->dev && b->dev_nll) return 0;
+    batch_close(b);
+    return err_set(e, ERR_RUN, "out of memory: the token arrays of a step need %zu bytes", bytes * (2 * A_COUNT + 2));
+}
+
+void batch_close(struct batch *b) {
+    if (!b->be) return;
+    if (b->nll) b->be->release(b->be->self, AT_HOST, b->nll);
+    if (b->host) b->be->release(b->be->self, AT_HOST, b->host);
+    if (b->dev) b->be->release(b->be->self, AT_DEVICE, b->dev);
+    if (b->dev_nll) b->be->release(b->be->self, AT_DEVICE, b->dev_nll);
+    sys_free(b->chunk), sys_free(b->starts), sys_free(b->loss_of);
+    *b = (struct batch){0};
+}
+
+int64_t batch_rows(const int32_t *labels, int64_t n) {
+    for (int64_t t = n - 1; t >= 1; t--)
+        if (!labels || labels[t] >= 0) return t;
+    return 0;
+}
+
+void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n) {
+    ASSERT(n <= b->max_seqs, "%lld sequences of %lld", (long long)n, (long long)b->max_seqs);
+    int32_t *h[A_COUNT];
+    for (int i = 0; i < A_COUNT; i++) h[i] = b->host + i * b->max_tokens;
+    float *weight = (float *)h[A_WEIGHT];
+    b->N = b->n_loss = b->n_chunks = 0;
+    int32_t *starts = b->starts; /* of the chunk being filled */
+    struct chunk *k = NULL;
+    for (int64_t i = 0; i < n; i++) {
+        b->loss_of[i] = b->n_loss;
+        int64_t rows = batch_rows(s[i].labels, s[i].n);
+        if (!rows) continue;
+        ASSERT(rows <= b->max_rows && b->N + rows <= b->max_tokens, "%lld rows", (long long)rows);
+        if (!k || k->rows.N + rows > b->max_rows) {
+            if (k) starts += k->rows.n_seqs + 1;
+            k = &b->chunk[b->n_chunks++];
+            *k = (struct chunk){.rows = {.token0 = b->N, .seq_start = starts}, .loss0 = b->n_loss};
+            starts[0] = 0;
+        }
+        int64_t base = k->rows.N, first = base; /* rows count from the chunk's start */
+        for (int64_t t = 0; t < rows; t++) {
+            int64_t at = b->N + t;
+            h[A_IDS][at] = s[i].ids[t];
+            h[A_POSITION][at] = s[i].positions ? s[i].positions[t] : (int32_t)t;
+            h[A_FIRST][at] = (int32_t)first;
+            h[A_START][at] = (int32_t)base;
+            if (c->document_mask && s[i].ids[t] == c->eod) first = base + t + 1; /* <eod> ends its own document */
+            int32_t label = s[i].labels ? s[i].labels[t + 1] : s[i].ids[t + 1];
+            if (label < 0) continue;
+            h[A_ROW][b->n_loss] = (int32_t)(base + t);
+            h[A_LABEL][b->n_loss] = label;
+            weight[b->n_loss++] = s[i].weight;
+        }
+        b->N += rows, k->rows.N += rows;
+        starts[++k->rows.n_seqs] = (int32_t)k->rows.N;
+        k->n_loss = b->n_loss - k->loss0;
+    }
+    b->loss_of[n] = b->n_loss;
+    for (int i = 0; i < b->n_chunks; i++) {
+        struct chunk *j = &b->chunk[i];
+        const int32_t *d[A_COUNT];
+        for (int a = 0; a < A_COUNT; a++) d[a] = b->dev + a * b->max_tokens + (a < A_ROW ? j->rows.token0 : j->loss0);
+        j->ids = d[A_IDS], j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.start = d[A_START];
+        j->row = d[A_ROW], j->label = d[A_LABEL], j->weight = (const float *)d[A_WEIGHT];
+        j->nll = b->dev_nll + j->loss0;
+    }
+    for (int a = 0; a < A_COUNT; a++)
+        b->be->put(b->be->self, b->dev + a * b->max_tokens, h[a], (size_t)(a < A_ROW ? b->N : b->n_loss) * 4, Q_COMPUTE);
+}
+
+int batch_losses(struct batch *b, struct err *e) {
+    b->be->get(b->be->self, b->nll, b->dev_nll, (size_t)b->n_loss * 4, Q_COMPUTE);
+    return b->be->sync(b->be->self, e);
+}

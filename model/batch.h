@@ -1,0 +1,47 @@
+/* model/batch.h - sequences to token rows in chunks, with everything the ops want to know per row, on the device.
+ *
+ * Rows behind the last one that predicts a counted label have no effect and are left out; so are sequences without any.
+ * Row t predicts labels[t+1]. A batch is refilled for every step; its memory is taken once.
+ */
+#ifndef QLORA_MODEL_BATCH_H
+#define QLORA_MODEL_BATCH_H
+#include "backend/backend.h"
+#include "model/config.h"
+
+struct batch_sequence {
+    const int32_t *ids, *labels, *positions; /* [n]; labels NULL = every token counts; positions NULL = 0..n-1 */
+    int64_t n;
+    float weight; /* of each counted token in the gradient */
+};
+struct chunk {
+    struct rows rows;
+    const int32_t *ids;             /* dev [N] */
+    int64_t n_loss, loss0;          /* counted rows, and where they start in the batch's nll */
+    const int32_t *row, *label;     /* dev [n_loss] */
+    const float *weight;            /* dev [n_loss] */
+    float *nll;                     /* dev [n_loss] */
+};
+struct batch {
+    int n_chunks;
+    struct chunk *chunk;
+    int64_t N, n_loss;
+    float *nll;                     /* host [n_loss], after batch_losses */
+    int64_t *loss_of;               /* host [n_seqs + 1]: sequence i's losses are nll[loss_of[i] .. loss_of[i+1]) */
+    /* private */
+    struct backend *be;
+    int64_t max_rows, max_seqs, max_tokens;
+    int32_t *host, *dev;
+    int32_t *starts;
+    float *dev_nll;
+};
+/* max_rows per chunk, in all max_tokens rows of max_seqs sequences. */
+int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t max_tokens, int64_t max_seqs, struct err *e);
+int64_t batch_cost(int64_t max_tokens); /* device bytes batch_open takes */
+void batch_close(struct batch *b);
+/* Fills the batch and sends it to the device. Chunks are filled greedily in order. */
+void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n);
+/* Rows that a sequence of these labels takes: 0 if nothing is counted. */
+int64_t batch_rows(const int32_t *labels, int64_t n);
+/* Brings nll to the host (waits). */
+int batch_losses(struct batch *b, struct err *e);
+#endif

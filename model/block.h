@@ -1,0 +1,72 @@
+/* model/block.h - one Yuan 2.0 layer, forward and backward, written once against the door (backend/backend.h).
+ *
+ *     a = norm(x; g1)              v = a Wvᵀ
+ *     s = a + conv2(conv1(a))      b = norm(s; gf)          localized filter, causal over three rows
+ *     q|k = rope(b [Wq;Wk]ᵀ)       x1 = x + attend(q, k, v) Woᵀ
+ *     c = norm(x1; g2)             y = x1 + ((c Wgᵀ) * silu(c Wuᵀ)) Wdᵀ
+ *
+ * q and k keep their projections' columns: in q|k, head j's query is columns 2Kj.., its key 2Kj+K.. (the head
+ * interleave of Yuan), so attention reads them with a head step of 2K and nothing is moved.
+ */
+#ifndef QLORA_MODEL_BLOCK_H
+#define QLORA_MODEL_BLOCK_H
+#include "model/model.h"
+
+/* What backward needs of a block's forward, beside x. Either kept, or made again just before. All (rows, ..). */
+struct saved {
+    struct mat a, u, s, b, qk, v, o, x1, c, g, up; /* D, D/2, D, D, 2D, D, D, D, D, F, F; activation type */
+    struct mat xa[PROJ_COUNT];                      /* (rows, R) drop(x) Aᵀ */
+    float *lse;                                     /* [rows*H] */
+    float *r1, *rf, *r2;                            /* [rows] norms */
+};
+/* Buffers one block visit needs beside that. `backward` ones are absent in inference. */
+struct scratch {
+    struct mat m;                         /* F: forward, and again in backward */
+    struct mat dm, dD, do_, dqk, dv, ds, du; /* F, D, D, 2D, D, D, D/2 */
+    float *delta;                         /* [rows*H] */
+};
+/* Bytes and views for up to `rows` rows. R = 0: no adapters (xa absent). */
+size_t saved_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows);
+void saved_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows, void *p, struct saved *s);
+size_t scratch_bytes(const struct model_config *c, enum dtype act, int64_t rows, int backward);
+void scratch_view(const struct model_config *c, enum dtype act, int64_t rows, int backward, void *p, struct scratch *t);
+
+struct layer_grads { /* full fine-tuning: all fp32 += */
+    struct mat proj[PROJ_COUNT], conv1[2], conv2[2];
+    float *conv1_b, *conv2_b, *norm1, *norm_f, *norm2;
+};
+struct layer_cache { /* generation, one sequence: rotated q|k and v of all rows so far, the filter's last inputs */
+    struct mat qk, v;  /* (rows so far and to come, 2D), (.., D) */
+    struct mat a, u;   /* (1,D), (1,D/2) */
+    int64_t past;
+};
+struct block {
+    struct backend *be;
+    const struct model_config *config;
+    const struct rows *rows;
+    const struct layer *w;
+    const struct adapter *lora;     /* [PROJ_COUNT], or NULL */
+    const struct layer_grads *grads; /* or NULL: weights are frozen */
+    struct dropout drop;            /* site is filled in per projection */
+    struct layer_cache *cache;      /* or NULL */
+    struct saved *s;
+    struct scratch *t;
+};
+/* y = block(x). Fills s. y may not be x; absent: recomputation, only s is made. */
+void block_forward(const struct block *b, struct mat x, struct mat y);
+/* dx holds dL/dy on entry, dL/dx on return. s is of this block; m_valid: t->m still holds this block's product.
+ * Without need_dx nothing below the lowest adapter of this layer is computed and dx is left undefined. */
+void block_backward(const struct block *b, struct mat x, struct mat dx, int m_valid, int need_dx);
+
+/* The first n rows of a matrix; n columns from `first`. */
+static inline struct mat mat_rows(struct mat m, int64_t first, int64_t n) {
+    if (m.data) m.data = (char *)m.data + (size_t)(first * m.ld) * dtype_bytes(m.type);
+    m.rows = n;
+    return m;
+}
+static inline struct mat mat_cols(struct mat m, int64_t first, int64_t n) {
+    if (m.data) m.data = (char *)m.data + (size_t)first * dtype_bytes(m.type);
+    m.cols = n;
+    return m;
+}
+#endif

@@ -1,0 +1,209 @@
+/* model/engine.c - see engine.h */
+#include "model/engine.h"
+#include "base/sys.h"
+
+static enum dtype activation(struct backend *be) {
+    struct backend_info i;
+    be->info(be->self, &i);
+    return i.activation;
+}
+
+static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
+static unsigned targets(const struct engine_config *c) { return c->lora ? c->lora->config.targets : 0; }
+static int64_t rank(const struct engine_config *c) { return c->lora ? c->lora->config.rank : 0; }
+
+void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx) {
+    size_t page = (size_t)(c->rows * m->config.D) * dtype_bytes(activation(m->be));
+    int64_t n = (c->training ? m->config.L + 1 : 2) * c->chunks, resident = c->resident_acts < 0 || c->resident_acts > n ? n : c->resident_acts;
+    *x = (struct pages_config){.name = "layer inputs", .count = n, .page_bytes = page, .resident = resident, .slots = resident < n ? 4 : 0};
+    int all = c->resident_acts < 0;
+    *dx = (struct pages_config){.name = "layer gradients", .count = c->training ? c->chunks : 0, .page_bytes = page,
+                                .resident = all ? c->chunks : 0, .slots = all || !c->training ? 0 : 3};
+}
+
+static struct backend_limits limits(const struct model *m, const struct engine_config *c) {
+    const struct model_config *k = &m->config;
+    return (struct backend_limits){.rows = c->rows, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H, .K = k->K, .V = k->V,
+                                   .R = rank(c), .trains_weights = c->training && m->trainable_weights};
+}
+
+int64_t engine_cost(const struct model *m, const struct engine_config *c, int64_t *host) {
+    struct pages_config x, dx;
+    int64_t d1, h1, d2, h2;
+    engine_pages(m, c, &x, &dx);
+    pages_cost(&x, &d1, &h1), pages_cost(&dx, &d2, &h2);
+    enum dtype act = activation(m->be);
+    size_t saved = saved_bytes(&m->config, act, targets(c), rank(c), c->rows);
+    size_t own = saved + scratch_bytes(&m->config, act, c->rows, c->training) + align256((size_t)(c->rows * m->config.D) * dtype_bytes(act)) +
+                 align256((size_t)c->rows * 4) + saved * (size_t)(c->keep_layers * c->chunks);
+    struct backend_limits l = limits(m, c);
+    *host = h1 + h2;
+    return d1 + d2 + (int64_t)own + (int64_t)m->be->workspace(m->be->self, &l);
+}
+
+int engine_open(struct engine *g, struct model *m, const struct engine_config *c, struct err *e) {
+    *g = (struct engine){.c = *c, .m = m, .be = m->be};
+    struct pages_config x, dx;
+    engine_pages(m, c, &x, &dx);
+    if (!(g->x = pages_open(m->be, &x, e)) || (c->training && !(g->dx = pages_open(m->be, &dx, e)))) goto fail;
+    enum dtype act = activation(m->be);
+    const struct model_config *k = &m->config;
+    g->kept_bytes = saved_bytes(k, act, targets(c), rank(c), c->rows);
+    size_t scratch = scratch_bytes(k, act, c->rows, c->training), y = align256((size_t)(c->rows * k->D) * dtype_bytes(act));
+    size_t bytes = g->kept_bytes + scratch + y + align256((size_t)c->rows * 4), kept = g->kept_bytes * (size_t)(c->keep_layers * c->chunks);
+    if (!(g->memory = m->be->alloc(m->be->self, AT_DEVICE, bytes)) || (kept && !(g->kept = m->be->alloc(m->be->self, AT_DEVICE, kept)))) {
+        err_set(e, ERR_RUN, "out of device memory: the working set of a chunk of %lld tokens needs %zu bytes; lower --vram or --cutoff_len",
+                (long long)c->rows, bytes + kept);
+        goto fail;
+    }
+    char *p = g->memory;
+    saved_view(k, act, targets(c), rank(c), c->rows, p, &g->saved);
+    scratch_view(k, act, c->rows, c->training, p + g->kept_bytes, &g->scratch);
+    g->y = (struct mat){p + g->kept_bytes + scratch, c->rows, k->D, k->D, act};
+    g->r = (float *)(p + g->kept_bytes + scratch + y);
+    struct backend_limits l = limits(m, c);
+    if (!m->be->reserve(m->be->self, &l, e)) return 0;
+fail:
+    engine_close(g);
+    return -1;
+}
+
+void engine_close(struct engine *g) {
+    pages_close(g->x), pages_close(g->dx);
+    if (g->memory) g->be->release(g->be->self, AT_DEVICE, g->memory);
+    if (g->kept) g->be->release(g->be->self, AT_DEVICE, g->kept);
+    *g = (struct engine){0};
+}
+
+void engine_adapters(const struct engine *g, float *value, float *grad, struct adapter out[PROJ_COUNT]) {
+    const struct lora *l = g->c.lora;
+    for (int p = 0; p < PROJ_COUNT; p++) {
+        out[p] = (struct adapter){0};
+        if (!l || !(l->config.targets >> p & 1)) continue;
+        int64_t rows, cols, R = l->config.rank, a = lora_offset_a(l, (enum proj)p), b = lora_offset_b(l, (enum proj)p);
+        proj_shape(&g->m->config, (enum proj)p, &rows, &cols);
+        out[p] = (struct adapter){.A = {value + a, R, cols, cols, DT_F32}, .B = {value + b, rows, R, R, DT_F32}, .scale = lora_scale(&l->config)};
+        if (grad) out[p].dA = (struct mat){grad + a, R, cols, cols, DT_F32}, out[p].dB = (struct mat){grad + b, rows, R, R, DT_F32};
+    }
+}
+
+/* Page of x for layer l: all layers in training, two in turn otherwise. */
+static int64_t page_of(const struct engine *g, int64_t l, int64_t c) { return (g->c.training ? l : l & 1) * g->c.chunks + c; }
+
+static struct mat matrix(const struct engine *g, void *data, int64_t rows) {
+    return (struct mat){data, rows, g->m->config.D, g->m->config.D, g->y.type};
+}
+
+static struct saved *saved_of(struct engine *g, int64_t l, int64_t c, struct saved *store) {
+    int64_t first = g->m->config.L - g->c.keep_layers;
+    if (!g->c.training || l < first) return &g->saved;
+    saved_view(&g->m->config, g->y.type, targets(&g->c), rank(&g->c), g->c.rows,
+               g->kept + g->kept_bytes * (size_t)((l - first) * g->c.chunks + c), store);
+    return store;
+}
+
+static struct dropout dropout_of(const struct dropout *d, int64_t l) {
+    struct dropout k = d ? *d : (struct dropout){0};
+    k.layer = (uint32_t)l;
+    return k;
+}
+
+void engine_forward(struct engine *g, const struct batch *b, const struct dropout *drop) {
+    struct model *m = g->m;
+    int64_t L = m->config.L;
+    ASSERT(b->n_chunks <= g->c.chunks, "%d chunks of %lld", b->n_chunks, (long long)g->c.chunks);
+    void *outer = pages_get(m->outer_page, 0, PAGE_READ);
+    struct weight E = model_embed(m, outer);
+    for (int c = 0; c < b->n_chunks; c++) {
+        int64_t n = b->chunk[c].rows.N;
+        struct mat y = matrix(g, pages_get(g->x, page_of(g, 0, c), PAGE_WRITE), n);
+        op_embed(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = b->chunk[c].ids, .y = y, .skip = -1,
+                                             .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
+        pages_put(g->x, page_of(g, 0, c), 1);
+    }
+    pages_put(m->outer_page, 0, 0);
+    for (int64_t l = 0; l < L; l++) {
+        struct layer w;
+        struct adapter lora[PROJ_COUNT];
+        model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
+        float *value = g->c.adapters ? pages_get(g->c.adapters, l, PAGE_READ) : NULL;
+        pages_want(m->layers, l + 1);
+        if (g->c.adapters) pages_want(g->c.adapters, l + 1);
+        engine_adapters(g, value, NULL, lora);
+        for (int c = 0; c < b->n_chunks; c++) {
+            int64_t in = page_of(g, l, c), to = page_of(g, l + 1, c), n = b->chunk[c].rows.N;
+            struct mat x = matrix(g, pages_get(g->x, in, PAGE_READ), n), y = matrix(g, pages_get(g->x, to, PAGE_WRITE), n);
+            pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : -1);
+            struct saved store;
+            struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL,
+                              .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
+            block_forward(&k, x, y);
+            pages_put(g->x, in, 0), pages_put(g->x, to, 1);
+        }
+        if (value) pages_put(g->c.adapters, l, 0);
+        pages_put(m->layers, l, 0);
+    }
+}
+
+void engine_head(struct engine *g, const struct batch *b, int backward, const struct head_grads *hg) {
+    struct model *m = g->m;
+    int64_t L = m->config.L, D = m->config.D;
+    void *outer = pages_get(m->outer_page, 0, PAGE_READ);
+    const float *norm = model_norm(m, outer);
+    for (int c = 0; c < b->n_chunks; c++) {
+        const struct chunk *k = &b->chunk[c];
+        int64_t page = page_of(g, L, c), n = k->rows.N;
+        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = mat_rows(g->y, 0, n), dy = {0};
+        struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
+        op_norm(g->be, &na);
+        if (backward) dy = mat_rows(g->scratch.dD, 0, n);
+        op_loss(g->be, &(struct loss_args){.rows = &k->rows, .y = y, .E = model_head(m, outer), .n = k->n_loss, .row = k->row,
+                                           .label = k->label, .weight = backward ? k->weight : NULL, .nll = k->nll, .dy = dy,
+                                           .dE = hg ? (struct mat){hg->head, m->config.V, D, D, DT_F32} : (struct mat){0}});
+        if (backward) {
+            na.dy = dy, na.dg = hg ? hg->norm : NULL;
+            na.dx = matrix(g, pages_get(g->dx, c, PAGE_WRITE), n);
+            op_norm_bwd(g->be, &na);
+            pages_put(g->dx, c, 1);
+        }
+        pages_put(g->x, page, 0);
+    }
+    pages_put(m->outer_page, 0, 0);
+}
+
+void engine_backward_layer(struct engine *g, const struct batch *b, const struct dropout *drop, int64_t l, void *weights,
+                           float *value, float *grad, const struct layer_grads *lg, int need_dx) {
+    struct model *m = g->m;
+    struct layer w;
+    struct adapter lora[PROJ_COUNT];
+    model_layer(m, l, weights, &w);
+    engine_adapters(g, value, grad, lora);
+    for (int c = 0; c < b->n_chunks; c++) {
+        int64_t page = page_of(g, l, c), n = b->chunk[c].rows.N;
+        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), dx = matrix(g, pages_get(g->dx, c, PAGE_READ_WRITE), n);
+        pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l ? page_of(g, l - 1, 0) : -1);
+        struct saved store;
+        struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL, .grads = lg,
+                          .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
+        int kept = k.s != &g->saved;
+        if (!kept) block_forward(&k, x, (struct mat){0});
+        block_backward(&k, x, dx, !kept, need_dx);
+        pages_put(g->x, page, 0), pages_put(g->dx, c, 1);
+    }
+}
+
+void engine_embed_backward(struct engine *g, const struct batch *b, const struct head_grads *hg) {
+    const struct model_config *k = &g->m->config;
+    for (int c = 0; c < b->n_chunks; c++) {
+        struct mat dy = matrix(g, pages_get(g->dx, c, PAGE_READ), b->chunk[c].rows.N);
+        op_embed_bwd(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = b->chunk[c].ids, .dy = dy,
+                                                 .dE = {hg->embed, k->V, k->D, k->D, DT_F32}, .skip = (int32_t)(k->pad < k->V ? k->pad : -1)});
+        pages_put(g->dx, c, 0);
+    }
+}
+
+int engine_losses(struct engine *g, struct batch *b, struct err *e) {
+    engine_forward(g, b, NULL);
+    engine_head(g, b, 0, NULL);
+    return batch_losses(b, e);
+}

@@ -1,0 +1,59 @@
+/* model/engine.h - the layer-at-a-time engine: a whole batch through layer l before anything goes through layer l+1.
+ *
+ *     forward   for layer l:        weights(l) in  ->  for chunk c: x[l][c] -> block -> x[l+1][c]
+ *     head      for chunk c:        norm + lm_head + softmax + cross-entropy (+ gradient), in slices of tokens
+ *     backward  for layer l, down:  weights(l) in  ->  for chunk c: recompute block(x[l][c]); dx[c] = block'(dx[c]); dA, dB +=
+ *
+ * A layer's weights are needed twice per step, whatever the batch, so unpacking them is nearly free and they may live
+ * anywhere. Scoring and evaluation use forward and head alone; train/step.c adds the update.
+ */
+#ifndef QLORA_MODEL_ENGINE_H
+#define QLORA_MODEL_ENGINE_H
+#include "model/batch.h"
+#include "model/block.h"
+
+struct engine_config {
+    int64_t rows, chunks;      /* capacity: rows of a chunk, chunks of a batch */
+    int64_t longest;           /* longest sequence */
+    int training;              /* x of every layer is kept, gradients flow */
+    int64_t keep_layers;       /* the last so many layers keep what backward needs instead of recomputing it */
+    int64_t resident_acts;     /* of the pages of x that live on the device; < 0 = all */
+    const struct lora *lora;   /* shapes of the adapter, or NULL */
+    struct pages *adapters;    /* [L] fp32 pages of lora->layer_floats, or NULL */
+};
+struct engine {
+    struct engine_config c;
+    struct model *m;
+    struct backend *be;
+    struct pages *x;           /* training: [(L+1) * chunks], else [2 * chunks]; page l*chunks + c */
+    struct pages *dx;          /* training: [chunks] */
+    void *memory;              /* saved + scratch + head, one block */
+    struct saved saved;
+    struct scratch scratch;
+    struct mat y;              /* (rows, D) input of the head */
+    float *r;                  /* [rows] */
+    char *kept;                /* [keep_layers * chunks] saved sets */
+    size_t kept_bytes;
+};
+/* Where the pages of x and dx would live, and the bytes of everything on the device: the plan's arithmetic. */
+void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx);
+int64_t engine_cost(const struct model *m, const struct engine_config *c, int64_t *host);
+int engine_open(struct engine *g, struct model *m, const struct engine_config *c, struct err *e);
+void engine_close(struct engine *g);
+
+/* Adapters of layer l from its page; grad: page of gradients in the same layout, or NULL. */
+void engine_adapters(const struct engine *g, float *value, float *grad, struct adapter out[PROJ_COUNT]);
+
+/* drop: p, seed, step; NULL = no dropout (evaluation). */
+void engine_forward(struct engine *g, const struct batch *b, const struct dropout *drop);
+struct head_grads { float *embed, *head, *norm; }; /* full fine-tuning: fp32 += ; head == embed when tied */
+/* Losses into the batch; with `backward` also the gradient of the last layer's output into dx. */
+void engine_head(struct engine *g, const struct batch *b, int backward, const struct head_grads *hg);
+/* One layer's backward over all chunks; value/grad pages as engine_adapters, grads for full fine-tuning or NULL. */
+void engine_backward_layer(struct engine *g, const struct batch *b, const struct dropout *drop, int64_t l, void *weights,
+                           float *value, float *grad, const struct layer_grads *lg, int need_dx);
+/* Full fine-tuning: gradient of the embedding look-up. */
+void engine_embed_backward(struct engine *g, const struct batch *b, const struct head_grads *hg);
+/* Forward and head over a batch without gradients; losses on the host afterwards. */
+int engine_losses(struct engine *g, struct batch *b, struct err *e);
+#endif
