@@ -9,7 +9,8 @@
 #include "base/str.h"
 #include <stdint.h>
 
-/* One logging event. Fields that are absent are NaN (numbers) or -1 (counts). */
+/* One logging event. Fields that are absent are NaN (numbers) or -1 (counts); a loss or norm that was not finite is given
+ * as INFINITY, and is shown as inf on the terminal and as null in files. */
 struct report_event {
     int64_t step, total_steps;
     double loss, eval_loss, learning_rate, grad_norm, epoch;
@@ -26,6 +27,8 @@ struct report_config {
     int plot_loss;
     int append;                 /* resumed run: history up to `from_step` is kept, later lines are cut */
     int64_t from_step;
+    const char *state_dir;      /* resumed run: the checkpoint whose trainer_state.json holds the history; NULL =
+                                 * DIR/checkpoint-FROM_STEP. Without such a file the history starts anew */
     /* for trainer_state.json */
     int64_t logging_steps, save_steps, eval_steps, train_batch_size, max_steps;
     double epochs;
@@ -34,9 +37,16 @@ struct report *report_open(const struct report_config *c, struct err *e);
 /* Appends to trainer_log.jsonl and the events file, remembers it for the state and the plot, and prints the dictionary
  * line of transformers ({'loss': 1.2345, 'grad_norm': .., 'learning_rate': .., 'epoch': ..}) on standard output. */
 int report_add(struct report *r, const struct report_event *ev, struct err *e);
-/* trainer_state.json into any folder (output_dir, checkpoint-N). */
+/* The progress line on standard error: step, loss, rate, gradient norm, tokens/s, time left. `done`: the last one. */
+void report_progress(const struct report_event *ev, int done);
+/* trainer_state.json into any folder (output_dir, checkpoint-N). After report_finish it holds the results, too. */
 int report_state(const struct report *r, const char *dir, int64_t step, double epoch, struct err *e);
-struct report_results { double epoch, train_loss, train_runtime, total_flos; int64_t samples, steps; double eval_loss, eval_runtime; };
+struct report_results {
+    double epoch, train_loss, train_runtime, total_flos;
+    int64_t samples, steps;         /* of training: seen in this run, over which runtime was measured */
+    double eval_loss, eval_runtime; /* NaN: no evaluation */
+    int64_t eval_samples, eval_steps;
+};
 /* train_results.json (and eval_results.json when eval_loss is not NaN), merged into all_results.json; prints the metric
  * tables; with plot_loss writes training_loss.png (and training_eval_loss.png). */
 int report_finish(struct report *r, const struct report_results *res, struct err *e);
@@ -48,9 +58,10 @@ int plot_png(const char *path, const char *title, const char *x_label, const cha
 /* LLaMA-Factory's smoothing: exponential moving average, weight 1.8 * (sigmoid(0.05 n) - 0.5). */
 void plot_smooth(const double *y, int64_t n, double *out);
 
-/* TensorBoard: events.out.tfevents.* in dir (TFRecord of Event protobufs, masked CRC32C). */
+/* TensorBoard: events.out.tfevents.* in dir (TFRecord of Event protobufs, masked CRC32C). Points after from_step in older
+ * files of the folder are declared void, so that a resumed run shows one curve. */
 struct tfevents;
-struct tfevents *tfevents_open(const char *dir, struct err *e);
+struct tfevents *tfevents_open(const char *dir, int64_t from_step, struct err *e);
 int tfevents_scalar(struct tfevents *t, const char *tag, int64_t step, double value, struct err *e);
 void tfevents_close(struct tfevents *t);
 
