@@ -1,0 +1,37 @@
+/* nf4/nf4_internal.h - between the files of nf4/: element access, and the vector paths that take whole blocks. */
+#ifndef QLORA_NF4_INTERNAL_H
+#define QLORA_NF4_INTERNAL_H
+#include "base/half.h"
+#include "nf4/nf4.h"
+
+enum { CHUNK = 1 << 16 }; /* elements a thread takes at a time: whole blocks of any size, whole bytes */
+
+extern int nf4_portable; /* 1: never take a vector path (for tests) */
+
+/* x[0..n) = src[first..first+n) in fp32, and back, rounded once. */
+void nf4_load(const void *src, enum dtype from, int64_t first, int64_t n, float *x);
+void nf4_store(const float *x, int64_t n, void *out, enum dtype to, int64_t first);
+
+/* Bits of the largest magnitude: they order like the values, NaN above infinity above numbers. */
+uint32_t nf4_largest(const float *x, int64_t n);
+
+/* The nearest entry of one of our two maps, faster than bw8_nearest: the upper half of the bits of x is at most one entry
+ * away, `up` says from where on the next one is nearer. */
+struct bw8_index {
+    float up[256];
+    uint8_t near[1 << 16];
+};
+const struct bw8_index *bw8_index(const float *map); /* map is bw8_signed or bw8_unsigned */
+static inline int bw8_find(const struct bw8_index *ix, float x) {
+    int i = ix->near[f32_bits(x) >> 16];
+    return i + (x >= ix->up[i]);
+}
+void bw8_encode_block(const struct bw8_index *ix, const float *x, int64_t n, uint8_t *codes, float *absmax);
+
+/* Each handles a leading run of whole blocks exactly as the portable code would, and returns how many (0: no such unit):
+ * encoding stops before a block with a NaN or infinity, decoding starts at a block. */
+int64_t nf4_encode_avx2(int block, const void *src, enum dtype from, int64_t blocks, uint8_t *codes,
+                        float *absmax);
+int64_t q4_decode_avx2(const struct q4_view *v, int64_t first_block, int64_t blocks, void *out,
+                       enum dtype to);
+#endif
