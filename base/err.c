@@ -34,12 +34,15 @@ int err_errno(struct err *e, int code, const char *fmt, ...) {
 int err_where(struct err *e, const char *fmt, ...) {
     if (!e || !e->code) return -1;
     char old[sizeof e->text];
-    memcpy(old, e->text, sizeof old);
+    snprintf(old, sizeof old, ": %.*s", (int)sizeof old - 3, e->text);
     va_list ap;
     va_start(ap, fmt);
     int n = vsnprintf(e->text, sizeof e->text, fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof e->text) snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", old);
+    if (n < 0 || (size_t)n >= sizeof e->text) return -1;
+    size_t room = sizeof e->text - (size_t)n - 1, k = strlen(old) < room ? strlen(old) : room;
+    memcpy(e->text + n, old, k);
+    e->text[(size_t)n + k] = 0;
     return -1;
 }
 

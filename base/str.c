@@ -2,6 +2,7 @@
 #include "base/str.h"
 #include "base/sys.h"
 #include <ctype.h>
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -120,11 +121,11 @@ int utf8_get(const unsigned char *p, size_t n, uint32_t *cp) {
     return len;
 }
 
-/* Levenshtein distance, case ignored, of words shorter than 64 bytes; 64 for longer ones. */
+/* Levenshtein distance, case ignored, of words shorter than 64 bytes; longer ones are far from everything. */
 static int distance(const char *a, const char *b) {
     size_t na = strlen(a), nb = strlen(b);
     int row[64];
-    if (na >= 64 || nb >= 64) return 64;
+    if (na >= 64 || nb >= 64) return INT_MAX;
     for (size_t j = 0; j <= nb; j++) row[j] = (int)j;
     for (size_t i = 1; i <= na; i++) {
         int diagonal = row[0];

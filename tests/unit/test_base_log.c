@@ -1,0 +1,137 @@
+/* Errors, messages and signals: what reaches standard error, and which flags a signal sets. */
+#include "base/err.h"
+#include "base/log.h"
+#include "base/stop.h"
+#include "base/sys.h"
+#include "tests/test.h"
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Runs f in a child and returns what it wrote on standard error; *status as waitpid gives it. */
+static const char *stderr_of(void (*f)(void), int *status) {
+    static char text[8192];
+    int fd[2];
+    if (pipe(fd)) abort();
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        dup2(fd[1], 2);
+        f();
+        fflush(stderr);
+        _exit(0);
+    }
+    close(fd[1]);
+    size_t n = 0;
+    for (ssize_t r; n < sizeof text - 1 && (r = read(fd[0], text + n, sizeof text - 1 - n)) > 0;) n += (size_t)r;
+    text[n] = 0;
+    close(fd[0]);
+    waitpid(child, status, 0);
+    return text;
+}
+
+TEST(first_error_wins) {
+    struct err e = {0};
+    CHECK(err_set(&e, ERR_INPUT, "bad %d", 7) == -1 && e.code == ERR_INPUT && !strcmp(e.text, "bad 7"), "%s", e.text);
+    err_set(&e, ERR_RUN, "later");
+    CHECK(e.code == ERR_INPUT && !strcmp(e.text, "bad 7"), "%s", e.text);
+    CHECK(err_where(&e, "file %s", "f") == -1 && !strcmp(e.text, "file f: bad 7"), "%s", e.text);
+    struct err none = {0};
+    CHECK(err_where(&none, "x") == -1 && !none.code && !*none.text && err_set(NULL, 1, "x") == -1, "nothing to fill");
+    char longer[3000];
+    memset(longer, 'x', sizeof longer), longer[2999] = 0;
+    struct err big = {0};
+    err_set(&big, ERR_RUN, "%s", longer);
+    err_where(&big, "%s", "front");
+    CHECK(strlen(big.text) == sizeof big.text - 1 && !strncmp(big.text, "front: xxx", 10), "%zu characters", strlen(big.text));
+}
+
+TEST(allocation) {
+    struct err e = {0};
+    char *p = sys_alloc(100, "x", &e);
+    REQUIRE(p, "%s", e.text);
+    CHECK((uintptr_t)p % 64 == 0 && p[0] == 0 && p[99] == 0, "alignment and zeroes");
+    sys_free(p);
+    p = sys_alloc(0, "x", &e);
+    CHECK(p, "no bytes still give a pointer");
+    sys_free(p);
+    CHECK(!sys_alloc(SIZE_MAX - 5, "the moon", &e) && e.code == ERR_RUN && strstr(e.text, "the moon"), "%s", e.text);
+    CHECK(!sys_alloc_array(SIZE_MAX / 2, 3, "x", NULL) && !sys_alloc_array(1ull << 33, 1ull << 31, "x", NULL), "products overflow");
+    p = sys_grow(NULL, 3, "x", NULL);
+    memcpy(p, "ab", 3);
+    sys_fault = (struct sys_fault){.kinds = "a", .at = 1};
+    CHECK(!sys_grow(p, 1 << 20, "x", NULL) && !strcmp(p, "ab"), "a failed growth keeps the old block");
+    sys_fault = (struct sys_fault){0};
+    p = sys_grow(p, 1 << 20, "x", NULL);
+    CHECK(p && !strcmp(p, "ab"), "growth keeps the contents");
+    sys_free(p);
+}
+
+TEST(faults_from_the_environment) {
+    setenv("QLORA_FAULT", "rw:17:SHORT:sticky", 1);
+    sys_fault_env();
+    CHECK(!strcmp(sys_fault.kinds, "rw") && sys_fault.at == 17 && sys_fault.error == SYS_SHORT && sys_fault.sticky, "parsed as %s %lld %d %d",
+          sys_fault.kinds, (long long)sys_fault.at, sys_fault.error, sys_fault.sticky);
+    sys_fault = (struct sys_fault){0};
+    setenv("QLORA_FAULT", "nonsense", 1);
+    sys_fault_env();
+    CHECK(!sys_fault.at, "nonsense arms it");
+    sys_fault = (struct sys_fault){0};
+    unsetenv("QLORA_FAULT");
+}
+
+static void speak(void) {
+    log_info("loaded %d tensors", 3);
+    log_warn("odd\x1b[31m name");
+    for (int i = 0; i < 100; i++) log_progress(0, "step %d", i); /* a pipe: one line a second */
+    log_progress(1, "step 100");
+    log_quiet = 1;
+    log_info("hidden"), log_progress(1, "hidden"), log_warn("shown");
+}
+TEST(lines_on_a_pipe) {
+    int status;
+    const char *text = stderr_of(speak, &status);
+    CHECK(!strcmp(text, "loaded 3 tensors\nwarning: odd?[31m name\nstep 0\nstep 100\nwarning: shown\n"), "%s", text);
+}
+
+static void speak_at_length(void) {
+    char longer[9000];
+    memset(longer, 'x', sizeof longer), longer[8999] = 0;
+    log_info("%s", longer);
+}
+TEST(long_lines_are_cut) {
+    int status;
+    const char *text = stderr_of(speak_at_length, &status);
+    size_t n = strlen(text);
+    CHECK(n > 4000 && n < 4100 && text[n - 1] == '\n', "%zu bytes", n);
+}
+
+static void break_an_assertion(void) {
+    int n = 3;
+    ASSERT(n == 4, "n %d", n);
+}
+TEST(assert_aborts_with_values) {
+    int status;
+    const char *text = stderr_of(break_an_assertion, &status);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT && strstr(text, "n == 4: n 3"), "%s", text);
+}
+
+static void interrupted_twice(void) {
+    stop_install();
+    raise(SIGTERM), raise(SIGTERM), raise(SIGINT); /* only interrupts count as impatience */
+    if (stop_requested() != SIGTERM) _exit(3);
+    raise(SIGINT);
+    _exit(4);
+}
+TEST(signals) {
+    int status;
+    stop_install();
+    CHECK(!stop_requested() && !stop_save_requested(), "nothing asked yet");
+    raise(SIGUSR1);
+    CHECK(stop_save_requested() == 1 && stop_save_requested() == 0 && !stop_requested(), "SIGUSR1 once");
+    stderr_of(interrupted_twice, &status);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 130, "status %x", status);
+    raise(SIGINT);
+    CHECK(stop_requested() == SIGINT, "SIGINT: %d", stop_requested());
+}
+TEST_MAIN
