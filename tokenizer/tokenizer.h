@@ -4,7 +4,7 @@
  * merged by score with the leftmost first on ties, byte fallback (docs/FORMATS.md). O(n log n); a struct tok is read-only
  * after tok_open and may be used by any number of threads at once.
  *
- *     struct tok *t = tok_open(dir, e);          DIR/tokenizer.model
+ *     struct tok *t = tok_open(dir, e);          DIR/tokenizer.model, or the file itself
  *     struct ids ids = {0};
  *     tok_encode(t, text, strlen(text), TOK_SPECIAL, &ids, e);  ...  ids_free(&ids);  tok_close(t);
  */
@@ -24,11 +24,16 @@ struct tok;
 struct tok *tok_open(const char *dir, struct err *e);
 struct tok *tok_parse(const void *model, size_t bytes, const char *where, struct err *e); /* ModelProto in memory */
 void tok_close(struct tok *t);
+/* Appends a model file with Yuan's flags: pieces 0..258 <unk>, <s>, </s>, <0x00> to <0xFF>, then the n given ones as normal
+ * pieces (U+2581 for blanks, at most 1 KiB each). For demonstrations and tests. */
+enum { TOK_FIXED_PIECES = 259 };
+struct tok_piece { const char *text; float score; };
+int tok_model_write(const struct tok_piece *pieces, int n, struct str *out, struct err *e);
 int32_t tok_count(const struct tok *t);  /* ids 0..count-1 are valid: pieces and added special tokens */
 int32_t tok_pieces(const struct tok *t); /* pieces of the model file alone */
 int32_t tok_eod(const struct tok *t);    /* id of "<eod>" */
 int32_t tok_sep(const struct tok *t);    /* id of "<sep>" */
-/* id of a special token ("<mask>") or of a piece, -1 if there is none */
+/* id of a special token ("<mask>") or of a piece (its blanks as U+2581 or as spaces), -1 if there is none */
 int32_t tok_id(const struct tok *t, const char *text);
 int tok_is_special(const struct tok *t, int32_t id);
 
