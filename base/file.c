@@ -172,14 +172,15 @@ static char *parent_of(const char *path, struct err *e) {
     return p;
 }
 
+int out_sync(struct out *o, struct err *e) {
+    if (!sys_fsync(o->fd)) return 0;
+    return err_errno(e, ERR_RUN, "cannot write the %lld bytes of %s to the disk", (long long)o->bytes, o->path);
+}
+
 int out_commit(struct out *o, struct err *e) {
     int rc = -1, fd = o->fd;
     char *parent = parent_of(o->path, e);
-    if (!parent) goto out;
-    if (sys_fsync(fd)) {
-        err_errno(e, ERR_RUN, "cannot write the %lld bytes of %s to the disk", (long long)o->bytes, o->path);
-        goto out;
-    }
+    if (!parent || out_sync(o, e)) goto out;
     o->fd = -1;
     if (sys_close(fd)) {
         err_errno(e, ERR_RUN, "cannot close %s after %lld bytes", o->temporary, (long long)o->bytes);
