@@ -19,6 +19,7 @@ struct lora_config {
     unsigned targets;  /* bit p = projection p */
 };
 float lora_scale(const struct lora_config *c);
+int lora_check(const struct lora_config *c, struct err *e); /* every number in its range */
 /* "q_proj,v_proj" or "all"; spaces and quotes around items are dropped. Unknown names: error listing the known ones. */
 int lora_parse_targets(const char *text, unsigned *targets, struct err *e);
 
@@ -33,13 +34,16 @@ struct lora {
 /* Offsets (floats) of A and B of a projection inside a layer; -1 when it is not a target. */
 int64_t lora_offset_a(const struct lora *l, enum proj p);
 int64_t lora_offset_b(const struct lora *l, enum proj p);
+int lora_shapes(struct lora *l, const struct lora_config *c, const struct model_config *m, struct err *e); /* data NULL */
 int lora_init(struct lora *l, const struct lora_config *c, const struct model_config *m, struct err *e); /* shapes + memory, zeroed */
 void lora_start(struct lora *l, uint64_t seed); /* A uniform(+-1/sqrt(in)), B zero */
 void lora_free(struct lora *l);
 
-/* PEFT folder: adapter_config.json + adapter_model.safetensors (or .bin when reading). Extra information in the config is
- * checked, not ignored (dora, bias, modules_to_save, rank_pattern are refused). */
+/* PEFT folder: adapter_config.json + adapter_model.safetensors (or .bin when reading; any float type). Extra information
+ * in the config is checked, not ignored (dora, bias, modules_to_save, rank_pattern are refused). Saving writes fp32, the
+ * tensors sorted by name, each file whole or not at all, weights first. */
 int lora_read_config(const char *dir, struct lora_config *c, struct err *e);
+int lora_parse_config(const char *text, size_t n, const char *where, struct lora_config *c, struct err *e);
 int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e);
 int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e);
 #endif

@@ -1,0 +1,309 @@
+/* lora/peft.c - adapters in the folder layout of PEFT: adapter_config.json, adapter_model.safetensors or .bin.
+ *
+ * Files of strangers: nothing is allocated for a tensor before the file has shown its shape, and a configuration that
+ * asks for something the program would not apply is refused, not ignored. */
+#include "lora/lora.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/str.h"
+#include "base/sys.h"
+#include "checkpoint/checkpoint.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NAME_MAX_BYTES = 128, CONFIG_MAX_BYTES = 1 << 20 };
+
+/* ---- adapter_config.json ---- */
+
+/* "off": null, false, "none", "" or an empty list or object. */
+static int is_off(const struct cJSON *v) {
+    return cJSON_IsNull(v) || cJSON_IsFalse(v) ||
+           (cJSON_IsString(v) && (!*v->valuestring || !strcmp(v->valuestring, "none"))) ||
+           ((cJSON_IsArray(v) || cJSON_IsObject(v)) && !v->child);
+}
+
+static int in_list(const char *word, const char *const *list) {
+    while (*list && strcmp(*list, word)) list++;
+    return *list != NULL;
+}
+
+/* Everything that is neither read below nor without effect on a trained adapter must be off. */
+static int check_extras(const struct cJSON *config, const char *where, struct err *e) {
+    static const char *const known[] = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout",
+                                        "use_rslora", "target_modules", "init_lora_weights",
+                                        /* no effect once trained */
+                                        "auto_mapping", "base_model_name_or_path", "revision",
+                                        "inference_mode", "peft_version", "megatron_core", "layers_pattern",
+                                        "loftq_config", "eva_config", "corda_config", "runtime_config",
+                                        "qalora_group_size", NULL};
+    for (const struct cJSON *v = config->child; v; v = v->next)
+        if (!in_list(v->string, known) && !is_off(v))
+            return err_set(e, ERR_INPUT,
+                           "%s: \"%.60s\" is set, and this program would not apply it: only plain LoRA and "
+                           "rsLoRA adapters are supported",
+                           where, v->string);
+    return 0;
+}
+
+/* Values that say how training began; those that changed the base model along the way make a plain sum wrong. */
+static int check_start(const struct cJSON *config, const char *where, struct err *e) {
+    static const char *const plain[] = {"gaussian", "eva", "orthogonal", NULL};
+    const struct cJSON *v = json_get(config, "init_lora_weights");
+    if (!v || cJSON_IsBool(v) || cJSON_IsNull(v) || (cJSON_IsString(v) && in_list(v->valuestring, plain)))
+        return 0;
+    return err_set(
+        e, ERR_INPUT,
+        "%s: init_lora_weights is \"%.40s\": such an adapter belongs to a base model that was changed "
+        "with it; convert it to a plain LoRA adapter first",
+        where, cJSON_IsString(v) ? v->valuestring : "?");
+}
+
+/* A module name matches as PEFT matches: "q_proj" or "self_attn.q_proj". */
+static int add_target(const struct cJSON *v, unsigned *targets, const char *where, struct err *e) {
+    if (!cJSON_IsString(v)) return err_set(e, ERR_INPUT, "%s: target_modules must hold module names", where);
+    for (int p = 0; p < PROJ_COUNT; p++)
+        if (!strcmp(v->valuestring, proj_name[p]) || !strcmp(v->valuestring, proj_module[p])) {
+            *targets |= 1u << p;
+            return 0;
+        }
+    return err_set(e, ERR_INPUT,
+                   "%s: target module \"%.60s\" is not one of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,"
+                   "down_proj",
+                   where, v->valuestring);
+}
+
+static int read_targets(const struct cJSON *config, unsigned *targets, const char *where, struct err *e) {
+    const struct cJSON *list = json_get(config, "target_modules");
+    *targets = 0;
+    if (cJSON_IsString(list)) {
+        if (strcmp(list->valuestring, "all-linear"))
+            return err_set(e, ERR_INPUT, "%s: target_modules is a pattern; write the module names as a list",
+                           where);
+        *targets = (1u << PROJ_COUNT) - 1;
+    } else if (cJSON_IsArray(list)) {
+        for (const struct cJSON *v = list->child; v; v = v->next)
+            if (add_target(v, targets, where, e)) return -1;
+    }
+    if (!*targets) return err_set(e, ERR_INPUT, "%s: target_modules is missing or empty", where);
+    return 0;
+}
+
+int lora_parse_config(const char *text, size_t n, const char *where, struct lora_config *c, struct err *e) {
+    int r = -1;
+    const char *type = "LORA", *task = "CAUSAL_LM";
+    struct cJSON *j = json_parse(text, n, where, e);
+    *c = (struct lora_config){.rank = 8, .alpha = 8}; /* PEFT's defaults for absent keys */
+    if (!j) return -1;
+    if (!cJSON_IsObject(j)) {
+        err_set(e, ERR_INPUT, "%s is not a JSON object", where);
+        goto out;
+    }
+    if (json_str(j, "peft_type", &type, where, e) < 0 || json_str(j, "task_type", &task, where, e) < 0)
+        goto out;
+    if (strcmp(type, "LORA") || strcmp(task, "CAUSAL_LM")) {
+        err_set(e, ERR_INPUT, "%s: peft_type %.40s, task_type %.40s: only LORA for CAUSAL_LM is supported",
+                where, type, task);
+        goto out;
+    }
+    if (json_int(j, "r", 1, INT32_MAX, &c->rank, where, e) < 0 ||
+        json_num(j, "lora_alpha", &c->alpha, where, e) < 0 ||
+        json_num(j, "lora_dropout", &c->dropout, where, e) < 0 ||
+        json_bool(j, "use_rslora", &c->rslora, where, e) < 0 || read_targets(j, &c->targets, where, e) ||
+        check_start(j, where, e) || check_extras(j, where, e))
+        goto out;
+    if (lora_check(c, e)) {
+        err_where(e, "%s", where);
+        goto out;
+    }
+    r = 0;
+out:
+    json_free(j);
+    return r;
+}
+
+int lora_read_config(const char *dir, struct lora_config *c, struct err *e) {
+    char path[4096], *text;
+    size_t n;
+    if (path_join(path, sizeof path, dir, "adapter_config.json", e) ||
+        file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e))
+        return -1;
+    int r = lora_parse_config(text, n, path, c, e);
+    sys_free(text);
+    return r;
+}
+
+/* In the order and form of PEFT 0.7 (sorted keys, two blanks), so that a folder can be compared with one of its own. */
+static int write_config(const struct lora_config *c, const char *dir, const char *base_model, struct err *e) {
+    char path[4096];
+    struct str s = {0};
+    str_puts(&s, "{\n  \"alpha_pattern\": {},\n  \"auto_mapping\": null,\n  \"base_model_name_or_path\": ");
+    if (base_model)
+        str_json(&s, base_model, strlen(base_model));
+    else
+        str_puts(&s, "null");
+    str_puts(&s,
+             ",\n  \"bias\": \"none\",\n  \"fan_in_fan_out\": false,\n  \"inference_mode\": true,\n"
+             "  \"init_lora_weights\": true,\n  \"layers_pattern\": null,\n  \"layers_to_transform\": null,\n"
+             "  \"loftq_config\": {},\n  \"lora_alpha\": ");
+    str_json_num(&s, c->alpha);
+    str_puts(&s, ",\n  \"lora_dropout\": ");
+    str_json_num(&s, c->dropout);
+    str_printf(&s,
+               ",\n  \"megatron_config\": null,\n  \"megatron_core\": \"megatron.core\",\n  "
+               "\"modules_to_save\": null,\n"
+               "  \"peft_type\": \"LORA\",\n  \"r\": %lld,\n  \"rank_pattern\": {},\n  \"revision\": null,\n"
+               "  \"target_modules\": [",
+               (long long)c->rank);
+    const char *comma = "";
+    for (int p = 0; p < PROJ_COUNT; p++)
+        if (c->targets >> p & 1) str_printf(&s, "%s\n    \"%s\"", comma, proj_name[p]), comma = ",";
+    str_printf(&s, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}",
+               c->rslora ? "true" : "false");
+    int r = path_join(path, sizeof path, dir, "adapter_config.json", e);
+    if (!r && s.oom) r = err_set(e, ERR_RUN, "out of memory: %s", path);
+    if (!r) r = file_write_all(path, s.p, s.n, e);
+    str_free(&s);
+    return r;
+}
+
+/* ---- tensors ---- */
+
+struct slot {
+    int64_t layer;
+    enum proj p;
+    int is_b;
+};
+
+static void slot_name(struct slot s, char name[NAME_MAX_BYTES]) {
+    snprintf(name, NAME_MAX_BYTES, "base_model.model.model.layers.%lld.%s.lora_%c.weight", (long long)s.layer,
+             proj_module[s.p], s.is_b ? 'B' : 'A');
+}
+
+static void slot_shape(const struct lora *l, struct slot s, int64_t shape[2]) {
+    int64_t rows, cols;
+    proj_shape(&l->model, s.p, &rows, &cols);
+    shape[0] = s.is_b ? rows : l->config.rank;
+    shape[1] = s.is_b ? l->config.rank : cols;
+}
+
+static float *slot_data(const struct lora *l, struct slot s) {
+    return l->data + s.layer * l->layer_floats + (s.is_b ? lora_offset_b(l, s.p) : lora_offset_a(l, s.p));
+}
+
+/* The targets in the order of their module names, which is the order of tensors in PEFT's files. */
+static const enum proj by_name[PROJ_COUNT] = {PROJ_DOWN, PROJ_GATE, PROJ_UP, PROJ_K, PROJ_O, PROJ_Q, PROJ_V};
+
+/* The place of a tensor by its name; -1 if the adapter has no such tensor. */
+static int find_slot(const struct lora *l, const char *name, struct slot *s) {
+    static const char prefix[] = "base_model.model.model.layers.";
+    char canonical[NAME_MAX_BYTES];
+    if (strncmp(name, prefix, sizeof prefix - 1)) return -1;
+    s->layer = strtoll(name + sizeof prefix - 1, NULL, 10);
+    if (s->layer < 0 || s->layer >= l->model.L) return -1;
+    for (int k = 0; k < 2 * PROJ_COUNT; k++) {
+        s->p = (enum proj)(k / 2), s->is_b = k & 1;
+        if (!(l->config.targets >> s->p & 1)) continue;
+        slot_name(*s, canonical);
+        if (!strcmp(canonical, name)) return 0;
+    }
+    return -1;
+}
+
+/* Every tensor of the file belongs to the adapter and has its shape, and none is missing. */
+static int check_tensors(const struct lora *l, const struct ckpt *c, struct err *e) {
+    struct slot s;
+    int64_t shape[2];
+    char name[NAME_MAX_BYTES];
+    for (int64_t i = 0; i < ckpt_count(c); i++) {
+        const struct ckpt_tensor *t = ckpt_at(c, i);
+        if (find_slot(l, t->name, &s))
+            return err_set(e, ERR_INPUT,
+                           "%s: tensor %.200s has no place in this model (%lld layers) with the adapter's "
+                           "target_modules",
+                           ckpt_file(c, t), t->name, (long long)l->model.L);
+        slot_shape(l, s, shape);
+        if (t->rank != 2 || t->shape[0] != shape[0] || t->shape[1] != shape[1])
+            return err_set(e, ERR_INPUT,
+                           "%s: tensor %s has shape [%lld, %lld]%s, but rank %lld on this model needs "
+                           "[%lld, %lld]",
+                           ckpt_file(c, t), t->name, (long long)t->shape[0],
+                           (long long)(t->rank > 1 ? t->shape[1] : 1),
+                           t->rank == 2 ? "" : " and not two dimensions", (long long)l->config.rank,
+                           (long long)shape[0], (long long)shape[1]);
+    }
+    for (s.layer = 0; s.layer < l->model.L; s.layer++)
+        for (int k = 0; k < 2 * PROJ_COUNT; k++) {
+            s.p = (enum proj)(k / 2), s.is_b = k & 1;
+            if (!(l->config.targets >> s.p & 1)) continue;
+            slot_name(s, name);
+            if (!ckpt_find(c, name))
+                return err_set(e, ERR_INPUT,
+                               "the adapter lacks the tensor %s, which its target_modules promise", name);
+        }
+    return 0;
+}
+
+int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e) {
+    struct lora_config config;
+    struct ckpt *c = NULL;
+    *l = (struct lora){0};
+    if (lora_read_config(dir, &config, e) || lora_shapes(l, &config, m, e)) goto fail;
+    if (!(c = ckpt_open_adapter(dir, e)) || check_tensors(l, c, e) || lora_init(l, &config, m, e)) goto fail;
+    for (int64_t i = 0; i < ckpt_count(c); i++) {
+        const struct ckpt_tensor *t = ckpt_at(c, i);
+        struct slot s;
+        int found = find_slot(l, t->name, &s);
+        ASSERT(!found, "tensor %s was checked", t->name);
+        float *x = slot_data(l, s);
+        if (ckpt_read_all(c, t, DT_F32, x, e)) goto fail;
+        for (int64_t k = 0; k < t->count; k++)
+            if (!isfinite(x[k])) {
+                err_set(e, ERR_INPUT, "%s: element %lld of tensor %s is not a finite number", ckpt_file(c, t),
+                        (long long)k, t->name);
+                goto fail;
+            }
+    }
+    ckpt_close(c);
+    return 0;
+fail:
+    ckpt_close(c);
+    lora_free(l);
+    return -1;
+}
+
+/* Layer numbers sort as text inside tensor names: 0, 1, 10, 11, .., 2. */
+static int by_decimal(const void *a, const void *b) {
+    char x[24], y[24];
+    snprintf(x, sizeof x, "%lld", (long long)*(const int64_t *)a);
+    snprintf(y, sizeof y, "%lld", (long long)*(const int64_t *)b);
+    return strcmp(x, y);
+}
+
+int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e) {
+    char name[NAME_MAX_BYTES];
+    int64_t shape[2], *layer = NULL;
+    struct ckpt_writer *w = NULL;
+    const int64_t L = l->model.L, slots = L * 2 * PROJ_COUNT;
+    if (!(layer = sys_alloc_array((size_t)L, sizeof *layer, "layer order", e))) goto fail;
+    for (int64_t i = 0; i < L; i++) layer[i] = i;
+    qsort(layer, (size_t)L, sizeof *layer, by_decimal);
+    if (!(w = ckpt_create(dir, "adapter_model", 0, e))) goto fail;
+    for (int pass = 0; pass < 2; pass++) /* declare all, then write all */
+        for (int64_t i = 0; i < slots; i++) {
+            struct slot s = {layer[i / (2 * PROJ_COUNT)], by_name[i / 2 % PROJ_COUNT], (int)(i & 1)};
+            if (!(l->config.targets >> s.p & 1)) continue;
+            slot_name(s, name);
+            slot_shape(l, s, shape);
+            if (pass == 0 ? ckpt_declare(w, name, DT_F32, 2, shape, e)
+                          : ckpt_write(w, slot_data(l, s), shape[0] * shape[1] * (int64_t)sizeof(float), e))
+                goto fail;
+        }
+    sys_free(layer);
+    return ckpt_commit(w, e) ? -1 : write_config(&l->config, dir, base_model, e);
+fail:
+    sys_free(layer);
+    ckpt_abort(w);
+    return -1;
+}
