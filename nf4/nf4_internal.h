@@ -4,6 +4,10 @@
 #include "base/half.h"
 #include "nf4/nf4.h"
 
+#ifdef __clang__ /* `omp simd` is a wish: without optimisation there is nothing to warn of */
+#pragma clang diagnostic ignored "-Wpass-failed"
+#endif
+
 enum { CHUNK = 1 << 16 }; /* elements a thread takes at a time: whole blocks of any size, whole bytes */
 
 extern int nf4_portable; /* 1: never take a vector path (for tests) */
