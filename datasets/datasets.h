@@ -27,7 +27,8 @@ struct data_config {
     int compat_new;           /* 0: OLD template and truncation, 1: NEW */
     int64_t cutoff_len;
     int sft_packing;          /* OLD: concatenate and cut */
-    int packing;              /* NEW: bin packing; neat_packing implies it */
+    int packing;              /* NEW: bin packing; neat_packing implies it. 1 asked for, 0 refused, -1 not given: stage sft
+                                 does without, stage pt packs (into blocks one token longer than when asked for) */
     int neat_packing;
     int train_on_prompt, mask_history;
     int64_t max_samples;      /* 0 = all */
@@ -50,11 +51,15 @@ struct sequence {            /* pointers live until the dataset is freed */
     int64_t n;
 };
 
-struct data_report { /* what happened, for the log and the tests */
+struct data_report { /* what happened to the training part, for the log and the tests; of whole val_size data in OLD, which
+                        splits sequences and not records. cut_* and double_eod count turns */
     int64_t records, sequences, tokens, labelled_tokens, longest;
     int64_t invalid_role, invalid_count, dropped_invalid, dropped_empty, dropped_lengthy;
     int64_t cut_source, cut_target, cut_both, skipped_turns, over_cutoff, remainder_tokens;
     int64_t double_eod; /* answers that already hold an <eod> */
+    int64_t cut_record; /* texts of stage pt and records of ids cut at cutoff_len */
+    int64_t multi_turn; /* records of several turns */
+    int64_t vanished;   /* OLD: conversations without messages, gone before records are counted */
     int64_t eval_sequences;
 };
 
@@ -80,7 +85,7 @@ struct sampler_config {
     uint64_t seed;
     int shuffle, drop_last;
     int group_by_length;    /* needs lengths */
-    const int64_t *lengths; /* [count] or NULL */
+    const int64_t *lengths; /* [count] or NULL; must live as long as the sampler */
     int compat_new;         /* 1: a short last update closes each epoch; 0: left-over micro-batches join the next epoch's */
 };
 struct sampler;
