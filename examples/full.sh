@@ -1,0 +1,39 @@
+#!/bin/sh
+# Full fine-tuning: every weight is trained; master weights and optimizer state may live in host memory.
+# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became ./qlora train.
+#
+#     MODEL=../yuan2-2b DATASET=alpaca_zh DATASET_DIR=data examples/full.sh
+#
+# Flags given to this script are added and win: examples/full.sh --max_samples 1000 --dry_run
+set -eu
+: "${MODEL:?set MODEL to the folder of a Yuan 2.0 checkpoint}"
+
+exec "${QLORA:-./qlora}" train \
+    --stage sft \
+    --model_name_or_path "$MODEL" \
+    --do_train \
+    --dataset "${DATASET:-alpaca_zh}" \
+    --dataset_dir "${DATASET_DIR:-data}" \
+    --finetuning_type full \
+    --output_dir "${OUTPUT:-saves/full}" \
+    --overwrite_cache \
+    --per_device_train_batch_size 4 \
+    --per_device_eval_batch_size 4 \
+    --gradient_accumulation_steps 4 \
+    --preprocessing_num_workers 16 \
+    --lr_scheduler_type cosine \
+    --logging_steps 10 \
+    --save_steps 500 \
+    --learning_rate 1e-5 \
+    --max_grad_norm 0.5 \
+    --num_train_epochs 3 \
+    --evaluation_strategy no \
+    --bf16 \
+    --deepspeed "$(dirname "$0")/zero2.json" \
+    --template yuan \
+    --overwrite_output_dir \
+    --cutoff_len 1024 \
+    --sft_packing \
+    --gradient_checkpointing True \
+    --plot_loss \
+    "$@"

@@ -1,0 +1,44 @@
+#!/bin/sh
+# QLoRA: adapters of rank 16 on all seven projections, trained over NF4 weights.
+# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became ./qlora train.
+#
+#     MODEL=../yuan2-51b DATASET=alpaca_zh DATASET_DIR=data examples/qlora.sh
+#
+# Flags given to this script are added and win: examples/qlora.sh --vram 12GiB --dry_run
+set -eu
+: "${MODEL:?set MODEL to the folder of a Yuan 2.0 checkpoint}"
+
+exec "${QLORA:-./qlora}" train \
+    --stage sft \
+    --model_name_or_path "$MODEL" \
+    --do_train \
+    --dataset "${DATASET:-alpaca_zh}" \
+    --dataset_dir "${DATASET_DIR:-data}" \
+    --finetuning_type lora \
+    --quantization_bit 4 \
+    --lora_rank 16 \
+    --lora_alpha 32 \
+    --lora_dropout 0.05 \
+    --lora_target q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj \
+    --output_dir "${OUTPUT:-saves/qlora}" \
+    --overwrite_cache \
+    --per_device_train_batch_size 1 \
+    --per_device_eval_batch_size 4 \
+    --gradient_accumulation_steps 16 \
+    --preprocessing_num_workers 16 \
+    --lr_scheduler_type cosine \
+    --logging_steps 10 \
+    --save_steps 500 \
+    --learning_rate 5e-5 \
+    --max_grad_norm 0.5 \
+    --num_train_epochs 3 \
+    --evaluation_strategy no \
+    --bf16 \
+    --deepspeed "$(dirname "$0")/zero2.json" \
+    --template yuan \
+    --overwrite_output_dir \
+    --cutoff_len 1024 \
+    --sft_packing \
+    --gradient_checkpointing True \
+    --plot_loss \
+    "$@"
