@@ -1,0 +1,303 @@
+/* cli/check.c - what a command line means as a whole: flags that contradict each other, flags that follow from others,
+ * old or new behaviour. The sentences that LLaMA-Factory and transformers print in these cases are kept word for word:
+ * people search for them. */
+#include "base/file.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "cli/cli_internal.h"
+#include "train/deepspeed.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+static int wrong(struct err *e, const char *sentence) {
+    return err_set(e, ERR_INPUT, "%s", sentence);
+}
+
+/* ---- flags that are not used ---- */
+
+/* A REFUSED flag is harmless while it is off or has its default. */
+static int is_off(const struct flag *f, const char *value) {
+    static const char *const off[] = {"", "false", "no", "f", "n", "0", "off", "none", "null"};
+    for (size_t i = 0; i < sizeof off / sizeof *off; i++)
+        if ((f->kind != FLAG_BOOL || !f->fallback || strcmp(f->fallback, "true")) &&
+            !strcasecmp(value, off[i]))
+            return 1;
+    if (!f->fallback) return 0;
+    if (f->kind == FLAG_INT || f->kind == FLAG_NUM) return strtod(value, NULL) == strtod(f->fallback, NULL);
+    if (f->kind == FLAG_BOOL) return !strchr("fnFN0", *value) && !strcmp(f->fallback, "true");
+    return !strcasecmp(value, f->fallback);
+}
+
+static int check_unused(enum command_id cmd, const struct options *o, struct err *e) {
+    struct str line = {0};
+    for (int i = 0; i < flag_count; i++) {
+        const struct flag *f = &flags[i];
+        if (!o->given[i].name || !(f->commands >> cmd & 1)) continue;
+        if (f->status == REFUSED && !is_off(f, o->given[i].value)) {
+            str_free(&line);
+            return err_set(e, ERR_INPUT, "%s %s is not supported: %s", f->name, o->given[i].value, f->help);
+        }
+        if (f->status == INERT) str_printf(&line, "%s%s (%s)", line.n ? ", " : "", f->name, f->help);
+    }
+    for (const char *p = o->report_to; p && *p; p += *p == ',') {
+        size_t n = strcspn(p, ",");
+        if (!(n == 3 && !strncmp(p, "all", n)) && !(n == 11 && !strncmp(p, "tensorboard", n)))
+            str_printf(&line, "%sreport_to %.*s (TensorBoard events are written)", line.n ? ", " : "", (int)n,
+                       p);
+        p += n;
+    }
+    if (line.n && !line.oom) log_info("ignored: %s", line.p);
+    str_free(&line);
+    return 0;
+}
+
+/* ---- old or new ---- */
+
+static const char *const old_names[] = {"evaluation_strategy",
+                                        "reserved_label_len",
+                                        "checkpoint_dir",
+                                        "neft_alpha",
+                                        "cache_path",
+                                        "lora_bf16_mode",
+                                        "num_layer_trainable",
+                                        "name_module_trainable",
+                                        "dpo_beta",
+                                        "dpo_loss",
+                                        "dpo_ftx",
+                                        "max_source_length",
+                                        "max_target_length",
+                                        NULL};
+static const char *const new_names[] = {"eval_strategy",
+                                        "preprocessing_batch_size",
+                                        "mask_history",
+                                        "eval_dataset",
+                                        "trust_remote_code",
+                                        "enable_thinking",
+                                        "quantization_method",
+                                        "pure_bf16",
+                                        "data_shared_file_system",
+                                        "pref_beta",
+                                        "pref_loss",
+                                        "pref_ftx",
+                                        NULL};
+
+static const char *first_typed(const struct options *o, const char *const *names) {
+    for (int i = 0; i < flag_count; i++)
+        for (const char *const *n = names; o->given[i].name && *n; n++)
+            if (!strcmp(o->given[i].name, *n)) return *n;
+    return NULL;
+}
+
+static int decide_compat(struct options *o, struct err *e) {
+    struct data_config *d = &o->train.data;
+    const char *why = NULL;
+    const int bins = d->packing || d->neat_packing;
+    if (!options_given(o, "packing")) d->packing = -1; /* the default depends on the stage */
+    if (d->sft_packing && bins)
+        return wrong(e, "sft_packing cuts records into blocks, packing and neat_packing fit whole ones; give "
+                        "one of them");
+    if (options_given(o, "compat")) return 0;
+    if (d->sft_packing)
+        why = "sft_packing";
+    else if (bins)
+        d->compat_new = 1, why = d->neat_packing ? "neat_packing" : "packing";
+    else if (o->train_script)
+        why = "src/train_bash.py";
+    else if ((why = first_typed(o, old_names)))
+        d->compat_new = 0;
+    else
+        d->compat_new = 1, why = first_typed(o, new_names);
+    log_info("compat %s%s%s: template, truncation and defaults of %s (--compat %s for the other)",
+             d->compat_new ? "new" : "old", why ? ", because of " : "", why ? why : "",
+             d->compat_new ? "today's LLaMA-Factory" : "LLaMA-Factory v0.5.0", d->compat_new ? "old" : "new");
+    return 0;
+}
+
+/* ---- groups of flags ---- */
+
+static int check_model(enum command_id cmd, const struct options *o, struct err *e) {
+    const char *dir = o->train.model_name_or_path;
+    if (!dir) return wrong(e, "Please provide model_name_or_path.");
+    if (path_is_dir(dir)) return 0;
+    return err_set(
+        e, ERR_INPUT,
+        "there is no folder %s; model_name_or_path must be a folder with %s (names of a model hub are not "
+        "downloaded)",
+        dir, cmd == CMD_PREVIEW || cmd == CMD_TOKENIZE ? "tokenizer.model" : "config.json and the weights");
+}
+
+static int check_template(const struct options *o, struct err *e) {
+    if (!o->template || !strcmp(o->template, "yuan")) return 0;
+    return err_set(e, ERR_INPUT, "Template %s does not exist. The template of Yuan 2.0 is yuan", o->template);
+}
+
+static int check_quantization(struct options *o, struct err *e) {
+    int64_t bits = o->quantization_bit;
+    if (bits && bits != 4 && bits != 8) return wrong(e, "We only accept 4-bit or 8-bit quantization.");
+    if (options_given(o, "quantization_bit") && !bits)
+        return wrong(e, "We only accept 4-bit or 8-bit quantization.");
+    if (bits && o->train.finetuning != FT_LORA)
+        return wrong(e, o->train.data.compat_new
+                            ? "Quantization is only compatible with the LoRA or OFT method."
+                            : "Quantization is only compatible with the LoRA method.");
+    o->train.quantization_bit = (int)bits;
+    return 0;
+}
+
+static int check_adapter(const struct options *o, struct err *e) {
+    const char *adapter = o->train.adapter_name_or_path;
+    if (!adapter) return 0;
+    if (o->train.finetuning != FT_LORA) return wrong(e, "Adapter is only valid for the LoRA method.");
+    if (strchr(adapter, ','))
+        return wrong(e, o->quantization_bit
+                            ? "Quantized model only accepts a single adapter. Merge them first."
+                            : "adapter_name_or_path takes one adapter; merge the others first");
+    return 0;
+}
+
+static int check_data(enum command_id cmd, struct options *o, struct err *e) {
+    struct data_config *d = &o->train.data;
+    const int sft = d->stage == STAGE_SFT;
+    if (decide_compat(o, e) || check_template(o, e)) return -1;
+    if (cmd == CMD_TRAIN && !sft) return wrong(e, "stage pt is not trained by this release; stage sft is");
+    if (!d->cutoff_len) d->cutoff_len = d->compat_new ? 2048 : 1024;
+    if (o->reserved_label_len >= d->cutoff_len)
+        return wrong(e, "`reserved_label_len` must be smaller than `cutoff_len`.");
+    if (d->neat_packing && !sft) return wrong(e, "`neat_packing` is only valid for stage sft.");
+    if (d->train_on_prompt && !sft) return wrong(e, "`train_on_prompt` is only valid for stage sft.");
+    if (d->mask_history && !sft) return wrong(e, "`mask_history` is only valid for stage sft.");
+    if (d->mask_history && d->train_on_prompt)
+        return wrong(e, "`mask_history` is incompatible with `train_on_prompt`.");
+    if (d->interleave_probs && d->mix == MIX_CONCAT)
+        return wrong(e, "`interleave_probs` is only valid for interleaved mixing.");
+    if (d->val_size > 0 && d->eval_dataset)
+        return wrong(e, "Cannot specify `val_size` if `eval_dataset` is not None.");
+    if (d->val_size == 1 || (d->val_size > 1 && d->val_size != floor(d->val_size)))
+        return wrong(e, "val_size must be a share below 1 or a whole number above 1");
+    if (d->val_size > 0 && !d->dataset) return wrong(e, "Cannot specify `val_size` if `dataset` is None.");
+    d->seed = o->train.seed;
+    if (!options_given(o, "data_seed")) o->train.data_seed = o->train.seed;
+    return 0;
+}
+
+static int set_optimizer(struct options *o, struct err *e) {
+    static const struct {
+        const char *name;
+        enum optimizer kind;
+        int paged;
+    } known[] = {
+        {"adamw_torch", OPT_ADAMW, 0},
+        {"adamw_torch_fused", OPT_ADAMW, 0},
+        {"adamw_hf", OPT_ADAMW, 0},
+        {"adamw_apex_fused", OPT_ADAMW, 0},
+        {"paged_adamw_32bit", OPT_ADAMW, 1},
+        {"paged_adamw", OPT_ADAMW, 1},
+        {"adamw_8bit", OPT_ADAMW_8BIT, 0},
+        {"adamw_bnb_8bit", OPT_ADAMW_8BIT, 0},
+        {"paged_adamw_8bit", OPT_ADAMW_8BIT, 1},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!o->optim || strcmp(o->optim, known[i].name)) continue;
+        o->train.optimizer = known[i].kind;
+        o->train.paged = known[i].paged;
+        if (!strcmp(o->optim, "adamw_hf"))
+            log_info("optim adamw_hf: computed as adamw_torch (epsilon behind the bias correction)");
+        return 0;
+    }
+    return err_set(e, ERR_INPUT,
+                   "optim %s is not supported; choose from adamw_torch, adamw_torch_fused, "
+                   "paged_adamw_32bit, adamw_8bit, "
+                   "paged_adamw_8bit",
+                   o->optim ? o->optim : "none");
+}
+
+static int set_lora(struct options *o, struct err *e) {
+    struct lora_config *l = &o->train.lora;
+    const char *target = o->lora_target;
+    if (!target && o->train.do_train && !o->train.data.compat_new)
+        return wrong(e, "Please specify lora_target in LoRA training.");
+    l->alpha = o->lora_alpha ? (double)o->lora_alpha : 2.0 * (double)l->rank;
+    return lora_parse_targets(target ? target : "all", &l->targets, e);
+}
+
+static int check_evaluation(struct options *o, struct err *e) {
+    struct train_options *t = &o->train;
+    if (t->eval_strategy != EVERY_NO) t->do_eval = 1;
+    if (t->do_eval && !t->data.eval_dataset && !(t->data.val_size > 1e-6))
+        return wrong(e, "Please make sure eval_dataset be provided or val_size >1e-6");
+    return 0;
+}
+
+static int check_resume(struct options *o, struct err *e) {
+    struct train_options *t = &o->train;
+    const char *r = t->resume_from_checkpoint;
+    if (r && !strcasecmp(r, "false")) r = NULL;
+    if (r && !strcasecmp(r, "true")) r = "true";
+    t->resume_from_checkpoint = r;
+    if (r && t->adapter_name_or_path)
+        return wrong(e, "adapter_name_or_path starts a run from weights, resume_from_checkpoint goes on with "
+                        "a run; give one");
+    return 0;
+}
+
+static int check_train(struct options *o, struct err *e) {
+    struct train_options *t = &o->train;
+    if (check_model(CMD_TRAIN, o, e)) return -1;
+    if (!options_given(o, "do_train") && !t->do_eval) t->do_train = 1;
+    if (t->do_train && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
+    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || check_adapter(o, e) ||
+        set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e))
+        return -1;
+    if (t->finetuning == FT_LORA && set_lora(o, e)) return -1;
+    if (t->bf16 && t->fp16) return wrong(e, "At most one of fp16 and bf16 can be True, but not both");
+    if (!t->bf16 && !t->fp16) log_info("We recommend enable mixed precision training.");
+    if (!t->output_dir) return wrong(e, "Please provide output_dir.");
+    t->gradient_checkpointing = !o->disable_gradient_checkpointing;
+    if (!o->gradient_checkpointing && t->gradient_checkpointing)
+        log_info("gradient_checkpointing false: stays on, as in LLaMA-Factory; "
+                 "--disable_gradient_checkpointing switches it off");
+    return o->deepspeed ? deepspeed_apply(o->deepspeed, t, e) : 0;
+}
+
+static int check_machine(struct options *o, struct err *e) {
+    if (!o->no_card) return 0;
+    if (o->train.backend && strcmp(o->train.backend, "cpu"))
+        return err_set(e, ERR_INPUT, "use_cpu contradicts --backend %s", o->train.backend);
+    o->train.backend = "cpu";
+    return 0;
+}
+
+static int need(const char *value, const char *flag, struct err *e) {
+    return value ? 0 : err_set(e, ERR_INPUT, "Please provide %s.", flag);
+}
+
+int options_check(enum command_id cmd, struct options *o, struct err *e) {
+    log_quiet = o->quiet;
+    if (check_machine(o, e) || check_unused(cmd, o, e)) return -1;
+    switch (cmd) {
+    case CMD_TRAIN:
+        return check_train(o, e);
+    case CMD_PREVIEW:
+        if (check_model(cmd, o, e) || need(o->train.data.dataset, "dataset", e)) return -1;
+        return check_data(cmd, o, e);
+    case CMD_SCORE:
+    case CMD_CHAT:
+        if (check_model(cmd, o, e) || check_template(o, e) || check_quantization(o, e)) return -1;
+        return check_adapter(o, e);
+    case CMD_TOKENIZE:
+        if (check_model(cmd, o, e)) return -1;
+        if (!o->file && !o->text && !o->ids) return wrong(e, "Please provide file, text or ids.");
+        return 0;
+    case CMD_QUANTIZE:
+        if (check_model(cmd, o, e) || need(o->train.output_dir, "output_dir", e)) return -1;
+        return need(options_given(o, "quantization_bit"), "quantization_bit (4 or 8)", e) ||
+               check_quantization(o, e);
+    case CMD_NEW:
+        return need(o->config, "config", e) || need(o->train.output_dir, "output_dir", e);
+    case CMD_DOCTOR:
+        return 0;
+    }
+    return 0;
+}
