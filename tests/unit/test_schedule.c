@@ -28,9 +28,19 @@ TEST(linear_is_exact) {
 /* transformers' get_cosine_schedule_with_warmup with 10 of 100 steps of warmup, evaluated in Python. One unit in the last
  * place is left to the two libraries' cosines. */
 TEST(cosine_values) {
-    static const struct { int64_t step; double factor; } want[] = {
-        {0, 0}, {5, 0.5}, {10, 1}, {11, 0.9996954135095479}, {25, 0.9330127018922194},
-        {40, 0.75}, {55, 0.5}, {85, 0.06698729810778065}, {99, 0.00030458649045211894}, {100, 0}};
+    static const struct {
+        int64_t step;
+        double factor;
+    } want[] = {{0, 0},
+                {5, 0.5},
+                {10, 1},
+                {11, 0.9996954135095479},
+                {25, 0.9330127018922194},
+                {40, 0.75},
+                {55, 0.5},
+                {85, 0.06698729810778065},
+                {99, 0.00030458649045211894},
+                {100, 0}};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++) {
         double f = schedule_factor(LR_COSINE, want[i].step, 10, 100);
         CHECK(fabs(f - want[i].factor) <= 1.2e-16, "step %lld: %.17g, not %.17g", (long long)want[i].step, f,
