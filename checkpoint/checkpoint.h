@@ -72,7 +72,7 @@ char *ckpt_quant_state(const struct ckpt_quant *q, struct err *e);
 struct ckpt_writer;
 struct ckpt_writer *ckpt_create(const char *dir, const char *name, int64_t shard_bytes, struct err *e);
 int ckpt_declare(struct ckpt_writer *w, const char *name, enum dtype type, int rank, const int64_t *shape, struct err *e);
-/* Keeps the next declared tensors in the shard of the one before (side tensors of a quantised matrix). */
+/* Keeps the next declared tensor in the shard of the one before: call it before each side tensor of a quantised matrix. */
 void ckpt_same_shard(struct ckpt_writer *w);
 /* The next `bytes` bytes of payload, in declaration order; tensors may be written in several pieces. */
 int ckpt_write(struct ckpt_writer *w, const void *p, int64_t bytes, struct err *e);

@@ -100,8 +100,10 @@ out:
 
 int manifest_commit(const char *parent, const char *name, const char *tmp, const char *facts, struct err *e) {
     char final[4096], old[4096];
-    ASSERT(*facts == '{' && !json_check(facts, strlen(facts), NULL, NULL), "facts %s", facts);
-    if (path_join(final, sizeof final, parent, name, e) || seal(tmp, facts, e) || dir_sync(tmp, e)) return -1;
+    ASSERT(*facts == '{', "facts %s", facts);
+    if (json_check(facts, strlen(facts), NULL, e) || path_join(final, sizeof final, parent, name, e) ||
+        seal(tmp, facts, e) || dir_sync(tmp, e))
+        return -1;
     snprintf(old, sizeof old, "%s.old", tmp);
     int replaces = path_exists(final);
     if (replaces && (dir_remove(old, e) || sys_rename(final, old)))

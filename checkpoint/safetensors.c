@@ -4,8 +4,12 @@
  *     {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
  *
  * Offsets count from 8 + N. Payloads are row-major, in any order, without gaps, and end with the file. The header is
- * scanned in place; its text stays in memory because the names live there. Stricter than the reference reader where a
- * file from outside could cost memory or confuse: docs/FORMATS.md lists it. */
+ * scanned in place; its text stays in memory because the names live there.
+ *
+ * Never more liberal than the reference reader (safetensors 0.8), and stricter in these points: a name twice (the
+ * reference keeps the last), control characters, NULs and more than 1 KB in a name, unknown keys (they could change what
+ * the bytes mean), "__metadata__": null, more than 8 dimensions, sizes above 2^63-1 even where another is 0, element types
+ * this program has no use for, headers above 16 MB, more than 100,000 tensors. */
 #include "checkpoint/checkpoint_internal.h"
 #include "base/sys.h"
 #include <stdlib.h>

@@ -2,9 +2,10 @@
  *
  * Everything is declared first, so that the headers can be written before the payloads, which then stream through:
  * memory holds names and shapes only. Files grow under temporary names (base/file.h), each synced when it is full.
- * ckpt_commit renames them, the index last. Between two renames of a sharded model there can be a moment without a
- * complete one, but never an index that mixes old shards with new: an index whose shards are about to be replaced
- * goes first. A NAME in the other form (one file, or index) is removed, so that no reader picks the old one. */
+ * ckpt_commit renames them, the index last, once all of them are on the disk. Between two renames of a sharded model
+ * there can be a moment without a complete one, but never an index that mixes old shards with new: an index whose shards
+ * are about to be replaced goes first. A NAME in the other form (one file, or index) is removed, so that no reader picks
+ * the old one. */
 #include "base/str.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint_internal.h"
@@ -96,10 +97,6 @@ static void file_path(const struct ckpt_writer *w, int shard, char path[4096]) {
     snprintf(path, 4096, "%s/%s", w->dir, name);
 }
 
-static void index_path(const struct ckpt_writer *w, char path[4096]) {
-    snprintf(path, 4096, "%s/%s.safetensors.index.json", w->dir, w->name);
-}
-
 /* Length and header of a shard; *payload is what follows. The header is padded so that the payload begins at a multiple
  * of 8. */
 static int make_header(const struct ckpt_writer *w, int shard, struct str *s, int64_t *payload, struct err *e) {
@@ -187,9 +184,11 @@ int ckpt_write(struct ckpt_writer *w, const void *p, int64_t bytes, struct err *
 
 /* ---- the end ---- */
 
-static int write_index(const struct ckpt_writer *w, struct err *e) {
-    char path[4096], file[256];
+/* The index, complete on the disk but under its temporary name. */
+static struct out *write_index(const struct ckpt_writer *w, const char *path, struct err *e) {
+    char file[256];
     struct str s = {0};
+    struct out *o = NULL;
     str_printf(&s, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {", (long long)w->total);
     for (int64_t i = 0; i < w->count; i++) {
         const struct declared *t = w->order[i];
@@ -199,11 +198,13 @@ static int write_index(const struct ckpt_writer *w, struct err *e) {
         str_printf(&s, ": \"%s\"", file);
     }
     str_puts(&s, "\n  }\n}\n");
-    index_path(w, path);
-    int rc = s.oom ? err_set(e, ERR_RUN, "out of memory: an index of more than %zu bytes", s.n)
-                   : file_write_all(path, s.p, s.n, e);
+    if (s.oom) err_set(e, ERR_RUN, "out of memory: an index of more than %zu bytes", s.n);
+    else if ((o = out_open(path, e)) && (out_write(o, s.p, s.n, e) || out_sync(o, e))) {
+        out_abort(o);
+        o = NULL;
+    }
     str_free(&s);
-    return rc;
+    return o;
 }
 
 static int remove_file(const char *path, struct err *e) {
@@ -212,26 +213,30 @@ static int remove_file(const char *path, struct err *e) {
 }
 
 static int commit(struct ckpt_writer *w, struct err *e) {
-    char path[4096], other[4096];
-    int replaces = 0;
+    char path[4096], single[4096], index[4096];
+    struct out *o = NULL;
+    int replaces = 0, sharded;
     if (next_shard(w, e) || out_sync(w->outs[w->begun - 1], e)) return -1;
     ASSERT(!w->left && w->begun == w->shards, "%lld bytes missing in shard %d of %d", (long long)w->left, w->begun, w->shards);
-    index_path(w, other);
+    snprintf(index, sizeof index, "%s/%s.safetensors.index.json", w->dir, w->name);
+    snprintf(single, sizeof single, "%s/%s.safetensors", w->dir, w->name);
+    sharded = w->shards > 1;
+    if (sharded && !(o = write_index(w, index, e))) return -1;
     for (int i = 0; i < w->shards; i++) {
         file_path(w, i, path);
         replaces |= path_exists(path);
     }
-    if (w->shards > 1 && replaces && remove_file(other, e)) return -1;
+    if (sharded && replaces && remove_file(index, e)) goto fail;
     for (int i = 0; i < w->shards; i++) {
-        struct out *o = w->outs[i];
+        struct out *shard = w->outs[i];
         w->outs[i] = NULL;
-        if (out_commit(o, e)) return -1;
+        if (out_commit(shard, e)) goto fail;
     }
-    if (w->shards > 1) {
-        if (write_index(w, e)) return -1;
-        snprintf(other, sizeof other, "%s/%s.safetensors", w->dir, w->name);
-    }
-    return remove_file(other, e);
+    if (sharded && out_commit(o, e)) return -1;
+    return remove_file(sharded ? single : index, e);
+fail:
+    out_abort(o);
+    return -1;
 }
 
 int ckpt_commit(struct ckpt_writer *w, struct err *e) {
