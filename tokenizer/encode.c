@@ -40,7 +40,6 @@ struct part { /* of a stretch: characters that may merge with one another */
 static void put_sym(const struct tok *t, uint32_t sym, struct ids *out) {
     int32_t *to = out->p + out->n;
     uint32_t c = sym & ~SYM_CHAR;
-    if (c == ' ') c = 0x2581;
     int tail = c < 0x80 ? 0 : c < 0x800 ? 1 : c < 0x10000 ? 2 : 3; /* UTF-8 bytes behind the first */
     if (sym < SYM_CHAR) {
         *to++ = (int32_t)sym;

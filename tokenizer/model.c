@@ -122,13 +122,13 @@ static int copy_text(char *to, const unsigned char *p, size_t n) {
     return (int)(to - start);
 }
 
-static int read_piece(struct tok *t, struct proto s, uint32_t *blob_n, const char *where, struct err *e) {
+static int read_piece(struct model *m, struct proto s, uint32_t *blob_n, const char *where, struct err *e) {
     struct proto text = {0};
     struct field f;
     uint64_t type = PIECE_NORMAL;
     uint32_t bits = 0;
     float score;
-    int32_t id = t->count;
+    int32_t id = m->count;
     int r;
     while ((r = next_field(&s, &f)) > 0) {
         if (f.number < 1 || f.number > 3) continue;
@@ -143,7 +143,7 @@ static int read_piece(struct tok *t, struct proto s, uint32_t *blob_n, const cha
     if (n == 0 || n > PIECE_MAX_BYTES)
         return err_set(e, ERR_INPUT, "%s: piece %d has %zu bytes of text; 1 to %d are possible", where, id, n,
                        PIECE_MAX_BYTES);
-    char *at = t->blob + *blob_n;
+    char *at = m->blob + *blob_n;
     int bytes = copy_text(at, text.p, n);
     if (bytes < 0)
         return err_set(e, ERR_INPUT, "%s: piece %d is not UTF-8 or holds a blank that is not written as U+2581", where, id);
@@ -159,18 +159,18 @@ static int read_piece(struct tok *t, struct proto s, uint32_t *blob_n, const cha
     score += 0.0f;
     memcpy(&bits, &score, sizeof bits);
     uint32_t rank = ~(bits ^ (bits >> 31 ? UINT32_MAX : 1u << 31));
-    t->pieces[id] = (struct piece){.at = *blob_n, .rank = rank, .bytes = (uint16_t)bytes, .type = (uint8_t)type,
+    m->pieces[id] = (struct piece){.at = *blob_n, .rank = rank, .bytes = (uint16_t)bytes, .type = (uint8_t)type,
                                    .byte = (uint8_t)byte};
     *blob_n += (uint32_t)bytes;
-    t->count++;
+    m->count++;
     return 0;
 }
 
-static int check_bytes(const struct tok *t, const char *where, struct err *e) {
+static int check_bytes(const struct model *m, const char *where, struct err *e) {
     int32_t found[256], unknown = -1;
     memset(found, -1, sizeof found);
-    for (int32_t id = 0; id < t->count; id++) {
-        const struct piece *p = &t->pieces[id];
+    for (int32_t id = 0; id < m->count; id++) {
+        const struct piece *p = &m->pieces[id];
         int32_t *to = p->type == PIECE_BYTE ? &found[p->byte] : p->type == PIECE_UNKNOWN ? &unknown : NULL;
         if (!to) continue;
         if (*to >= 0) return err_set(e, ERR_INPUT, "%s: pieces %d and %d stand for the same", where, *to, id);
@@ -182,7 +182,12 @@ static int check_bytes(const struct tok *t, const char *where, struct err *e) {
     return 0;
 }
 
-int model_read(struct tok *t, const unsigned char *p, size_t n, const char *where, struct err *e) {
+void model_free(struct model *m) {
+    sys_free(m->pieces);
+    sys_free(m->blob);
+}
+
+int model_read(struct model *m, const unsigned char *p, size_t n, const char *where, struct err *e) {
     struct spec spec = {.model_type = 1, .dummy_prefix = 1, .remove_blanks = 1, .escape_blanks = 1};
     struct proto s = {p, p + n};
     struct field f;
@@ -204,14 +209,13 @@ int model_read(struct tok *t, const unsigned char *p, size_t n, const char *wher
     if (check_spec(&spec, where, e)) return -1;
     if (count > MODEL_MAX_PIECES)
         return err_set(e, ERR_INPUT, "%s: %zu pieces are more than the %d that can be used", where, count, MODEL_MAX_PIECES);
-    t->pieces = sys_alloc_array(count + SPECIALS, sizeof *t->pieces, "the pieces of the tokenizer", e);
-    t->blob = sys_alloc(text + SPECIALS * 32, "the texts of the tokenizer", e);
-    if (!t->pieces || !t->blob) return -1;
+    m->pieces = sys_alloc_array(count + SPECIALS, sizeof *m->pieces, "the pieces of the tokenizer", e);
+    m->blob = sys_alloc(text + SPECIALS * 32, "the texts of the tokenizer", e);
+    if (!m->pieces || !m->blob) return -1;
     uint32_t blob_n = 0;
     for (s.p = p; next_field(&s, &f) > 0;)
-        if (f.number == 1 && read_piece(t, f.body, &blob_n, where, e)) return -1;
-    t->model_pieces = t->count;
-    return check_bytes(t, where, e);
+        if (f.number == 1 && read_piece(m, f.body, &blob_n, where, e)) return -1;
+    return check_bytes(m, where, e);
 }
 
 /* Writing. */

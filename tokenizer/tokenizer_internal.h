@@ -118,6 +118,9 @@ void merge_free(struct merge *m);
  * m is not used for n <= MERGE_SHORT; else sym is m->sym, after merge_reserve(m, n). */
 size_t merge_run(const struct tok *t, struct merge *m, uint32_t *sym, size_t n);
 
-/* model.c: reads a ModelProto into pieces and blob, with room for SPECIALS more pieces. */
-int model_read(struct tok *t, const unsigned char *p, size_t n, const char *where, struct err *e);
+/* model.c: pieces of a ModelProto and their texts; SPECIALS more pieces fit in both. Freed with model_free, also after an
+ * error. */
+struct model { struct piece *pieces; char *blob; int32_t count; };
+int model_read(struct model *m, const unsigned char *p, size_t n, const char *where, struct err *e);
+void model_free(struct model *m);
 #endif

@@ -72,13 +72,13 @@ static int learn(struct tok *t, const char *where, struct err *e) {
     struct merge m = {0};
     size_t count = (size_t)t->model_pieces;
     int r = -1;
+    uint32_t normal = 0;
     int32_t *order = sys_alloc_array(count, sizeof *order, "opening the tokenizer", e);
     if (!order || table_open(&t->rules, count, e) || table_open(&t->words, count, e)) goto out;
     if (merge_reserve(&m, PIECE_MAX_BYTES, e)) goto out;
     for (uint32_t c = 0; c < 0x10000; c++) t->sym_of[c] = SYM_CHAR | c;
     for (uint32_t i = 0; i < 128 * 128; i++) t->ascii[i] = SYM_NONE;
 
-    uint32_t normal = 0;
     for (int32_t id = 0; id < t->model_pieces; id++)
         if (t->pieces[id].type == PIECE_NORMAL) start[piece_chars(t, id, chars) + 1]++, normal++;
     for (int n = 1; n <= PIECE_MAX_BYTES + 1; n++) start[n] += start[n - 1];
@@ -86,7 +86,7 @@ static int learn(struct tok *t, const char *where, struct err *e) {
         if (t->pieces[id].type == PIECE_NORMAL) order[start[piece_chars(t, id, chars)]++] = id;
     for (uint32_t i = 0; i < normal; i++)
         if (learn_piece(t, order[i], &m, where, e)) goto out;
-    r = 0;
+    r = t->sym_of[' '] < SYM_CHAR ? 0 : err_set(e, ERR_INPUT, "%s: there is no piece for the blank (U+2581)", where);
 out:
     merge_free(&m);
     sys_free(order);
@@ -113,9 +113,15 @@ static void add_specials(struct tok *t) {
 }
 
 struct tok *tok_parse(const void *model, size_t bytes, const char *where, struct err *e) {
-    struct tok *t = sys_alloc(sizeof *t, "the tokenizer", e);
-    if (!t) return NULL;
-    if (model_read(t, model, bytes, where, e) || learn(t, where, e)) {
+    struct model m = {0};
+    struct tok *t = NULL;
+    if (model_read(&m, model, bytes, where, e) || !(t = sys_alloc(sizeof *t, "the tokenizer", e))) {
+        model_free(&m);
+        return NULL;
+    }
+    t->pieces = m.pieces, t->blob = m.blob;
+    t->model_pieces = t->count = m.count;
+    if (learn(t, where, e)) {
         tok_close(t);
         return NULL;
     }
@@ -141,8 +147,7 @@ struct tok *tok_open(const char *dir, struct err *e) {
 
 void tok_close(struct tok *t) {
     if (!t) return;
-    sys_free(t->pieces);
-    sys_free(t->blob);
+    model_free(&(struct model){.pieces = t->pieces, .blob = t->blob});
     sys_free(t->rules.slot);
     sys_free(t->words.slot);
     sys_free(t);
