@@ -51,17 +51,17 @@ static void put_sym(const struct tok *t, uint32_t sym, struct ids *out) {
     out->n = (size_t)(to - out->p);
 }
 
-static int merge_part(const struct tok *t, const struct part *a, struct merge *m, struct ids *out, struct err *e) {
+static int merge_part(const struct tok *t, const struct part *a, struct tok_merge *m, struct ids *out, struct err *e) {
     uint32_t few[MERGE_SHORT], *sym = few;
     if (a->chars > MERGE_SHORT) {
-        if (merge_reserve(m, a->chars, e)) return -1;
+        if (tok_merge_reserve(m, a->chars, e)) return -1;
         sym = m->sym;
     }
     size_t n = 0;
     if (a->lead) sym[n++] = ' ';
     const unsigned char *p = a->p, *end = p + a->bytes;
     for (int k; p < end; p += k) sym[n++] = char_get(p, (size_t)(end - p), &k);
-    n = merge_run(t, m, sym, n);
+    n = tok_merge_run(t, m, sym, n);
     if (reserve(out, 4 * n, e)) return -1;
     for (size_t i = 0; i < n; i++) put_sym(t, sym[i], out);
     return 0;
@@ -81,7 +81,7 @@ static uint32_t find_word(const struct tok *t, const struct part *a) {
     return SYM_NONE;
 }
 
-static int put_part(const struct tok *t, const struct part *a, uint32_t last, struct merge *m, struct ids *out,
+static int put_part(const struct tok *t, const struct part *a, uint32_t last, struct tok_merge *m, struct ids *out,
                     struct err *e) {
     if (reserve(out, 4, e)) return -1;
     uint32_t sym = a->chars == 1 ? sym_char(t, last) : find_word(t, a);
@@ -90,7 +90,7 @@ static int put_part(const struct tok *t, const struct part *a, uint32_t last, st
     return 0;
 }
 
-static int put_stretch(const struct tok *t, const unsigned char *p, size_t n, struct merge *m, struct ids *out,
+static int put_stretch(const struct tok *t, const unsigned char *p, size_t n, struct tok_merge *m, struct ids *out,
                        struct err *e) {
     const unsigned char *end = p + n;
     struct part a = {p, 0, 1, word_step(WORD_START, ' '), 1};
@@ -122,7 +122,7 @@ static const char *find_special(const struct tok *t, const char *p, size_t n, in
 }
 
 int tok_encode(const struct tok *t, const char *text, size_t n, int flags, struct ids *out, struct err *e) {
-    struct merge m = {0};
+    struct tok_merge m = {0};
     int r = -1;
     if (n == 0) return 0; /* text may be NULL */
     if (n >= INT32_MAX) return err_set(e, ERR_INPUT, "a text of %zu bytes is too long for the tokenizer (2 GiB)", n);
@@ -136,6 +136,6 @@ int tok_encode(const struct tok *t, const char *text, size_t n, int flags, struc
     }
     r = 0;
 out:
-    merge_free(&m);
+    tok_merge_free(&m);
     return r;
 }

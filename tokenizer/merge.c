@@ -6,19 +6,19 @@
 #include "base/sys.h"
 #include "tokenizer/tokenizer_internal.h"
 
-void merge_free(struct merge *m) {
+void tok_merge_free(struct tok_merge *m) {
     sys_free(m->sym);
     sys_free(m->heap);
-    *m = (struct merge){0};
+    *m = (struct tok_merge){0};
 }
 
-int merge_reserve(struct merge *m, size_t n, struct err *e) {
+int tok_merge_reserve(struct tok_merge *m, size_t n, struct err *e) {
     if (n <= m->cap) return 0;
-    merge_free(m);
+    tok_merge_free(m);
     m->sym = sys_alloc_array(n, 4 * sizeof *m->sym, "merging a long text", e);
     m->heap = sys_alloc_array(n, 2 * sizeof *m->heap, "merging a long text", e);
     if (!m->sym || !m->heap) {
-        merge_free(m);
+        tok_merge_free(m);
         return -1;
     }
     m->rank = m->sym + n, m->next = m->rank + n, m->prev = m->next + n;
@@ -81,13 +81,13 @@ static uint64_t heap_pop(uint64_t *heap, size_t *n) {
 }
 
 /* The heap has at most 2n entries: fewer than n at first, and each of fewer than n merges takes one and adds two. */
-static void offer(const struct tok *t, struct merge *m, size_t *heap_n, uint32_t left) {
+static void offer(const struct tok *t, struct tok_merge *m, size_t *heap_n, uint32_t left) {
     uint32_t whole = rule_find(t, m->sym[left], m->sym[m->next[left]]);
     m->rank[left] = rank_of(t, whole);
     if (whole != SYM_NONE) heap_push(m->heap, heap_n, (uint64_t)m->rank[left] << 32 | left);
 }
 
-static size_t merge_long(const struct tok *t, struct merge *m, size_t n) {
+static size_t merge_long(const struct tok *t, struct tok_merge *m, size_t n) {
     uint32_t *sym = m->sym, *next = m->next, *prev = m->prev, end = (uint32_t)n;
     size_t heap_n = 0, left = 0;
     for (uint32_t i = 0; i < end; i++) {
@@ -112,6 +112,6 @@ static size_t merge_long(const struct tok *t, struct merge *m, size_t n) {
     return left;
 }
 
-size_t merge_run(const struct tok *t, struct merge *m, uint32_t *sym, size_t n) {
+size_t tok_merge_run(const struct tok *t, struct tok_merge *m, uint32_t *sym, size_t n) {
     return n <= MERGE_SHORT ? merge_short(t, sym, n) : merge_long(t, m, n);
 }

@@ -122,7 +122,7 @@ static int copy_text(char *to, const unsigned char *p, size_t n) {
     return (int)(to - start);
 }
 
-static int read_piece(struct model *m, struct proto s, uint32_t *blob_n, const char *where, struct err *e) {
+static int read_piece(struct tok_model *m, struct proto s, uint32_t *blob_n, const char *where, struct err *e) {
     struct proto text = {0};
     struct field f;
     uint64_t type = PIECE_NORMAL;
@@ -166,7 +166,7 @@ static int read_piece(struct model *m, struct proto s, uint32_t *blob_n, const c
     return 0;
 }
 
-static int check_bytes(const struct model *m, const char *where, struct err *e) {
+static int check_bytes(const struct tok_model *m, const char *where, struct err *e) {
     int32_t found[256], unknown = -1;
     memset(found, -1, sizeof found);
     for (int32_t id = 0; id < m->count; id++) {
@@ -182,12 +182,12 @@ static int check_bytes(const struct model *m, const char *where, struct err *e) 
     return 0;
 }
 
-void model_free(struct model *m) {
+void tok_model_free(struct tok_model *m) {
     sys_free(m->pieces);
     sys_free(m->blob);
 }
 
-int model_read(struct model *m, const unsigned char *p, size_t n, const char *where, struct err *e) {
+int tok_model_read(struct tok_model *m, const unsigned char *p, size_t n, const char *where, struct err *e) {
     struct spec spec = {.model_type = 1, .dummy_prefix = 1, .remove_blanks = 1, .escape_blanks = 1};
     struct proto s = {p, p + n};
     struct field f;

@@ -109,18 +109,18 @@ static inline uint32_t char_get(const unsigned char *p, size_t n, int *bytes) {
     return c == 0x2581 ? ' ' : c;
 }
 
-/* Memory for merging; zero-initialise, merge_free. Grows to the longest part met. */
-struct merge { uint32_t *sym, *rank, *next, *prev; uint64_t *heap; size_t cap; };
+/* Memory for merging; zero-initialise, tok_merge_free. Grows to the longest part met. */
+struct tok_merge { uint32_t *sym, *rank, *next, *prev; uint64_t *heap; size_t cap; };
 enum { MERGE_SHORT = 32 }; /* up to here scanning all ranks beats the heap */
-int merge_reserve(struct merge *m, size_t n, struct err *e);
-void merge_free(struct merge *m);
+int tok_merge_reserve(struct tok_merge *m, size_t n, struct err *e);
+void tok_merge_free(struct tok_merge *m);
 /* Turns the characters sym[0..n) into symbols and merges them until no rule applies; those left are sym[0..result).
- * m is not used for n <= MERGE_SHORT; else sym is m->sym, after merge_reserve(m, n). */
-size_t merge_run(const struct tok *t, struct merge *m, uint32_t *sym, size_t n);
+ * m is not used for n <= MERGE_SHORT; else sym is m->sym, after tok_merge_reserve(m, n). */
+size_t tok_merge_run(const struct tok *t, struct tok_merge *m, uint32_t *sym, size_t n);
 
-/* model.c: pieces of a ModelProto and their texts; SPECIALS more pieces fit in both. Freed with model_free, also after an
+/* model.c: pieces of a ModelProto and their texts; SPECIALS more pieces fit in both. Freed with tok_model_free, also after an
  * error. */
-struct model { struct piece *pieces; char *blob; int32_t count; };
-int model_read(struct model *m, const unsigned char *p, size_t n, const char *where, struct err *e);
-void model_free(struct model *m);
+struct tok_model { struct piece *pieces; char *blob; int32_t count; };
+int tok_model_read(struct tok_model *m, const unsigned char *p, size_t n, const char *where, struct err *e);
+void tok_model_free(struct tok_model *m);
 #endif

@@ -38,12 +38,12 @@ static size_t piece_chars(const struct tok *t, int32_t id, uint32_t *chars) {
 }
 
 /* The rule, word and joins of one piece, the shorter ones being done. */
-static int learn_piece(struct tok *t, int32_t id, struct merge *m, const char *where, struct err *e) {
+static int learn_piece(struct tok *t, int32_t id, struct tok_merge *m, const char *where, struct err *e) {
     uint32_t chars[PIECE_MAX_BYTES];
     size_t n = piece_chars(t, id, chars), left;
     struct piece *p = &t->pieces[id];
     for (size_t i = 0; i < n; i++) m->sym[i] = chars[i];
-    left = merge_run(t, m, m->sym, n);
+    left = tok_merge_run(t, m, m->sym, n);
     if (left > 2) return 0; /* never comes out of merging */
     if (left == 1 && m->sym[0] != (SYM_CHAR | chars[0]))
         return err_set(e, ERR_INPUT, "%s: piece %d (\"%.*s\") occurs twice", where, id, p->bytes, t->blob + p->at);
@@ -69,13 +69,13 @@ static int learn_piece(struct tok *t, int32_t id, struct merge *m, const char *w
 /* Learns the NORMAL pieces in the order of their length in characters: what a piece is made of is shorter. */
 static int learn(struct tok *t, const char *where, struct err *e) {
     uint32_t start[PIECE_MAX_BYTES + 2] = {0}, chars[PIECE_MAX_BYTES];
-    struct merge m = {0};
+    struct tok_merge m = {0};
     size_t count = (size_t)t->model_pieces;
     int r = -1;
     uint32_t normal = 0;
     int32_t *order = sys_alloc_array(count, sizeof *order, "opening the tokenizer", e);
     if (!order || table_open(&t->rules, count, e) || table_open(&t->words, count, e)) goto out;
-    if (merge_reserve(&m, PIECE_MAX_BYTES, e)) goto out;
+    if (tok_merge_reserve(&m, PIECE_MAX_BYTES, e)) goto out;
     for (uint32_t c = 0; c < 0x10000; c++) t->sym_of[c] = SYM_CHAR | c;
     for (uint32_t i = 0; i < 128 * 128; i++) t->ascii[i] = SYM_NONE;
 
@@ -88,7 +88,7 @@ static int learn(struct tok *t, const char *where, struct err *e) {
         if (learn_piece(t, order[i], &m, where, e)) goto out;
     r = t->sym_of[' '] < SYM_CHAR ? 0 : err_set(e, ERR_INPUT, "%s: there is no piece for the blank (U+2581)", where);
 out:
-    merge_free(&m);
+    tok_merge_free(&m);
     sys_free(order);
     return r;
 }
@@ -113,10 +113,10 @@ static void add_specials(struct tok *t) {
 }
 
 struct tok *tok_parse(const void *model, size_t bytes, const char *where, struct err *e) {
-    struct model m = {0};
+    struct tok_model m = {0};
     struct tok *t = NULL;
-    if (model_read(&m, model, bytes, where, e) || !(t = sys_alloc(sizeof *t, "the tokenizer", e))) {
-        model_free(&m);
+    if (tok_model_read(&m, model, bytes, where, e) || !(t = sys_alloc(sizeof *t, "the tokenizer", e))) {
+        tok_model_free(&m);
         return NULL;
     }
     t->pieces = m.pieces, t->blob = m.blob;
@@ -147,7 +147,7 @@ struct tok *tok_open(const char *dir, struct err *e) {
 
 void tok_close(struct tok *t) {
     if (!t) return;
-    model_free(&(struct model){.pieces = t->pieces, .blob = t->blob});
+    tok_model_free(&(struct tok_model){.pieces = t->pieces, .blob = t->blob});
     sys_free(t->rules.slot);
     sys_free(t->words.slot);
     sys_free(t);
