@@ -72,10 +72,13 @@ static int write_text(const char *dir, const char *name, struct str *s, struct e
     return r;
 }
 
-static void print_line(struct str *s) {
-    printf("%s}\n", s->oom ? "{" : s->p);
+/* Prints a dictionary begun with put_item. */
+static int print_line(struct str *s, struct err *e) {
+    int r = s->oom ? err_set(e, ERR_RUN, "out of memory: a log line") : 0;
+    if (!r) printf("%s}\n", s->p);
     fflush(stdout);
     str_free(s);
+    return r;
 }
 
 /* ---- history ---- */
@@ -248,8 +251,7 @@ int report_add(struct report *r, const struct report_event *ev, struct err *e) {
     if (!isnan(ev->grad_norm) && !r->c.compat_old) put_item(&s, "grad_norm", rounded(ev->grad_norm, 4));
     if (!isnan(ev->learning_rate)) put_item(&s, "learning_rate", ev->learning_rate);
     put_item(&s, "epoch", rounded(ev->epoch, 2));
-    print_line(&s);
-    return remember(r, ev, e) || append_log(r, ev, e) || add_scalars(r, ev, e) ? -1 : 0;
+    return print_line(&s, e) || remember(r, ev, e) || append_log(r, ev, e) || add_scalars(r, ev, e) ? -1 : 0;
 }
 
 void report_progress(const struct report_event *ev, int done) {
@@ -372,29 +374,39 @@ static int merge_metrics(const struct metrics *t, const char *dir, struct err *e
     return write_metrics(&all, dir, "all_results.json", e);
 }
 
+static void put_metric(struct str *s, const struct metric *m) {
+    char time[40];
+    if (text_ends(m->key, "_runtime"))
+        str_printf(s, "%s.%02d", text_seconds(time, floor(m->value)),
+                   (int)((m->value - floor(m->value)) * 100));
+    else if (!strcmp(m->key, "total_flos"))
+        str_printf(s, "%.0fGF", floor(m->value / 0x1p30));
+    else
+        put_float(s, rounded(m->value, 4));
+}
+
 /* "***** train metrics *****" and a table with aligned keys and values. */
-static void print_metrics(const char *split, const struct metrics *t) {
-    struct str text[METRICS_MAX] = {{0}};
-    int key_width = 0, value_width = 0;
-    for (int i = 0; i < t->n; i++) {
-        const char *key = t->m[i].key;
-        const double v = t->m[i].value;
-        char time[40];
-        if (text_ends(key, "_runtime"))
-            str_printf(&text[i], "%s.%02d", text_seconds(time, floor(v)), (int)((v - floor(v)) * 100));
-        else if (!strcmp(key, "total_flos"))
-            str_printf(&text[i], "%.0fGF", floor(v / 0x1p30));
-        else
-            put_float(&text[i], rounded(v, 4));
-        if ((int)strlen(key) > key_width) key_width = (int)strlen(key);
-        if ((int)text[i].n > value_width) value_width = (int)text[i].n;
-    }
-    printf("***** %s metrics *****\n", split);
-    for (int i = 0; i < t->n; i++) {
-        printf("  %-*s = %*s\n", key_width, t->m[i].key, value_width, text[i].oom ? "" : text[i].p);
-        str_free(&text[i]);
-    }
+static int print_metrics(const char *split, const struct metrics *t, struct err *e) {
+    struct str text = {0}, table = {0};
+    size_t key_width = 0, value_width = 0;
+    int lost = 0;
+    for (int pass = 0; pass < 2; pass++) /* measure, then write */
+        for (int i = 0; i < t->n; i++) {
+            const size_t key = strlen(t->m[i].key);
+            str_clear(&text);
+            put_metric(&text, &t->m[i]);
+            lost |= text.oom;
+            if (key > key_width) key_width = key;
+            if (text.n > value_width) value_width = text.n;
+            if (pass && !lost)
+                str_printf(&table, "  %-*s = %*s\n", (int)key_width, t->m[i].key, (int)value_width, text.p);
+        }
+    int r = lost || table.oom ? err_set(e, ERR_RUN, "out of memory: the %s metrics", split) : 0;
+    if (!r) printf("***** %s metrics *****\n%s", split, table.p);
     fflush(stdout);
+    str_free(&text);
+    str_free(&table);
+    return r;
 }
 
 static int write_plot(const struct report *r, const char *key, size_t field, struct err *e) {
@@ -416,8 +428,12 @@ static int write_plot(const struct report *r, const char *key, size_t field, str
     }
     snprintf(name, sizeof name, "training_%s.png", key);
     str_printf(&title, "training %s of %s", key, r->dir);
+    if (title.oom) {
+        err_set(e, ERR_RUN, "out of memory: %s", name);
+        goto out;
+    }
     if (path_join(path, sizeof path, r->dir, name, e) ||
-        plot_png(path, title.oom ? key : title.p, "step", key, xy, xy + r->n, n, e))
+        plot_png(path, title.p, "step", key, xy, xy + r->n, n, e))
         goto out;
     printf("Figure saved at: %s\n", path);
     fflush(stdout);
@@ -445,7 +461,7 @@ int report_finish(struct report *r, const struct report_results *res, struct err
     put_item(&s, "train_steps_per_second", steps_rate);
     put_item(&s, "train_loss", res->train_loss);
     put_item(&s, "epoch", rounded(res->epoch, 2));
-    print_line(&s);
+    if (print_line(&s, e)) return -1;
 
     struct report_event last =
         r->n ? r->events[r->n - 1] : (struct report_event){.step = res->steps, .total_steps = res->steps};
@@ -459,8 +475,9 @@ int report_finish(struct report *r, const struct report_results *res, struct err
     set_metric(&train, "train_runtime", runtime);
     set_metric(&train, "train_samples_per_second", samples_rate);
     set_metric(&train, "train_steps_per_second", steps_rate);
-    print_metrics("train", &train);
-    if (write_metrics(&train, r->dir, "train_results.json", e) || merge_metrics(&train, r->dir, e)) return -1;
+    if (print_metrics("train", &train, e) || write_metrics(&train, r->dir, "train_results.json", e) ||
+        merge_metrics(&train, r->dir, e))
+        return -1;
 
     if (!isnan(res->eval_loss)) {
         const double seconds = res->eval_runtime > 1e-3 ? res->eval_runtime : 1e-3;
@@ -469,8 +486,8 @@ int report_finish(struct report *r, const struct report_results *res, struct err
         set_metric(&eval, "eval_runtime", rounded(seconds, 4));
         set_metric(&eval, "eval_samples_per_second", rounded((double)res->eval_samples / seconds, 3));
         set_metric(&eval, "eval_steps_per_second", rounded((double)res->eval_steps / seconds, 3));
-        print_metrics("eval", &eval);
-        if (write_metrics(&eval, r->dir, "eval_results.json", e) || merge_metrics(&eval, r->dir, e))
+        if (print_metrics("eval", &eval, e) || write_metrics(&eval, r->dir, "eval_results.json", e) ||
+            merge_metrics(&eval, r->dir, e))
             return -1;
     }
     if (r->c.plot_loss && (write_plot(r, "loss", offsetof(struct report_event, loss), e) ||
