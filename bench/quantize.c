@@ -1,17 +1,24 @@
-/* bench/quantize.c - rates of the number formats on this machine's cores, as one JSON line on standard output.
+/* bench/quantize.c - rates of the number formats on this machine, as one JSON line on standard output.
  *
  *     build/bench/quantize            16 Mi weights, larger than the caches; best of 5
  *
- * MB/s are megabytes of bf16 read (scales included in the work); Gw/s are 10^9 weights written. The double-quantised
- * encoding is q4_encode followed by q4_double; every decode reads double-quantised NF4. adam8 counts parameters.
+ * MB/s are megabytes of bf16 read (scales included in the work); Gw/s are 10^9 weights written. The
+ * double-quantised encoding is q4_encode followed by q4_double; every decode reads double-quantised NF4.
+ * adam8 counts parameters.
  */
 #include "base/half.h"
 #include "base/rng.h"
 #include "base/sys.h"
 #include "nf4/nf4.h"
-#include <omp.h>
 #include <stdio.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_max_threads()  1
+#define omp_get_thread_num()   0
+#define omp_set_num_threads(n) (void)(n)
+#endif
 
 enum { N = 1 << 24, BLOCK = 64, COLS = 4096, SLICE = 1 << 16, REPEATS = 5 };
 
@@ -30,10 +37,13 @@ static void encode_double(void) {
     encode_nf4();
     q4_double(absmax, N / BLOCK, absmax_q, nested, &offset);
 }
-static void decode(
-    enum dtype to) { /* thread by thread into a slice that stays in its cache, as matrix products want it */
+/* Decoding goes into a slice that stays in its thread's cache, as matrix products want it. */
+static float *slice(void) {
+    return out + omp_get_thread_num() % (N / SLICE) * SLICE;
+}
+static void decode(enum dtype to) {
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < N; i += SLICE) q4_decode(&view, i, SLICE, out + omp_get_thread_num() * SLICE, to);
+    for (int64_t i = 0; i < N; i += SLICE) q4_decode(&view, i, SLICE, slice(), to);
 }
 static void decode_f32(void) {
     decode(DT_F32);
@@ -48,8 +58,7 @@ static void decode_int8(void) {
     enum { ROWS = SLICE / COLS };
 #pragma omp parallel for schedule(static)
     for (int64_t r = 0; r < N / COLS; r += ROWS)
-        int8_decode((const int8_t *)codes, absmax, COLS, r, ROWS, out + omp_get_thread_num() * SLICE,
-                    DT_BF16);
+        int8_decode((const int8_t *)codes, absmax, COLS, r, ROWS, slice(), DT_BF16);
 }
 static void adam8(void) {
     struct bw8_adam s = bw8_adam_step(3, 1e-4f, 0.9f, 0.999f, 1e-8f, 0.01f, 1.0f);

@@ -1,5 +1,5 @@
-/* nf4/bw8.c - 8-bit blocks by the dynamic map of Dettmers et al. 2022 (8-bit optimizers via block-wise quantization), and
- * AdamW on such state. Bytes: docs/FORMATS.md, pinned by tests/golden/test_nf4_golden.c.
+/* nf4/bw8.c - 8-bit blocks by the dynamic map of Dettmers et al. 2022 (8-bit optimizers via block-wise
+ * quantization), and AdamW on such state. Bytes: docs/FORMATS.md, pinned by the golden test.
  */
 #include "nf4/nf4_internal.h"
 #include <pthread.h>
@@ -7,8 +7,9 @@
 float bw8_signed[256], bw8_unsigned[256];
 static struct bw8_index signed_index, unsigned_index;
 
-/* The map covers (0,1) in 7 decades, 10^-6 .. 1, of 2^decade (signed) or twice as many values: the midpoints of equal
- * steps over [0.1, 1]. The boundaries are those of torch.linspace: from the near end, one rounding each. */
+/* The map covers (0,1) in 7 decades, 10^-6 .. 1, of 2^decade (signed) or twice as many values: the
+ * midpoints of equal steps over [0.1, 1]. The boundaries are those of torch.linspace: from the near end,
+ * one rounding each. */
 static int fill_decade(int decade, int count, float *out) {
     static const float power[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1.0f};
     float step = (1.0f - 0.1f) / (float)count, bound = 0.1f;

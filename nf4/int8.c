@@ -1,6 +1,8 @@
-/* nf4/int8.c - rows of int8 with one scale each: the weight format of LLM.int8 (Dettmers et al. 2022), used weight-only.
+/* nf4/int8.c - rows of int8 with one scale each: the weight format of LLM.int8 (Dettmers et al. 2022),
+ * used weight-only.
  *
- *   s = max|w| over the row, q = rint(w * fp32(127/s)), w rounded to fp16 first; value = fp32(q * fp32(s * fp32(1/127)))
+ *   s = max|w| over the row, q = rint(w * fp32(127/s)), with w rounded to fp16 first
+ *   value = fp32(q * fp32(s * fp32(1/127)))
  *
  * Bytes: docs/FORMATS.md, pinned by tests/golden/test_nf4_golden.c.
  */

@@ -1,6 +1,7 @@
-/* nf4/nf4_internal.h - between the files of nf4/: element access, and the vector paths that take whole blocks. */
+/* nf4/nf4_internal.h - between the files of nf4/: element access, the map index, the vector paths. */
 #ifndef QLORA_NF4_INTERNAL_H
 #define QLORA_NF4_INTERNAL_H
+#include "base/err.h"
 #include "base/half.h"
 #include "nf4/nf4.h"
 
@@ -19,8 +20,8 @@ void nf4_store(const float *x, int64_t n, void *out, enum dtype to, int64_t firs
 /* Bits of the largest magnitude: they order like the values, NaN above infinity above numbers. */
 uint32_t nf4_largest(const float *x, int64_t n);
 
-/* The nearest entry of one of our two maps, faster than bw8_nearest: the upper half of the bits of x is at most one entry
- * away, `up` says from where on the next one is nearer. */
+/* The nearest entry of one of our two maps, faster than bw8_nearest: the upper half of the bits of x is at
+ * most one entry away, `up` says from where on the next one is nearer. */
 struct bw8_index {
     float up[256];
     uint8_t near[1 << 16];
@@ -32,8 +33,8 @@ static inline int bw8_find(const struct bw8_index *ix, float x) {
 }
 void bw8_encode_block(const struct bw8_index *ix, const float *x, int64_t n, uint8_t *codes, float *absmax);
 
-/* Each handles a leading run of whole blocks exactly as the portable code would, and returns how many (0: no such unit):
- * encoding stops before a block with a NaN or infinity, decoding starts at a block. */
+/* Each handles a leading run of whole blocks exactly as the portable code would, and returns how many (0:
+ * no such unit): encoding stops before a block with a NaN or infinity, decoding starts at a block. */
 int64_t nf4_encode_avx2(int block, const void *src, enum dtype from, int64_t blocks, uint8_t *codes,
                         float *absmax);
 int64_t q4_decode_avx2(const struct q4_view *v, int64_t first_block, int64_t blocks, void *out,

@@ -1,5 +1,5 @@
-/* nf4/q4_avx2.c - the vector paths of q4 for x86 with AVX2; same bits as q4.c, checked by tests/unit/test_nf4.c.
- * No fused multiply-add anywhere. Rates: bench/quantize.c.
+/* nf4/q4_avx2.c - the vector paths of q4 for x86 with AVX2; same bits as q4.c, checked by
+ * tests/unit/test_nf4.c. No fused multiply-add anywhere. Rates: bench/quantize.c.
  */
 #include "nf4/nf4_internal.h"
 
@@ -42,7 +42,8 @@ INLINE struct pair load16(const void *src, enum dtype from, int64_t i) {
     if (from == DT_BF16)
         return (struct pair){_mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, h)),
                              _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, h))};
-    /* fp16: sign, and the rest 13 bits up, an fp32 with an exponent 112 too low. Infinity, NaN become >= 65536. */
+    /* fp16: sign, and the rest 13 bits up, an fp32 with an exponent 112 too low. Infinity, NaN become >=
+     * 65536. */
     __m256i sign = _mm256_and_si256(h, _mm256_set1_epi16(-0x8000)), rest = _mm256_xor_si256(h, sign);
     __m256 up = _mm256_set1_ps(0x1p112f);
     __m256 lo = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_unpacklo_epi16(rest, zero), 13));
@@ -70,7 +71,8 @@ INLINE uint32_t largest(const void *src, enum dtype from, int64_t first, int n) 
 #define ITEM(cut) cut,
 static const float cut[15] = {NF4_CUTS(ITEM)};
 
-/* Minus the codes of 8 values: a search down the tree of cuts; -s, the path so far, picks each lane's next cut. */
+/* Minus the codes of 8 values: a search down the tree of cuts; -s, the path so far, picks each lane's next
+ * cut. */
 INLINE __m256i minus_codes(__m256 x) {
     const __m256 tree4 = _mm256_setr_ps(cut[1], cut[13], cut[9], cut[5], cut[1], cut[13], cut[9], cut[5]);
     const __m256 tree8 = _mm256_setr_ps(cut[0], cut[14], cut[12], cut[10], cut[8], cut[6], cut[4], cut[2]);
@@ -132,15 +134,13 @@ INLINE void decode_f32(const uint8_t *codes, int n, __m256 low, __m256 high, flo
     }
 }
 
-/* As f32_to_bf16, in 32-bit lanes. */
+/* As f32_to_bf16, in 32-bit lanes, of products: a NaN among them is quiet already. */
 INLINE __m256i bf16_bits(__m256 x) {
     __m256i u = _mm256_castps_si256(x), top = _mm256_srli_epi32(u, 16);
     __m256i odd = _mm256_and_si256(top, _mm256_set1_epi32(1));
-    __m256i rounded =
-        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
-    __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
-    return _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(0x40)),
-                              _mm256_castps_si256(nan));
+    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(_mm256_srli_epi32(rounded, 16), top, nan);
 }
 
 /* 32 codes look up the low and the high bytes of 16-bit values. */

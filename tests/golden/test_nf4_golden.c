@@ -1,5 +1,6 @@
-/* tests/golden/test_nf4_golden.c - the number formats against files made by their reference arithmetic, bit for bit:
- * 4-bit codes, scales, double quantisation, int8 rows, maps, 8-bit AdamW. Files: $QLORA_SHARED/goldens/nf4.
+/* tests/golden/test_nf4_golden.c - the number formats against files made by their reference arithmetic,
+ * bit for bit: 4-bit codes, scales, double quantisation, int8 rows, maps, 8-bit AdamW. Files:
+ * $QLORA_SHARED/goldens/nf4.
  */
 #include "base/file.h"
 #include "base/half.h"
@@ -9,7 +10,7 @@
 #include "tests/test.h"
 #include <math.h>
 
-/* A safetensors file in memory. Tensors are copied out to aligned memory on demand and freed with the file. */
+/* A safetensors file in memory. Tensors are copied out to aligned memory and freed with the file. */
 struct golden {
     char *text;
     size_t bytes;
@@ -248,8 +249,9 @@ TEST(adamw_replays_each_step) {
         memcpy(before, p, sizeof p);
         struct bw8_adam s = bw8_adam_step(t, 2e-4f, 0.9f, 0.999f, 1e-8f, 0.01f, 1.0f);
         bw8_adamw(&s, N, p, want[0], m8, am, v8, av);
-        /* The file's own bits, although only 1e-5 of the update and one code in a thousand are promised between machines:
-         * both sides round after every operation, and pow and sqrt are correctly rounded here. */
+        /* The file's own bits, although only 1e-5 of the update and one code in a thousand are promised
+         * between machines: both sides round after every operation, and pow and sqrt are correctly rounded
+         * here. */
         SAME(p, want[1], N, 4, "p");
         SAME(am, want[2], NB, 4, "absmax1");
         SAME(av, want[3], NB, 4, "absmax2");
@@ -261,7 +263,8 @@ TEST(adamw_replays_each_step) {
     golden_close(&g);
 }
 
-/* Whole checkpoints: their stored maps are ours and their codes are what encoding the decoded matrix gives. */
+/* Whole checkpoints: their stored maps are ours and their codes are what encoding the decoded matrix
+ * gives. */
 TEST(checkpoint_matrices) {
     static const struct {
         const char *file;

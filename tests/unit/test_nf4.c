@@ -1,5 +1,6 @@
-/* tests/unit/test_nf4.c - the number formats against their definitions, written here as plainly as possible: every tie,
- * every 16-bit value, all block sizes and tails, refusals; and that vector paths and threads change no bit.
+/* tests/unit/test_nf4.c - the number formats against their definitions, written here as plainly as
+ * possible: every tie, every 16-bit value, all block sizes and tails, refusals; and that vector paths and
+ * threads change no bit.
  */
 #include "base/half.h"
 #include "base/rng.h"
@@ -67,6 +68,14 @@ static void reference_encode(enum q4_type t, int block, const void *src, enum dt
     }
 }
 
+static void set_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
+
 static struct pcg64 rng;
 __attribute__((constructor)) static void seed(void) {
     pcg_seed(&rng, 4);
@@ -125,7 +134,8 @@ TEST(a_tie_keeps_the_lower_code) {
     for (int i = 0; i < 16; i++) CHECK(q4_code(Q4_FP4, fp4_levels[i]) == (i == 8 ? 0 : i), "level %d", i);
 }
 
-/* Cuts and their neighbours, up to two units away, as elements of blocks whose scale is 1 and whose r is exact or not. */
+/* Cuts and their neighbours, up to two units away, as elements of blocks whose scale is 1 and whose r is
+ * exact or not. */
 TEST(encodes_ties_in_blocks) {
     static float x[64 * 64];
     const float scales[] = {1, 0x1p-100f, 0x1p100f, 3, 0.7f, 1e-30f};
@@ -223,7 +233,8 @@ TEST(refuses_nan_and_infinity_with_the_index) {
                         q4_encode((enum q4_type)type, blocks[k % BLOCKS], x, types[t], N, codes, absmax);
                     CHECK(at == places[k], "%s: found %lld, put at %lld", dtype_name(types[t]), (long long)at,
                           (long long)places[k]);
-                    set_element(x, types[t], N - 1, NAN); /* the first one counts */
+                    set_element(x, types[t], N - 1, NAN); /* the first one counts, whoever meets it */
+                    set_threads(1 + type);
                     at = q4_encode((enum q4_type)type, 64, x, types[t], N, codes, absmax);
                     CHECK(at == places[k], "first of two: %lld, put at %lld", (long long)at,
                           (long long)places[k]);
@@ -293,6 +304,7 @@ TEST(decodes_any_range_as_its_elements) {
                                          {block - 1, block + 2},
                                          {3, block},
                                          {2 * block + 8, 7},
+                                         {7, block - 8},
                                          {5 * block, 43},
                                          {block, n - block},
                                          {0, 0}};
@@ -345,22 +357,24 @@ TEST(encoding_a_decoded_matrix_changes_nothing) {
     }
 }
 
-TEST(maps_are_sorted_and_end_where_documented) {
+static uint64_t hash(const float *x, int n) { /* FNV-1a over 32-bit words */
+    uint64_t h = 0xcbf29ce484222325;
+    for (int i = 0; i < n; i++) h = (h ^ f32_bits(x[i])) * 0x100000001b3;
+    return h;
+}
+
+TEST(maps_have_the_documented_bits) {
     nf4_init();
     for (int i = 0; i < 255; i++)
         CHECK(bw8_signed[i] < bw8_signed[i + 1] && bw8_unsigned[i] < bw8_unsigned[i + 1], "entry %d", i);
     for (int i = 0; i < 127; i++) CHECK(bw8_signed[i] == -bw8_signed[254 - i], "signed %d", i);
     CHECK(bw8_signed[127] == 0 && bw8_signed[255] == 1 && bw8_unsigned[0] == 0 && bw8_unsigned[255] == 1,
           "ends");
-    const struct {
-        float value;
-        uint32_t bits;
-    } inner[] = {{bw8_signed[0], 0xbf7e3333},
-                 {bw8_signed[128], 0x3513a3b7},
-                 {bw8_unsigned[1], 0x34ae7baa},
-                 {bw8_unsigned[254], 0x3f7f199a}};
-    for (int i = 0; i < 4; i++)
-        CHECK(f32_bits(inner[i].value) == inner[i].bits, "inner end %d: %a", i, (double)inner[i].value);
+    CHECK(f32_bits(bw8_signed[0]) == 0xbf7e3333 && f32_bits(bw8_unsigned[254]) == 0x3f7f199a, "inner ends");
+    CHECK(hash(bw8_signed, 256) == 0x690ca6ad558a2475, "signed: %016llx",
+          (unsigned long long)hash(bw8_signed, 256));
+    CHECK(hash(bw8_unsigned, 256) == 0xa9aaf4b4f33a51e3, "unsigned: %016llx",
+          (unsigned long long)hash(bw8_unsigned, 256));
 }
 
 /* The map entry nearest to x by looking at all of them; on a tie the even index. */
@@ -373,7 +387,8 @@ static int reference_nearest(const float *map, float x) {
     return i;
 }
 
-/* The fast index is exact if it is exact at both ends of each of its 65536 cells and around each threshold. */
+/* The fast index is exact if it is exact at both ends of each of its 65536 cells and around each
+ * threshold. */
 TEST(finds_the_nearest_entry_everywhere) {
     nf4_init();
     for (int which = 0; which < 2; which++) {
@@ -495,7 +510,8 @@ TEST(int8_rows_follow_the_definition) {
         }
 }
 
-/* fp32 numbers on and beside the ties of fp16, from 0 to 65536, each a row of its own so that the scale shows it. */
+/* fp32 numbers on and beside the ties of fp16, from 0 to 65536, each a row of its own so that the scale
+ * shows it. */
 TEST(int8_rounds_weights_to_fp16_first) {
     enum { STEP = 7 << 12, N = 3 * (0x47800000 / STEP) };
     static float each[N], scale[N];
@@ -578,14 +594,6 @@ TEST(adamw_keeps_the_sign_of_a_tiny_moment) {
     bw8_adamw(&s, 2, p, g, m8, &am, v8, &av);
     CHECK(m8[0] == 255 && m8[1] == 126, "codes %d %d", m8[0], m8[1]);
     CHECK(s.decay == 1 && fabsf(p[0] - 0.9f) < 1e-6f, "the first step is lr: p %g", (double)p[0]);
-}
-
-static void set_threads(int n) {
-#ifdef _OPENMP
-    omp_set_num_threads(n);
-#else
-    (void)n;
-#endif
 }
 
 TEST(threads_change_no_bit) {
