@@ -1,7 +1,7 @@
 /* checkpoint/checkpoint.c - the list of tensors of one checkpoint, over all its files.
  *
- * Names point into the header text of their file (one block per shard), the list is sorted by name once it is complete.
- * Nothing here looks at payloads. */
+ * Names point into the header text of their file (one block per shard), the list is sorted by name once it is
+ * complete. Nothing here looks at payloads. */
 #include "checkpoint/checkpoint_internal.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -15,8 +15,10 @@ const char *ckpt_printable(char buf[100], const char *text, size_t n) {
     for (size_t i = 0; i < show;) {
         int length = utf8_get((const unsigned char *)text + i, n - i, &c);
         int plain = length && c >= 32 && (c < 127 || c > 159) && i + (size_t)length <= show;
-        if (plain) memcpy(buf + k, text + i, (size_t)length);
-        else buf[k] = '?';
+        if (plain)
+            memcpy(buf + k, text + i, (size_t)length);
+        else
+            buf[k] = '?';
         k += plain ? (size_t)length : 1;
         i += length ? (size_t)length : 1;
     }
@@ -29,8 +31,8 @@ static int check_name(const char *path, const char *name, size_t n, struct err *
     char shown[100];
     ckpt_printable(shown, name, n);
     if (n > CKPT_NAME_MAX)
-        return err_set(e, ERR_INPUT, "%s: tensor '%s' has a name of %zu bytes, at most %d are allowed", path, shown, n,
-                       CKPT_NAME_MAX);
+        return err_set(e, ERR_INPUT, "%s: tensor '%s' has a name of %zu bytes, at most %d are allowed", path,
+                       shown, n, CKPT_NAME_MAX);
     for (size_t i = 0; i < n;) {
         int length = utf8_get((const unsigned char *)name + i, n - i, &c);
         if (!length || c < 32 || (c >= 127 && c < 160))
@@ -41,8 +43,8 @@ static int check_name(const char *path, const char *name, size_t n, struct err *
     return 0;
 }
 
-struct ckpt_tensor *ckpt_add(struct ckpt *c, int file, const char *name, size_t name_bytes, enum dtype type, int rank,
-                             const int64_t *shape, struct err *e) {
+struct ckpt_tensor *ckpt_add(struct ckpt *c, int file, const char *name, size_t name_bytes, enum dtype type,
+                             int rank, const int64_t *shape, struct err *e) {
     const char *path = c->shards[file].file->path;
     char shown[100];
     if (check_name(path, name, name_bytes, e)) return NULL;
@@ -69,7 +71,8 @@ struct ckpt_tensor *ckpt_add(struct ckpt *c, int file, const char *name, size_t 
         return NULL;
     }
     int64_t stride = 1;
-    for (int k = rank; t.count && k-- > 0; stride *= shape[k]) t.stride[k] = stride; /* no overflow: divides count */
+    for (int k = rank; t.count && k-- > 0; stride *= shape[k])
+        t.stride[k] = stride; /* no overflow: divides count */
     c->tensors[c->count] = t;
     return &c->tensors[c->count++];
 }
@@ -87,7 +90,8 @@ int ckpt_shard_open(struct ckpt *c, const char *path, struct err *e) {
     c->shards[c->shard_count++] = (struct shard){.file = f};
     if (file_pread(f, magic, f->bytes < 23 ? (size_t)f->bytes : 23, 0, e)) return -1;
     if (text_starts(magic, "version https://git-lfs"))
-        return err_set(e, ERR_INPUT, "%s is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder",
+        return err_set(e, ERR_INPUT,
+                       "%s is a git-lfs pointer, not the file itself: run `git lfs pull` in its folder",
                        path);
     return text_ends(path, ".safetensors") ? ckpt_safetensors_open(c, c->shard_count - 1, e)
                                            : ckpt_torchbin_open(c, c->shard_count - 1, e);
@@ -139,13 +143,15 @@ fail:
 struct ckpt *ckpt_open(const char *dir, struct err *e) {
     static const char *const names[] = {"model.safetensors.index.json", "model.safetensors",
                                         "pytorch_model.bin.index.json", "pytorch_model.bin", NULL};
-    return open_first(dir, names,
-                      "model: neither model.safetensors nor pytorch_model.bin, nor their .index.json, is there", e);
+    return open_first(
+        dir, names, "model: neither model.safetensors nor pytorch_model.bin, nor their .index.json, is there",
+        e);
 }
 
 struct ckpt *ckpt_open_adapter(const char *dir, struct err *e) {
     static const char *const names[] = {"adapter_model.safetensors", "adapter_model.bin", NULL};
-    return open_first(dir, names, "adapter: neither adapter_model.safetensors nor adapter_model.bin is there", e);
+    return open_first(dir, names, "adapter: neither adapter_model.safetensors nor adapter_model.bin is there",
+                      e);
 }
 
 void ckpt_close(struct ckpt *c) {
@@ -160,7 +166,9 @@ void ckpt_close(struct ckpt *c) {
     sys_free(c);
 }
 
-int64_t ckpt_count(const struct ckpt *c) { return c->count; }
+int64_t ckpt_count(const struct ckpt *c) {
+    return c->count;
+}
 
 const struct ckpt_tensor *ckpt_at(const struct ckpt *c, int64_t i) {
     ASSERT(i >= 0 && i < c->count, "tensor %lld of %lld", (long long)i, (long long)c->count);
@@ -173,15 +181,21 @@ const struct ckpt_tensor *ckpt_find(const struct ckpt *c, const char *name) {
         int64_t mid = (low + high) / 2;
         int order = strcmp(name, c->tensors[mid].name);
         if (!order) return &c->tensors[mid];
-        if (order < 0) high = mid;
-        else low = mid + 1;
+        if (order < 0)
+            high = mid;
+        else
+            low = mid + 1;
     }
     return NULL;
 }
 
-const char *ckpt_file(const struct ckpt *c, const struct ckpt_tensor *t) { return c->shards[t->file].file->path; }
+const char *ckpt_file(const struct ckpt *c, const struct ckpt_tensor *t) {
+    return c->shards[t->file].file->path;
+}
 
-int64_t ckpt_tensor_bytes(const struct ckpt_tensor *t) { return t->count * (int64_t)dtype_bytes(t->type); }
+int64_t ckpt_tensor_bytes(const struct ckpt_tensor *t) {
+    return t->count * (int64_t)dtype_bytes(t->type);
+}
 
 int64_t ckpt_bytes(const struct ckpt *c) {
     int64_t total = 0;

@@ -1,13 +1,15 @@
-/* checkpoint/checkpoint_internal.h - what the files of this folder share. Tests and fuzzers see it, other folders do not.
+/* checkpoint/checkpoint_internal.h - what the files of this folder share. Tests and fuzzers see it, other
+ * folders do not.
  *
- * Limits of what a file may ask of us stand here. They are far above any real model: the largest Yuan has 1,100 tensors
- * and a header of 130 KB. */
+ * Limits of what a file may ask of us stand here. They are far above any real model: the largest Yuan has
+ * 1,100 tensors and a header of 130 KB. */
 #ifndef QLORA_CHECKPOINT_INTERNAL_H
 #define QLORA_CHECKPOINT_INTERNAL_H
 #include "base/file.h"
 #include "checkpoint/checkpoint.h"
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "payloads are copied: both formats are little endian");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "payloads are copied: both formats are little endian");
 
 enum {
     CKPT_HEADER_MAX = 16 << 20, /* bytes of a safetensors header, of data.pkl, of an index file */
@@ -16,7 +18,8 @@ enum {
     CKPT_SHARDS_MAX = 1000
 };
 
-/* ---- zip.c: the container of a torch .bin. Stored members only; everything checked but the CRC of the contents. ---- */
+/* ---- zip.c: the container of a torch .bin. Stored members only; everything checked but the CRC of the
+ * contents. ---- */
 
 struct zip_member {
     int64_t header;        /* of the local header, from the start of the file */
@@ -33,9 +36,11 @@ struct zip {
 };
 int ckpt_zip_open(struct zip *z, const struct file *f, struct err *e);
 void ckpt_zip_free(struct zip *z);
-struct zip_member *ckpt_zip_find(const struct zip *z, const char *name, size_t name_bytes); /* needs the order by name */
+struct zip_member *ckpt_zip_find(const struct zip *z, const char *name,
+                                 size_t name_bytes); /* needs the order by name */
 void ckpt_zip_by_offset(struct zip *z);
-struct zip_member *ckpt_zip_at(const struct zip *z, int64_t offset); /* holding this byte; needs the order by offset */
+struct zip_member *ckpt_zip_at(const struct zip *z,
+                               int64_t offset); /* holding this byte; needs the order by offset */
 /* Reads the member once to compare its CRC. Remembers success; thread-safe. */
 int ckpt_zip_check(struct zip_member *m, const struct file *f, struct err *e);
 
@@ -52,11 +57,12 @@ struct ckpt {
     struct ckpt_tensor *tensors;
     int64_t count, cap;
 };
-/* A new row-major tensor at the end of the list, its offset still to be set. Checks name, shape and size. `name` must be
- * NUL-terminated before anyone looks at it, and live as long as c. */
-struct ckpt_tensor *ckpt_add(struct ckpt *c, int file, const char *name, size_t name_bytes, enum dtype type, int rank,
-                             const int64_t *shape, struct err *e);
-int ckpt_shard_open(struct ckpt *c, const char *path, struct err *e); /* appends; the kind follows from the name */
+/* A new row-major tensor at the end of the list, its offset still to be set. Checks name, shape and size.
+ * `name` must be NUL-terminated before anyone looks at it, and live as long as c. */
+struct ckpt_tensor *ckpt_add(struct ckpt *c, int file, const char *name, size_t name_bytes, enum dtype type,
+                             int rank, const int64_t *shape, struct err *e);
+int ckpt_shard_open(struct ckpt *c, const char *path,
+                    struct err *e); /* appends; the kind follows from the name */
 int ckpt_safetensors_open(struct ckpt *c, int file, struct err *e);
 int ckpt_torchbin_open(struct ckpt *c, int file, struct err *e);
 int ckpt_pickle_read(struct ckpt *c, int file, size_t n, const char *root, size_t root_bytes, struct err *e);
@@ -67,7 +73,8 @@ int64_t ckpt_tensor_bytes(const struct ckpt_tensor *t);
 /* Text from a file made fit for a message: control characters become '?', long text is cut. Returns buf. */
 const char *ckpt_printable(char buf[100], const char *text, size_t n);
 
-/* ---- scan.c: a cursor over JSON text, for headers too large to be worth a tree. Strings are unescaped in place. ---- */
+/* ---- scan.c: a cursor over JSON text, for headers too large to be worth a tree. Strings are unescaped in
+ * place. ---- */
 
 struct scan {
     char *start, *p, *end;
@@ -76,7 +83,8 @@ struct scan {
 };
 int ckpt_scan_error(struct scan *s, const char *what); /* "PATH: byte N of the JSON text: what"; returns -1 */
 int ckpt_scan_expect(struct scan *s, char c);
-/* Loop over an object or array behind its opening bracket: for (i = 0; (rc = ckpt_scan_item(s, '}', i)) > 0; i++) */
+/* Loop over an object or array behind its opening bracket: for (i = 0; (rc = ckpt_scan_item(s, '}', i)) > 0;
+ * i++) */
 int ckpt_scan_item(struct scan *s, char close, int64_t i);
 /* *text is NUL-terminated and valid UTF-8 without NULs; it overwrites the literal. */
 int ckpt_scan_string(struct scan *s, char **text, size_t *n);

@@ -1,10 +1,10 @@
 /* checkpoint/index.c - a model in several files, listed in NAME.index.json:
  *
- *     {"metadata": {"total_size": 123}, "weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors", ...}}
+ *     {"metadata": {"total_size": 123}, "weight_map": {"model.norm.weight": "model-00002-of-00002.bin", ...}}
  *
- * The files lie beside the index; a name that is anything but a plain file name is refused. Every listed tensor must be in
- * its file. A tensor that is in a file but not listed is taken too, unless it is there twice. total_size is informative
- * and wrong in enough published files that it is not looked at. */
+ * The files lie beside the index; a name that is anything but a plain file name is refused. Every listed
+ * tensor must be in its file. A tensor that is in a file but not listed is taken too, unless it is there
+ * twice. total_size is informative and wrong in enough published files that it is not looked at. */
 #include "base/json.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -24,9 +24,10 @@ struct entries {
 static int add_entry(struct entries *list, const char *name, const char *file, struct scan *s) {
     char shown[100];
     if (!path_is_basename(file) || !(text_ends(file, ".safetensors") || text_ends(file, ".bin")))
-        return err_set(s->e, ERR_INPUT,
-                       "%s: '%s' is not a plain name of a .safetensors or .bin file beside the index, refused", s->path,
-                       ckpt_printable(shown, file, strlen(file)));
+        return err_set(
+            s->e, ERR_INPUT,
+            "%s: '%s' is not a plain name of a .safetensors or .bin file beside the index, refused", s->path,
+            ckpt_printable(shown, file, strlen(file)));
     if (list->count == CKPT_TENSORS_MAX)
         return err_set(s->e, ERR_INPUT, "%s: more than %d tensors", s->path, CKPT_TENSORS_MAX);
     if (list->count == list->cap) {
@@ -110,7 +111,8 @@ static int match(struct ckpt *c, const struct entries *list, const char *path, s
             }
         }
         if (copies > 1)
-            return err_set(e, ERR_INPUT, "%s: tensor '%s' is in %s twice", path, name, ckpt_file(c, &c->tensors[pick]));
+            return err_set(e, ERR_INPUT, "%s: tensor '%s' is in %s twice", path, name,
+                           ckpt_file(c, &c->tensors[pick]));
         c->tensors[kept++] = c->tensors[pick];
     }
     if (next < list->count) {

@@ -7,10 +7,10 @@
  *     file 2fd4e1c67a2d28fced849ee1bb76e7391b93eb12 1234 adapter_model.safetensors
  *     end 5ba93c9db0cff93f52b521d7420e43f6eda2784f
  *
- * with the SHA-1 and size of every other file of the directory (plain files only), sorted by name. SHA-1 finds damage; it
- * does not protect against somebody who wants to deceive. Order of a commit: every file synced, MANIFEST written and
- * synced, directory synced, renamed, parent synced. An older directory of the same name steps aside first and is removed
- * last; if the rename fails it comes back. */
+ * with the SHA-1 and size of every other file of the directory (plain files only), sorted by name. SHA-1
+ * finds damage; it does not protect against somebody who wants to deceive. Order of a commit: every file
+ * synced, MANIFEST written and synced, directory synced, renamed, parent synced. An older directory of the
+ * same name steps aside first and is removed last; if the rename fails it comes back. */
 #include "base/json.h"
 #include "base/sha1.h"
 #include "base/str.h"
@@ -27,8 +27,8 @@
 static const char NAME[] = "MANIFEST", HEAD[] = "qlora manifest 1\nfacts ", TEMPORARY[] = ".tmp-";
 enum { MANIFEST_MAX = 1 << 20, HEX = 40 };
 
-/* Removes what killed processes left in parent: ".tmp-NAME.PID" and ".tmp-NAME.PID.old" of a PID that is not running.
- * What cannot be removed stays: it is in nobody's way. */
+/* Removes what killed processes left in parent: ".tmp-NAME.PID" and ".tmp-NAME.PID.old" of a PID that is not
+ * running. What cannot be removed stays: it is in nobody's way. */
 static void sweep(const char *parent) {
     char **names, path[4096];
     int count;
@@ -52,7 +52,9 @@ int manifest_begin(const char *parent, const char *name, char *tmp, size_t tmp_s
     snprintf(base, sizeof base, "%s%s.%ld", TEMPORARY, name, (long)getpid());
     if (dir_make(parent, e) || path_join(tmp, tmp_size, parent, base, e)) return -1;
     sweep(parent);
-    return dir_remove(tmp, e) || dir_make(tmp, e) ? -1 : 0; /* of an earlier try of this process, or of its number */
+    return dir_remove(tmp, e) || dir_make(tmp, e)
+               ? -1
+               : 0; /* of an earlier try of this process, or of its number */
 }
 
 static int sync_file(const char *path, struct err *e) {
@@ -79,19 +81,23 @@ static int seal(const char *dir, const char *facts, struct err *e) {
     int count = 0, rc = -1;
     if (dir_list(dir, &names, &count, e)) return -1;
     str_puts(&s, HEAD);
-    for (; *facts; facts++) str_putc(&s, *facts == '\n' ? ' ' : *facts); /* in JSON a line feed is white space */
+    for (; *facts; facts++)
+        str_putc(&s, *facts == '\n' ? ' ' : *facts); /* in JSON a line feed is white space */
     str_putc(&s, '\n');
     for (int i = 0; i < count; i++) {
         if (!strcmp(names[i], NAME) || !path_is_basename(names[i])) {
             err_set(e, ERR_RUN, "%s holds a file whose name cannot stand in a MANIFEST", dir);
             goto out;
         }
-        if (path_join(path, sizeof path, dir, names[i], e) || sync_file(path, e) || sha1_file(path, hex, e)) goto out;
+        if (path_join(path, sizeof path, dir, names[i], e) || sync_file(path, e) || sha1_file(path, hex, e))
+            goto out;
         str_printf(&s, "file %s %lld %s\n", hex, (long long)path_bytes(path), names[i]);
     }
     if (!s.oom) add_end(&s);
-    if (s.oom) err_set(e, ERR_RUN, "out of memory: a MANIFEST of %d files", count);
-    else if (!path_join(path, sizeof path, dir, NAME, e)) rc = file_write_all(path, s.p, s.n, e);
+    if (s.oom)
+        err_set(e, ERR_RUN, "out of memory: a MANIFEST of %d files", count);
+    else if (!path_join(path, sizeof path, dir, NAME, e))
+        rc = file_write_all(path, s.p, s.n, e);
 out:
     str_free(&s);
     dir_list_free(names, count);
@@ -136,23 +142,29 @@ static int check_file(const char *dir, const char *line, char seen[256], struct 
     char expected[HEX + 1], hex[HEX + 1], path[4096];
     long long bytes;
     int at = 0;
-    if (sscanf(line, "file %40[0-9a-f] %lld %n", expected, &bytes, &at) != 2 || !at || strlen(line + at) > 255 ||
-        !path_is_basename(line + at)) {
+    if (sscanf(line, "file %40[0-9a-f] %lld %n", expected, &bytes, &at) != 2 || !at ||
+        strlen(line + at) > 255 || !path_is_basename(line + at)) {
         err_set(e, ERR_INPUT, "%s/%s: a line that is not understood", dir, NAME);
         return 0;
     }
     strcpy(seen, line + at);
     if (path_join(path, sizeof path, dir, seen, e)) return -1;
-    if (!path_is_file(path)) err_set(e, ERR_INPUT, "%s is missing", path);
+    if (!path_is_file(path))
+        err_set(e, ERR_INPUT, "%s is missing", path);
     else if (path_bytes(path) != bytes)
-        err_set(e, ERR_INPUT, "%s has %lld bytes, %lld were written", path, (long long)path_bytes(path), bytes);
-    else if (sha1_file(path, hex, e)) return -1;
-    else if (strcmp(hex, expected)) err_set(e, ERR_INPUT, "%s is damaged: its checksum is another one", path);
-    else return 1;
+        err_set(e, ERR_INPUT, "%s has %lld bytes, %lld were written", path, (long long)path_bytes(path),
+                bytes);
+    else if (sha1_file(path, hex, e))
+        return -1;
+    else if (strcmp(hex, expected))
+        err_set(e, ERR_INPUT, "%s is damaged: its checksum is another one", path);
+    else
+        return 1;
     return 0;
 }
 
-/* Every file of the directory must be in the manifest: names[] of the directory against lines in the same order. */
+/* Every file of the directory must be in the manifest: names[] of the directory against lines in the same
+ * order. */
 static int check_files(const char *dir, char *lines, char **names, int count, struct err *e) {
     char seen[256], *line;
     int i = 0;

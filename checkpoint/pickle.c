@@ -1,15 +1,15 @@
 /* checkpoint/pickle.c - reads the pickle of a torch .bin as data.
  *
- * A pickle is a program for a stack machine whose GLOBAL and REDUCE fetch and call anything Python can. Here nothing is
- * ever called: 31 opcodes and 13 names are known, REDUCE on _rebuild_tensor_v2 records a tensor, and everything else is
- * refused with its name and place. There is no way to turn that off.
+ * A pickle is a program for a stack machine whose GLOBAL and REDUCE fetch and call anything Python can. Here
+ * nothing is ever called: 31 opcodes and 13 names are known, REDUCE on _rebuild_tensor_v2 records a tensor,
+ * and everything else is refused with its name and place. There is no way to turn that off.
  *
- * A value is a 64-bit word, 4 bits of tag and 60 of content; tuples, dictionaries and tensors live on a heap of words.
- * Nothing is walked recursively, every opcode takes constant time or consumes what it walks, and stack, memo and heap
- * are capped, so time and memory are bounded by the size of the file.
+ * A value is a 64-bit word, 4 bits of tag and 60 of content; tuples, dictionaries and tensors live on a heap
+ * of words. Nothing is walked recursively, every opcode takes constant time or consumes what it walks, and
+ * stack, memo and heap are capped, so time and memory are bounded by the size of the file.
  *
- * The machine is stricter than Python: protocol 2 only, SETITEM(S) and BUILD only on a dictionary, APPEND(S) only on a
- * list, PUT within reach, no second value left at STOP, no text behind it. */
+ * The machine is stricter than Python: protocol 2 only, SETITEM(S) and BUILD only on a dictionary, APPEND(S)
+ * only on a list, PUT within reach, no second value left at STOP, no text behind it. */
 #include "base/sys.h"
 #include "checkpoint/checkpoint_internal.h"
 #include <stdarg.h>
@@ -34,37 +34,59 @@ enum tag {
 };
 enum { PAIR_WORDS = 3 }; /* key, value, the pair before or 0 */
 
-static const char *const kinds[] = {"a mark",   "None",    "a bool",       "a number", "a number",  "a string",
-                                    "a tuple",  "a list",  "a dictionary", "a name",   "a storage", "a tensor"};
+static const char *const kinds[] = {"a mark",  "None",   "a bool",       "a number", "a number",  "a string",
+                                    "a tuple", "a list", "a dictionary", "a name",   "a storage", "a tensor"};
 
 enum global { ORDERED_DICT, REBUILD_TENSOR, REBUILD_PARAMETER, FIRST_STORAGE };
 static const struct {
     const char *name; /* as the opcode has it */
     enum dtype type;
-} globals[] = {{"collections\nOrderedDict\n", 0},
-               {"torch._utils\n_rebuild_tensor_v2\n", 0},
-               {"torch._utils\n_rebuild_parameter\n", 0},
-               {"torch\nFloatStorage\n", DT_F32},
-               {"torch\nBFloat16Storage\n", DT_BF16},
-               {"torch\nHalfStorage\n", DT_F16},
-               {"torch\nDoubleStorage\n", DT_F64},
-               {"torch\nLongStorage\n", DT_I64},
-               {"torch\nIntStorage\n", DT_I32},
-               {"torch\nShortStorage\n", DT_I16},
-               {"torch\nCharStorage\n", DT_I8},
-               {"torch\nByteStorage\n", DT_U8},
+} globals[] = {{"collections\nOrderedDict\n", 0},         {"torch._utils\n_rebuild_tensor_v2\n", 0},
+               {"torch._utils\n_rebuild_parameter\n", 0}, {"torch\nFloatStorage\n", DT_F32},
+               {"torch\nBFloat16Storage\n", DT_BF16},     {"torch\nHalfStorage\n", DT_F16},
+               {"torch\nDoubleStorage\n", DT_F64},        {"torch\nLongStorage\n", DT_I64},
+               {"torch\nIntStorage\n", DT_I32},           {"torch\nShortStorage\n", DT_I16},
+               {"torch\nCharStorage\n", DT_I8},           {"torch\nByteStorage\n", DT_U8},
                {"torch\nBoolStorage\n", DT_BOOL}};
 
 /* Names of the opcodes that are refused, for the message. */
-static const char *const refused[256] = {
-    ['0'] = "POP",         ['1'] = "POP_MARK",    ['2'] = "DUP",          ['F'] = "FLOAT",          ['I'] = "INT",
-    ['L'] = "LONG",        ['P'] = "PERSID",      ['S'] = "STRING",       ['T'] = "BINSTRING",      ['U'] = "SHORT_BINSTRING",
-    ['V'] = "UNICODE",     ['B'] = "BINBYTES",    ['C'] = "SHORT_BINBYTES", ['d'] = "DICT",         ['g'] = "GET",
-    ['i'] = "INST",        ['l'] = "LIST",        ['o'] = "OBJ",          ['p'] = "PUT",            [0x81] = "NEWOBJ",
-    [0x82] = "EXT1",       [0x83] = "EXT2",       [0x84] = "EXT4",        [0x8b] = "LONG4",         [0x8c] = "SHORT_BINUNICODE",
-    [0x8d] = "BINUNICODE8", [0x8e] = "BINBYTES8", [0x8f] = "EMPTY_SET",   [0x90] = "ADDITEMS",      [0x91] = "FROZENSET",
-    [0x92] = "NEWOBJ_EX",  [0x93] = "STACK_GLOBAL", [0x94] = "MEMOIZE",   [0x95] = "FRAME",         [0x96] = "BYTEARRAY8",
-    [0x97] = "NEXT_BUFFER", [0x98] = "READONLY_BUFFER"};
+static const char *const refused[256] = {['0'] = "POP",
+                                         ['1'] = "POP_MARK",
+                                         ['2'] = "DUP",
+                                         ['B'] = "BINBYTES",
+                                         ['C'] = "SHORT_BINBYTES",
+                                         ['F'] = "FLOAT",
+                                         ['I'] = "INT",
+                                         ['L'] = "LONG",
+                                         ['P'] = "PERSID",
+                                         ['S'] = "STRING",
+                                         ['T'] = "BINSTRING",
+                                         ['U'] = "SHORT_BINSTRING",
+                                         ['V'] = "UNICODE",
+                                         ['d'] = "DICT",
+                                         ['g'] = "GET",
+                                         ['i'] = "INST",
+                                         ['l'] = "LIST",
+                                         ['o'] = "OBJ",
+                                         ['p'] = "PUT",
+                                         [0x81] = "NEWOBJ",
+                                         "EXT1",
+                                         "EXT2",
+                                         "EXT4",
+                                         [0x8b] = "LONG4",
+                                         "SHORT_BINUNICODE",
+                                         "BINUNICODE8",
+                                         "BINBYTES8",
+                                         "EMPTY_SET",
+                                         "ADDITEMS",
+                                         "FROZENSET",
+                                         "NEWOBJ_EX",
+                                         "STACK_GLOBAL",
+                                         "MEMOIZE",
+                                         "FRAME",
+                                         "BYTEARRAY8",
+                                         "NEXT_BUFFER",
+                                         "READONLY_BUFFER"};
 
 struct words {
     uint64_t *p;
@@ -81,9 +103,15 @@ struct machine {
     struct err *e;
 };
 
-static uint64_t value(enum tag tag, uint64_t content) { return content << 4 | tag; }
-static enum tag tag_of(uint64_t v) { return (enum tag)(v & 15); }
-static uint64_t content(uint64_t v) { return v >> 4; }
+static uint64_t value(enum tag tag, uint64_t content) {
+    return content << 4 | tag;
+}
+static enum tag tag_of(uint64_t v) {
+    return (enum tag)(v & 15);
+}
+static uint64_t content(uint64_t v) {
+    return v >> 4;
+}
 
 __attribute__((format(printf, 2, 3))) static int refuse(struct machine *m, const char *fmt, ...) {
     char what[600];
@@ -91,7 +119,8 @@ __attribute__((format(printf, 2, 3))) static int refuse(struct machine *m, const
     va_start(ap, fmt);
     vsnprintf(what, sizeof what, fmt, ap);
     va_end(ap);
-    return err_set(m->e, ERR_INPUT, "%s: byte %zu of its pickle: %s", m->c->shards[m->file].file->path, m->opcode, what);
+    return err_set(m->e, ERR_INPUT, "%s: byte %zu of its pickle: %s", m->c->shards[m->file].file->path,
+                   m->opcode, what);
 }
 
 static int reserve(struct machine *m, struct words *w, size_t more, size_t max, const char *what) {
@@ -139,8 +168,8 @@ static int pop_mark(struct machine *m, const uint64_t **items, size_t *count) {
 /* The value on top must have this tag. */
 static int top_is(struct machine *m, enum tag tag, uint64_t *v) {
     if (!m->stack.n || tag_of(m->stack.p[m->stack.n - 1]) != tag)
-        return refuse(m, "acts on %s, %s is needed", m->stack.n ? kinds[tag_of(m->stack.p[m->stack.n - 1])] : "nothing",
-                      kinds[tag]);
+        return refuse(m, "acts on %s, %s is needed",
+                      m->stack.n ? kinds[tag_of(m->stack.p[m->stack.n - 1])] : "nothing", kinds[tag]);
     *v = m->stack.p[m->stack.n - 1];
     return 0;
 }
@@ -189,7 +218,8 @@ static const uint64_t *tuple(const struct machine *m, uint64_t v, size_t *n) {
 
 static int is_text(const struct machine *m, uint64_t v, const char *text) {
     size_t n = strlen(text);
-    return tag_of(v) == STRING && (content(v) & 0x3fffffff) == n && !memcmp(m->text + (content(v) >> 30), text, n);
+    return tag_of(v) == STRING && (content(v) & 0x3fffffff) == n &&
+           !memcmp(m->text + (content(v) >> 30), text, n);
 }
 
 static int load_global(struct machine *m) {
@@ -202,9 +232,10 @@ static int load_global(struct machine *m) {
     for (size_t g = 0; g < sizeof globals / sizeof *globals; g++)
         if (n == strlen(globals[g].name) && !memcmp(first, globals[g].name, n)) return push(m, GLOBAL, g);
     char module[100], name[100];
-    return refuse(m, "names '%s.%s', which is not among the %zu allowed: not a plain file of weights, refused",
-                  ckpt_printable(module, first, (size_t)(line - first)),
-                  ckpt_printable(name, line + 1, (size_t)(stop - line - 1)), sizeof globals / sizeof *globals);
+    return refuse(
+        m, "names '%s.%s', which is not among the %zu allowed: not a plain file of weights, refused",
+        ckpt_printable(module, first, (size_t)(line - first)),
+        ckpt_printable(name, line + 1, (size_t)(stop - line - 1)), sizeof globals / sizeof *globals);
 }
 
 /* ('storage', class, key, location, count) -> STORAGE */
@@ -230,13 +261,16 @@ static int load_storage(struct machine *m) {
     if (!member) return refuse(m, "storage '%s' is not in the file", shown);
     enum dtype type = globals[content(part[1])].type;
     uint64_t bytes;
-    if (__builtin_mul_overflow(content(part[4]), dtype_bytes(type), &bytes) || bytes != (uint64_t)member->bytes)
-        return refuse(m, "storage '%s' should have %llu elements of %zu bytes, the file holds %lld bytes", shown,
-                      (unsigned long long)content(part[4]), dtype_bytes(type), (long long)member->bytes);
+    if (__builtin_mul_overflow(content(part[4]), dtype_bytes(type), &bytes) ||
+        bytes != (uint64_t)member->bytes)
+        return refuse(m, "storage '%s' should have %llu elements of %zu bytes, the file holds %lld bytes",
+                      shown, (unsigned long long)content(part[4]), dtype_bytes(type),
+                      (long long)member->bytes);
     return push(m, STORAGE, (uint64_t)(member - z->members) << 8 | type);
 }
 
-/* (storage, offset, sizes, strides, requires_grad, hooks[, metadata]) -> TENSOR, checked to lie inside its storage. */
+/* (storage, offset, sizes, strides, requires_grad, hooks[, metadata]) -> TENSOR, checked to lie inside its
+ * storage. */
 static int rebuild_tensor(struct machine *m, const uint64_t *arg, size_t n) {
     size_t rank = 0, strides = 0;
     if (n < 6 || n > 7 || tag_of(arg[0]) != STORAGE || tag_of(arg[1]) != INT || tag_of(arg[2]) != TUPLE ||
@@ -246,7 +280,8 @@ static int rebuild_tensor(struct machine *m, const uint64_t *arg, size_t n) {
     uint64_t held = (uint64_t)member->bytes / dtype_bytes((enum dtype)(content(arg[0]) & 255));
     const uint64_t *size = tuple(m, arg[2], &rank), *stride = tuple(m, arg[3], &strides);
     if (rank > CKPT_RANK || rank != strides)
-        return refuse(m, "a tensor with %zu sizes and %zu strides, at most %d are allowed", rank, strides, CKPT_RANK);
+        return refuse(m, "a tensor with %zu sizes and %zu strides, at most %d are allowed", rank, strides,
+                      CKPT_RANK);
     uint64_t last = content(arg[1]), span; /* index of the last element */
     int overflow = 0, empty = 0;
     for (size_t k = 0; k < rank; k++) {
@@ -255,7 +290,8 @@ static int rebuild_tensor(struct machine *m, const uint64_t *arg, size_t n) {
         if (content(size[k]))
             overflow |= __builtin_mul_overflow(content(size[k]) - 1, content(stride[k]), &span) ||
                         __builtin_add_overflow(last, span, &last);
-        else empty = 1;
+        else
+            empty = 1;
     }
     if (content(arg[1]) > held || (!empty && (overflow || last >= held)))
         return refuse(m, "a tensor reaches outside its storage of %llu elements", (unsigned long long)held);
@@ -271,14 +307,19 @@ static int reduce(struct machine *m) {
     size_t n = 0;
     if (pop(m, &args) || pop(m, &what)) return -1;
     const uint64_t *arg = tuple(m, args, &n);
-    if (!arg || tag_of(what) != GLOBAL) return refuse(m, "calls %s with %s", kinds[tag_of(what)], kinds[tag_of(args)]);
+    if (!arg || tag_of(what) != GLOBAL)
+        return refuse(m, "calls %s with %s", kinds[tag_of(what)], kinds[tag_of(args)]);
     switch (content(what)) {
-    case ORDERED_DICT: return n ? refuse(m, "an OrderedDict with arguments") : push_dict(m);
-    case REBUILD_TENSOR: return rebuild_tensor(m, arg, n);
+    case ORDERED_DICT:
+        return n ? refuse(m, "an OrderedDict with arguments") : push_dict(m);
+    case REBUILD_TENSOR:
+        return rebuild_tensor(m, arg, n);
     case REBUILD_PARAMETER:
-        if (n != 3 || tag_of(arg[0]) != TENSOR) return refuse(m, "a parameter that is not (tensor, bool, hooks)");
+        if (n != 3 || tag_of(arg[0]) != TENSOR)
+            return refuse(m, "a parameter that is not (tensor, bool, hooks)");
         return push(m, TENSOR, content(arg[0]));
-    default: return refuse(m, "calls a storage class");
+    default:
+        return refuse(m, "calls a storage class");
     }
 }
 
@@ -308,11 +349,13 @@ static int push_int(struct machine *m, const unsigned char *p, size_t n) {
 
 static int put(struct machine *m, uint64_t index) {
     if (!m->stack.n) return refuse(m, "stores a value from an empty stack");
-    if (index >= MEMO_MAX || index > m->n / 3) return refuse(m, "stores a value at place %llu", (unsigned long long)index);
+    if (index >= MEMO_MAX || index > m->n / 3)
+        return refuse(m, "stores a value at place %llu", (unsigned long long)index);
     if (index >= m->memo.n) {
         size_t more = index + 1 - m->memo.n;
         if (reserve(m, &m->memo, more, MEMO_MAX, "a memo")) return -1;
-        memset(m->memo.p + m->memo.n, MARK, more * sizeof *m->memo.p); /* MARK, which is 0, for "nothing here" */
+        memset(m->memo.p + m->memo.n, MARK,
+               more * sizeof *m->memo.p); /* MARK, which is 0, for "nothing here" */
         m->memo.n += more;
     }
     uint64_t top = m->stack.p[m->stack.n - 1];
@@ -339,24 +382,42 @@ static int step(struct machine *m) {
     switch (*p) {
     case 0x80: /* PROTO */
         if (!(p = operand(m, 1))) return -1;
-        return *p == 2 ? 0 : refuse(m, "pickle protocol %d, torch.save writes 2 unless told otherwise; save it again", *p);
-    case '.': return 1; /* STOP */
-    case '(': return push(m, MARK, 0);
-    case 'N': return push(m, NONE, 0);
+        return *p == 2
+                   ? 0
+                   : refuse(m, "pickle protocol %d, torch.save writes 2 unless told otherwise; save it again",
+                            *p);
+    case '.':
+        return 1; /* STOP */
+    case '(':
+        return push(m, MARK, 0);
+    case 'N':
+        return push(m, NONE, 0);
     case 0x88: /* NEWTRUE */
-    case 0x89: return push(m, BOOL, 0);
-    case ']': return push(m, LIST, 0);                                          /* EMPTY_LIST */
-    case '}': return push_dict(m);                                              /* EMPTY_DICT */
-    case ')': return push_tuple(m, NULL, 0);                                    /* EMPTY_TUPLE */
-    case 0x85: return push_small_tuple(m, 1);                                   /* TUPLE1 */
-    case 0x86: return push_small_tuple(m, 2);                                   /* TUPLE2 */
-    case 0x87: return push_small_tuple(m, 3);                                   /* TUPLE3 */
-    case 't': return pop_mark(m, &items, &n) ? -1 : push_tuple(m, items, n);    /* TUPLE: push may move items */
-    case 'K': return (p = operand(m, 1)) ? push(m, INT, *p) : -1;               /* BININT1 */
-    case 'M': return (p = operand(m, 2)) ? push(m, INT, unsigned_of(p, 2)) : -1; /* BININT2 */
-    case 'J': return (p = operand(m, 4)) ? push_int(m, p, 4) : -1;              /* BININT */
-    case 'G': return operand(m, 8) ? push(m, NUMBER, 0) : -1;                   /* BINFLOAT */
-    case 0x8a: /* LONG1 */
+    case 0x89:
+        return push(m, BOOL, 0);
+    case ']':
+        return push(m, LIST, 0); /* EMPTY_LIST */
+    case '}':
+        return push_dict(m); /* EMPTY_DICT */
+    case ')':
+        return push_tuple(m, NULL, 0); /* EMPTY_TUPLE */
+    case 0x85:
+        return push_small_tuple(m, 1); /* TUPLE1 */
+    case 0x86:
+        return push_small_tuple(m, 2); /* TUPLE2 */
+    case 0x87:
+        return push_small_tuple(m, 3); /* TUPLE3 */
+    case 't':
+        return pop_mark(m, &items, &n) ? -1 : push_tuple(m, items, n); /* TUPLE: push may move items */
+    case 'K':
+        return (p = operand(m, 1)) ? push(m, INT, *p) : -1; /* BININT1 */
+    case 'M':
+        return (p = operand(m, 2)) ? push(m, INT, unsigned_of(p, 2)) : -1; /* BININT2 */
+    case 'J':
+        return (p = operand(m, 4)) ? push_int(m, p, 4) : -1; /* BININT */
+    case 'G':
+        return operand(m, 8) ? push(m, NUMBER, 0) : -1; /* BINFLOAT */
+    case 0x8a:                                          /* LONG1 */
         if (!(p = operand(m, 1))) return -1;
         n = *p;
         return (p = operand(m, n)) ? push_int(m, p, n) : -1;
@@ -364,24 +425,35 @@ static int step(struct machine *m) {
         if (!(p = operand(m, 4))) return -1;
         n = unsigned_of(p, 4);
         return (p = operand(m, n)) ? push(m, STRING, (uint64_t)(p - (unsigned char *)m->text) << 30 | n) : -1;
-    case 'q': return (p = operand(m, 1)) ? put(m, *p) : -1;                /* BINPUT */
-    case 'r': return (p = operand(m, 4)) ? put(m, unsigned_of(p, 4)) : -1; /* LONG_BINPUT */
-    case 'h': return (p = operand(m, 1)) ? get(m, *p) : -1;                /* BINGET */
-    case 'j': return (p = operand(m, 4)) ? get(m, unsigned_of(p, 4)) : -1; /* LONG_BINGET */
-    case 'c': return load_global(m);
-    case 'Q': return load_storage(m);                                             /* BINPERSID */
-    case 'R': return reduce(m);
-    case 's': return pop(m, &pair[1]) || pop(m, &pair[0]) ? -1 : set_items(m, pair, 2); /* SETITEM */
-    case 'u': return pop_mark(m, &items, &n) ? -1 : set_items(m, items, n);       /* SETITEMS */
-    case 'a': return pop(m, &v) ? -1 : top_is(m, LIST, &v);                       /* APPEND */
-    case 'e': return pop_mark(m, &items, &n) ? -1 : top_is(m, LIST, &v);          /* APPENDS */
-    case 'b':                                                                     /* BUILD: attributes of the map */
+    case 'q':
+        return (p = operand(m, 1)) ? put(m, *p) : -1; /* BINPUT */
+    case 'r':
+        return (p = operand(m, 4)) ? put(m, unsigned_of(p, 4)) : -1; /* LONG_BINPUT */
+    case 'h':
+        return (p = operand(m, 1)) ? get(m, *p) : -1; /* BINGET */
+    case 'j':
+        return (p = operand(m, 4)) ? get(m, unsigned_of(p, 4)) : -1; /* LONG_BINGET */
+    case 'c':
+        return load_global(m);
+    case 'Q':
+        return load_storage(m); /* BINPERSID */
+    case 'R':
+        return reduce(m);
+    case 's':
+        return pop(m, &pair[1]) || pop(m, &pair[0]) ? -1 : set_items(m, pair, 2); /* SETITEM */
+    case 'u':
+        return pop_mark(m, &items, &n) ? -1 : set_items(m, items, n); /* SETITEMS */
+    case 'a':
+        return pop(m, &v) ? -1 : top_is(m, LIST, &v); /* APPEND */
+    case 'e':
+        return pop_mark(m, &items, &n) ? -1 : top_is(m, LIST, &v); /* APPENDS */
+    case 'b':                                                      /* BUILD: attributes of the map */
         if (pop(m, &v)) return -1;
         if (tag_of(v) != DICT) return refuse(m, "BUILD with %s", kinds[tag_of(v)]);
         return top_is(m, DICT, &v);
     default:
-        return refuse(m, "opcode 0x%02x%s%s is not one that a file of weights needs, refused", *p, refused[*p] ? " " : "",
-                      refused[*p] ? refused[*p] : "");
+        return refuse(m, "opcode 0x%02x%s%s is not one that a file of weights needs, refused", *p,
+                      refused[*p] ? " " : "", refused[*p] ? refused[*p] : "");
     }
 }
 
@@ -392,8 +464,10 @@ static int add_tensor(struct machine *m, uint64_t key, uint64_t v) {
     char *name = m->text + (content(key) >> 30);
     ckpt_printable(shown, name, bytes);
     if (tag_of(v) == DICT)
-        return refuse(m, "'%s' is a map inside the outermost map: a training checkpoint, not a model; save its state_dict",
-                      shown);
+        return refuse(
+            m,
+            "'%s' is a map inside the outermost map: a training checkpoint, not a model; save its state_dict",
+            shown);
     if (tag_of(v) != TENSOR) return refuse(m, "'%s' is %s, not a tensor", shown, kinds[tag_of(v)]);
     const uint64_t *t = m->heap.p + content(v);
     const struct zip_member *member = &m->c->shards[m->file].zip.members[content(t[0]) >> 8];
@@ -403,7 +477,7 @@ static int add_tensor(struct machine *m, uint64_t key, uint64_t v) {
     for (size_t k = 0; k < rank; k++) shape[k] = (int64_t)content(size[k]);
     struct ckpt_tensor *added = ckpt_add(m->c, m->file, name, bytes, type, (int)rank, shape, m->e);
     if (!added) return -1;
-    /* An expanded view (stride 0) may be larger than its storage, but no tensor larger than the file is believed. */
+    /* An expanded view (stride 0) may be larger than its storage, but not larger than the file. */
     if (ckpt_tensor_bytes(added) > m->c->shards[m->file].file->bytes)
         return refuse(m, "tensor '%s' claims more bytes than the file has", shown);
     added->offset = member->offset + (int64_t)(content(t[1]) * dtype_bytes(type));
@@ -424,8 +498,13 @@ static int finish(struct machine *m) {
 }
 
 int ckpt_pickle_read(struct ckpt *c, int file, size_t n, const char *root, size_t root_bytes, struct err *e) {
-    struct machine m = {
-        .c = c, .file = file, .root = root, .root_bytes = root_bytes, .text = c->shards[file].text, .n = n, .e = e};
+    struct machine m = {.c = c,
+                        .file = file,
+                        .root = root,
+                        .root_bytes = root_bytes,
+                        .text = c->shards[file].text,
+                        .n = n,
+                        .e = e};
     uint64_t nil;
     int rc = heap_take(&m, 1, &nil); /* so that 0 means "no pair" */
     while (!rc) rc = step(&m);

@@ -1,15 +1,16 @@
 /* checkpoint/safetensors.c - reads the header of a .safetensors file.
  *
  *     u64 N | N bytes of JSON, padded with spaces | payloads
- *     {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__": {"key": "text"}}
+ *     {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [begin, end]}, ..., "__metadata__": {"a": "b"}}
  *
- * Offsets count from 8 + N. Payloads are row-major, in any order, without gaps, and end with the file. The header is
- * scanned in place; its text stays in memory because the names live there.
+ * Offsets count from 8 + N. Payloads are row-major, in any order, without gaps, and end with the file. The
+ * header is scanned in place; its text stays in memory because the names live there.
  *
- * Never more liberal than the reference reader (safetensors 0.8), and stricter in these points: a name twice (the
- * reference keeps the last), control characters, NULs and more than 1 KB in a name, unknown keys (they could change what
- * the bytes mean), "__metadata__": null, more than 8 dimensions, sizes above 2^63-1 even where another is 0, element types
- * this program has no use for, headers above 16 MB, more than 100,000 tensors. */
+ * Never more liberal than the reference reader (safetensors 0.8), and stricter in these points: a name twice
+ * (the reference keeps the last), control characters, NULs and more than 1 KB in a name, unknown keys (they
+ * could change what the bytes mean), "__metadata__": null, more than 8 dimensions, sizes above 2^63-1 even
+ * where another is 0, element types this program has no use for, headers above 16 MB, more than 100,000
+ * tensors. */
 #include "checkpoint/checkpoint_internal.h"
 #include "base/sys.h"
 #include <stdlib.h>
@@ -28,8 +29,10 @@ static int parse_dtype(struct scan *s, enum dtype *type) {
                    ckpt_printable(shown, text, n));
 }
 
-/* "name": has been read; the description that follows becomes a tensor of c. `data` is where payloads begin. */
-static int parse_tensor(struct scan *s, struct ckpt *c, int file, int64_t data, const char *name, size_t name_bytes) {
+/* "name": has been read; the description that follows becomes a tensor of c. `data` is where payloads begin.
+ * */
+static int parse_tensor(struct scan *s, struct ckpt *c, int file, int64_t data, const char *name,
+                        size_t name_bytes) {
     enum { DTYPE = 1, SHAPE = 2, OFFSETS = 4 };
     int seen = 0, rank = 0, rc;
     int64_t shape[CKPT_RANK], begin = 0, end = 0;
@@ -39,7 +42,10 @@ static int parse_tensor(struct scan *s, struct ckpt *c, int file, int64_t data, 
     if (ckpt_scan_expect(s, '{')) return -1;
     for (int i = 0; (rc = ckpt_scan_item(s, '}', i)) > 0; i++) {
         if (ckpt_scan_string(s, &key, &n) || ckpt_scan_expect(s, ':')) return -1;
-        int field = !strcmp(key, "dtype") ? DTYPE : !strcmp(key, "shape") ? SHAPE : !strcmp(key, "data_offsets") ? OFFSETS : 0;
+        int field = !strcmp(key, "dtype")          ? DTYPE
+                    : !strcmp(key, "shape")        ? SHAPE
+                    : !strcmp(key, "data_offsets") ? OFFSETS
+                                                   : 0;
         if (!field) return ckpt_scan_error(s, "a key other than dtype, shape and data_offsets");
         if (seen & field) return ckpt_scan_error(s, "a key that is there twice");
         seen |= field;
@@ -64,11 +70,12 @@ static int parse_tensor(struct scan *s, struct ckpt *c, int file, int64_t data, 
     struct ckpt_tensor *t = ckpt_add(c, file, name, name_bytes, type, rank, shape, s->e);
     if (!t) return -1;
     if (begin > end || end > c->shards[file].file->bytes - data)
-        return err_set(s->e, ERR_INPUT, "%s: tensor '%s' claims bytes %lld to %lld of the %lld that are there", s->path,
-                       shown, (long long)begin, (long long)end, (long long)(c->shards[file].file->bytes - data));
+        return err_set(s->e, ERR_INPUT,
+                       "%s: tensor '%s' claims bytes %lld to %lld of the %lld that are there", s->path, shown,
+                       (long long)begin, (long long)end, (long long)(c->shards[file].file->bytes - data));
     if (end - begin != ckpt_tensor_bytes(t))
-        return err_set(s->e, ERR_INPUT, "%s: tensor '%s' needs %lld bytes by its shape, but has %lld", s->path, shown,
-                       (long long)ckpt_tensor_bytes(t), (long long)(end - begin));
+        return err_set(s->e, ERR_INPUT, "%s: tensor '%s' needs %lld bytes by its shape, but has %lld",
+                       s->path, shown, (long long)ckpt_tensor_bytes(t), (long long)(end - begin));
     t->offset = data + begin;
     return 0;
 }
@@ -79,7 +86,8 @@ static int parse_metadata(struct scan *s) {
     int rc;
     if (ckpt_scan_expect(s, '{')) return -1;
     for (int64_t i = 0; (rc = ckpt_scan_item(s, '}', i)) > 0; i++)
-        if (ckpt_scan_string(s, &text, &n) || ckpt_scan_expect(s, ':') || ckpt_scan_string(s, &text, &n)) return -1;
+        if (ckpt_scan_string(s, &text, &n) || ckpt_scan_expect(s, ':') || ckpt_scan_string(s, &text, &n))
+            return -1;
     return rc;
 }
 
@@ -89,21 +97,24 @@ static int by_offset(const void *pa, const void *pb) {
     return (a->count > b->count) - (a->count < b->count); /* empty tensors may lie between two others */
 }
 
-/* Payloads follow each other without gap or overlap, from `at` to the end of the file. Sorts this file's tensors. */
+/* Payloads follow each other without gap or overlap, from `at` to the end of the file. Sorts this file's
+ * tensors. */
 static int check_layout(struct ckpt *c, int file, int64_t first, int64_t at, struct err *e) {
     const struct file *f = c->shards[file].file;
-    if (c->count > first) qsort(c->tensors + first, (size_t)(c->count - first), sizeof *c->tensors, by_offset);
+    if (c->count > first)
+        qsort(c->tensors + first, (size_t)(c->count - first), sizeof *c->tensors, by_offset);
     for (int64_t i = first; i < c->count; i++) {
         const struct ckpt_tensor *t = &c->tensors[i];
         if (t->offset != at)
-            return err_set(e, ERR_INPUT, "%s: tensor '%s' begins at byte %lld, %s byte %lld where the one before ends",
-                           f->path, t->name, (long long)t->offset, t->offset < at ? "inside the data before" : "after",
-                           (long long)at);
+            return err_set(e, ERR_INPUT,
+                           "%s: tensor '%s' begins at byte %lld, %s byte %lld where the one before ends",
+                           f->path, t->name, (long long)t->offset,
+                           t->offset < at ? "inside the data before" : "after", (long long)at);
         at += ckpt_tensor_bytes(t);
     }
     if (at == f->bytes) return 0;
-    return err_set(e, ERR_INPUT, "%s: the tensors end at byte %lld, the file at byte %lld", f->path, (long long)at,
-                   (long long)f->bytes);
+    return err_set(e, ERR_INPUT, "%s: the tensors end at byte %lld, the file at byte %lld", f->path,
+                   (long long)at, (long long)f->bytes);
 }
 
 int ckpt_safetensors_open(struct ckpt *c, int file, struct err *e) {
@@ -115,19 +126,23 @@ int ckpt_safetensors_open(struct ckpt *c, int file, struct err *e) {
     char *name;
     size_t name_bytes;
     if (f->bytes < 10)
-        return err_set(e, ERR_INPUT, "%s has %lld bytes, too few for a safetensors file", f->path, (long long)f->bytes);
+        return err_set(e, ERR_INPUT, "%s has %lld bytes, too few for a safetensors file", f->path,
+                       (long long)f->bytes);
     if (file_pread(f, &n, 8, 0, e)) return -1;
     if (n < 2 || n > (uint64_t)f->bytes - 8)
-        return err_set(e, ERR_INPUT,
-                       "%s: the header should have %llu bytes, the file has %lld: not a safetensors file, or cut off",
-                       f->path, (unsigned long long)n, (long long)f->bytes);
+        return err_set(
+            e, ERR_INPUT,
+            "%s: the header should have %llu bytes, the file has %lld: not a safetensors file, or cut off",
+            f->path, (unsigned long long)n, (long long)f->bytes);
     if (n > CKPT_HEADER_MAX)
-        return err_set(e, ERR_INPUT, "%s: a header of %llu bytes, at most %d are read", f->path, (unsigned long long)n,
-                       CKPT_HEADER_MAX);
-    if (!(shard->text = sys_grow(NULL, n, "header of a safetensors file", e)) || file_pread(f, shard->text, n, 8, e))
+        return err_set(e, ERR_INPUT, "%s: a header of %llu bytes, at most %d are read", f->path,
+                       (unsigned long long)n, CKPT_HEADER_MAX);
+    if (!(shard->text = sys_grow(NULL, n, "header of a safetensors file", e)) ||
+        file_pread(f, shard->text, n, 8, e))
         return -1;
     if (shard->text[0] != '{')
-        return err_set(e, ERR_INPUT, "%s: the header does not begin with '{': not a safetensors file", f->path);
+        return err_set(e, ERR_INPUT, "%s: the header does not begin with '{': not a safetensors file",
+                       f->path);
     struct scan s = {shard->text, shard->text + 1, shard->text + n, f->path, e};
     for (int64_t i = 0; (rc = ckpt_scan_item(&s, '}', i)) > 0; i++) {
         if (ckpt_scan_string(&s, &name, &name_bytes) || ckpt_scan_expect(&s, ':')) return -1;

@@ -1,6 +1,7 @@
 /* checkpoint/scan.c - a cursor over JSON text (RFC 8259), one pass, no memory of its own.
  *
- * Numbers are whole and exact up to 2^63-1: a parser that goes through double would corrupt offsets above 2^53. */
+ * Numbers are whole and exact up to 2^63-1: a parser that goes through double would corrupt offsets above
+ * 2^53. */
 #include "checkpoint/checkpoint_internal.h"
 #include <string.h>
 
@@ -68,8 +69,8 @@ static int escape(struct scan *s, uint32_t *c) {
     s->p += 5;
     if (*c == 0) return ckpt_scan_error(s, "a NUL character in a string");
     if (*c < 0xd800 || *c > 0xdfff) return 0;
-    if (*c > 0xdbff || s->end - s->p < 6 || s->p[0] != '\\' || s->p[1] != 'u' || hex4(s->p + 2, s->end, &low) ||
-        low < 0xdc00 || low > 0xdfff)
+    if (*c > 0xdbff || s->end - s->p < 6 || s->p[0] != '\\' || s->p[1] != 'u' ||
+        hex4(s->p + 2, s->end, &low) || low < 0xdc00 || low > 0xdfff)
         return ckpt_scan_error(s, "half a surrogate pair");
     *c = 0x10000 + ((*c - 0xd800) << 10 | (low - 0xdc00));
     s->p += 6;

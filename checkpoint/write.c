@@ -1,11 +1,11 @@
 /* checkpoint/write.c - writes a model as safetensors, in one file or in shards with an index.
  *
- * Everything is declared first, so that the headers can be written before the payloads, which then stream through:
- * memory holds names and shapes only. Files grow under temporary names (base/file.h), each synced when it is full.
- * ckpt_commit renames them, the index last, once all of them are on the disk. Between two renames of a sharded model
- * there can be a moment without a complete one, but never an index that mixes old shards with new: an index whose shards
- * are about to be replaced goes first. A NAME in the other form (one file, or index) is removed, so that no reader picks
- * the old one. */
+ * Everything is declared first, so that the headers can be written before the payloads, which then stream
+ * through: memory holds names and shapes only. Files grow under temporary names (base/file.h), each synced
+ * when it is full. ckpt_commit renames them, the index last, once all of them are on the disk. Between two
+ * renames of a sharded model there can be a moment without a complete one, but never an index that mixes old
+ * shards with new: an index whose shards are about to be replaced goes first. A NAME in the other form (one
+ * file, or index) is removed, so that no reader picks the old one. */
 #include "base/str.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint_internal.h"
@@ -47,9 +47,12 @@ struct ckpt_writer *ckpt_create(const char *dir, const char *name, int64_t shard
     return NULL;
 }
 
-int ckpt_declare(struct ckpt_writer *w, const char *name, enum dtype type, int rank, const int64_t *shape, struct err *e) {
-    struct declared t = {.type = type, .rank = rank, .joined = w->join_next, .bytes = (int64_t)dtype_bytes(type)};
-    ASSERT(!w->outs && rank >= 0 && rank <= CKPT_RANK, "tensor %s: rank %d, %d shards begun", name, rank, w->begun);
+int ckpt_declare(struct ckpt_writer *w, const char *name, enum dtype type, int rank, const int64_t *shape,
+                 struct err *e) {
+    struct declared t = {
+        .type = type, .rank = rank, .joined = w->join_next, .bytes = (int64_t)dtype_bytes(type)};
+    ASSERT(!w->outs && rank >= 0 && rank <= CKPT_RANK, "tensor %s: rank %d, %d shards begun", name, rank,
+           w->begun);
     w->join_next = 0;
     for (int k = 0; k < rank; k++) {
         ASSERT(shape[k] >= 0, "tensor %s: size %lld", name, (long long)shape[k]);
@@ -69,7 +72,9 @@ int ckpt_declare(struct ckpt_writer *w, const char *name, enum dtype type, int r
     return 0;
 }
 
-void ckpt_same_shard(struct ckpt_writer *w) { w->join_next = 1; }
+void ckpt_same_shard(struct ckpt_writer *w) {
+    w->join_next = 1;
+}
 
 /* ---- planning ---- */
 
@@ -87,8 +92,10 @@ static void assign_shards(struct ckpt_writer *w) {
 }
 
 static void file_name(const struct ckpt_writer *w, int shard, char *name, size_t size) {
-    if (w->shards == 1) snprintf(name, size, "%s.safetensors", w->name);
-    else snprintf(name, size, "%s-%05d-of-%05d.safetensors", w->name, shard + 1, w->shards);
+    if (w->shards == 1)
+        snprintf(name, size, "%s.safetensors", w->name);
+    else
+        snprintf(name, size, "%s-%05d-of-%05d.safetensors", w->name, shard + 1, w->shards);
 }
 
 static void file_path(const struct ckpt_writer *w, int shard, char path[4096]) {
@@ -97,9 +104,10 @@ static void file_path(const struct ckpt_writer *w, int shard, char path[4096]) {
     snprintf(path, 4096, "%s/%s", w->dir, name);
 }
 
-/* Length and header of a shard; *payload is what follows. The header is padded so that the payload begins at a multiple
- * of 8. */
-static int make_header(const struct ckpt_writer *w, int shard, struct str *s, int64_t *payload, struct err *e) {
+/* Length and header of a shard; *payload is what follows. The header is padded so that the payload begins at
+ * a multiple of 8. */
+static int make_header(const struct ckpt_writer *w, int shard, struct str *s, int64_t *payload,
+                       struct err *e) {
     uint64_t n = 0;
     *payload = 0;
     str_add(s, &n, sizeof n);
@@ -111,7 +119,8 @@ static int make_header(const struct ckpt_writer *w, int shard, struct str *s, in
         str_json(s, t->name, strlen(t->name));
         str_printf(s, ":{\"dtype\":\"%s\",\"shape\":[", dtype_name(t->type));
         for (int k = 0; k < t->rank; k++) str_printf(s, "%s%lld", k ? "," : "", (long long)t->shape[k]);
-        str_printf(s, "],\"data_offsets\":[%lld,%lld]}", (long long)*payload, (long long)(*payload + t->bytes));
+        str_printf(s, "],\"data_offsets\":[%lld,%lld]}", (long long)*payload,
+                   (long long)(*payload + t->bytes));
         *payload += t->bytes;
     }
     str_putc(s, '}');
@@ -131,17 +140,19 @@ static int begin(struct ckpt_writer *w, struct err *e) {
     assign_shards(w);
     w->total = 0;
     for (int64_t i = 0; i < w->count; i++) w->total += w->t[i].bytes;
-    int64_t available = dir_free_bytes(w->dir), bytes = w->total + 200 * (w->count + 1); /* names and numbers of headers */
+    int64_t available = dir_free_bytes(w->dir),
+            bytes = w->total + 200 * (w->count + 1); /* names and numbers of headers */
     if (available >= 0 && bytes > available)
-        return err_set(e, ERR_RUN, "%s: writing %s needs %s (%lld bytes), the disk has %s left", w->dir, w->name,
-                       text_bytes(need, bytes), (long long)bytes, text_bytes(have, available));
+        return err_set(e, ERR_RUN, "%s: writing %s needs %s (%lld bytes), the disk has %s left", w->dir,
+                       w->name, text_bytes(need, bytes), (long long)bytes, text_bytes(have, available));
     if (!(w->order = sys_alloc_array((size_t)w->count, sizeof *w->order, "index", e)) ||
         !(w->outs = sys_alloc_array((size_t)w->shards, sizeof *w->outs, "output files", e)))
         return -1;
     for (int64_t i = 0; i < w->count; i++) w->order[i] = &w->t[i];
     qsort(w->order, (size_t)w->count, sizeof(struct declared *), by_name);
     for (int64_t i = 1; i < w->count; i++)
-        ASSERT(strcmp(w->order[i]->name, w->order[i - 1]->name), "tensor %s declared twice", w->order[i]->name);
+        ASSERT(strcmp(w->order[i]->name, w->order[i - 1]->name), "tensor %s declared twice",
+               w->order[i]->name);
     return 0;
 }
 
@@ -189,7 +200,8 @@ static struct out *write_index(const struct ckpt_writer *w, const char *path, st
     char file[256];
     struct str s = {0};
     struct out *o = NULL;
-    str_printf(&s, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {", (long long)w->total);
+    str_printf(&s, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {",
+               (long long)w->total);
     for (int64_t i = 0; i < w->count; i++) {
         const struct declared *t = w->order[i];
         file_name(w, t->shard, file, sizeof file);
@@ -198,7 +210,8 @@ static struct out *write_index(const struct ckpt_writer *w, const char *path, st
         str_printf(&s, ": \"%s\"", file);
     }
     str_puts(&s, "\n  }\n}\n");
-    if (s.oom) err_set(e, ERR_RUN, "out of memory: an index of more than %zu bytes", s.n);
+    if (s.oom)
+        err_set(e, ERR_RUN, "out of memory: an index of more than %zu bytes", s.n);
     else if ((o = out_open(path, e)) && (out_write(o, s.p, s.n, e) || out_sync(o, e))) {
         out_abort(o);
         o = NULL;
@@ -217,7 +230,8 @@ static int commit(struct ckpt_writer *w, struct err *e) {
     struct out *o = NULL;
     int replaces = 0, sharded;
     if (next_shard(w, e) || out_sync(w->outs[w->begun - 1], e)) return -1;
-    ASSERT(!w->left && w->begun == w->shards, "%lld bytes missing in shard %d of %d", (long long)w->left, w->begun, w->shards);
+    ASSERT(!w->left && w->begun == w->shards, "%lld bytes missing in shard %d of %d", (long long)w->left,
+           w->begun, w->shards);
     snprintf(index, sizeof index, "%s/%s.safetensors.index.json", w->dir, w->name);
     snprintf(single, sizeof single, "%s/%s.safetensors", w->dir, w->name);
     sharded = w->shards > 1;

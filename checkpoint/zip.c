@@ -1,11 +1,12 @@
 /* checkpoint/zip.c - the zip container of a torch .bin: where each member's bytes are, nothing more.
  *
- *     [local header | name | extra | contents | descriptor?]...  central directory  [ZIP64 record  locator]  end record
+ *     [local header | name | extra | contents | descriptor?]... central directory [ZIP64 record locator] end record
  *
- * (PKWARE APPNOTE 6.3.) The central directory is the truth, because torch leaves sizes and CRC of the local headers zero;
- * a local header must still agree in name, method and whatever it does say. Accepted: stored members, no encryption, one
- * disk, no comment behind the end record, ZIP64. Members must not overlap and no name may come twice. Contents are
- * compared with their CRC by ckpt_zip_check before the first byte of them is used. */
+ * (PKWARE APPNOTE 6.3.) The central directory is the truth, because torch leaves sizes and CRC of the local
+ * headers zero; a local header must still agree in name, method and whatever it does say. Accepted: stored
+ * members, no encryption, one disk, no comment behind the end record, ZIP64. Members must not overlap and no
+ * name may come twice. Contents are compared with their CRC by ckpt_zip_check before the first byte of them
+ * is used. */
 #include "checkpoint/checkpoint_internal.h"
 #include "base/sys.h"
 #include <stdlib.h>
@@ -57,10 +58,11 @@ static int find_directory(const struct file *f, struct directory *d, struct err 
         unsigned char *record = tail;
         stop -= LOCATOR_BYTES + RECORD_BYTES;
         if (get(record, 4) != 0x06064b50 || get(record + 4, 8) != RECORD_BYTES - 12 || get(locator + 4, 4) ||
-            get(locator + 16, 4) != 1 || stop < 0 || get(locator + 8, 8) != (uint64_t)stop || get(record + 16, 8) ||
-            get(record + 24, 8) != get(record + 32, 8))
+            get(locator + 16, 4) != 1 || stop < 0 || get(locator + 8, 8) != (uint64_t)stop ||
+            get(record + 16, 8) || get(record + 24, 8) != get(record + 32, 8))
             return bad(f, e, "its ZIP64 end record is wrong");
-        if ((entries != 0xffff && entries != get(record + 32, 8)) || (bytes != SATURATED && bytes != get(record + 40, 8)) ||
+        if ((entries != 0xffff && entries != get(record + 32, 8)) ||
+            (bytes != SATURATED && bytes != get(record + 40, 8)) ||
             (offset != SATURATED && offset != get(record + 48, 8)))
             return bad(f, e, "its two end records differ");
         entries = get(record + 32, 8), bytes = get(record + 40, 8), offset = get(record + 48, 8);
@@ -73,7 +75,8 @@ static int find_directory(const struct file *f, struct directory *d, struct err 
     return 0;
 }
 
-/* Replaces the saturated ones of the 32-bit values by those of the ZIP64 extra field, which holds just these, in order. */
+/* Replaces the saturated ones of the 32-bit values by those of the ZIP64 extra field, which holds just these,
+ * in order. */
 static int zip64_values(const unsigned char *extra, size_t n, uint64_t *values[], int count) {
     while (n >= 4) {
         size_t id = get(extra, 2), bytes = get(extra + 2, 2);
@@ -92,7 +95,8 @@ static int zip64_values(const unsigned char *extra, size_t n, uint64_t *values[]
 }
 
 /* Reads the local header of m, checks it against the central one and sets m->offset. */
-static int read_local(const struct file *f, struct zip_member *m, unsigned flags, int64_t limit, struct err *e) {
+static int read_local(const struct file *f, struct zip_member *m, unsigned flags, int64_t limit,
+                      struct err *e) {
     unsigned char h[LOCAL_BYTES], *text = NULL;
     int rc = -1;
     if (m->header > limit - LOCAL_BYTES) return bad(f, e, "a member lies outside the file");
@@ -120,8 +124,8 @@ out:
 }
 
 /* The entry of the central directory at p[0..left), *length bytes long. */
-static int read_entry(const struct file *f, const unsigned char *p, size_t left, int64_t limit, struct zip_member *m,
-                      size_t *length, struct err *e) {
+static int read_entry(const struct file *f, const unsigned char *p, size_t left, int64_t limit,
+                      struct zip_member *m, size_t *length, struct err *e) {
     if (left < ENTRY_BYTES || get(p, 4) != 0x02014b50) return bad(f, e, "a wrong central directory");
     unsigned flags = (unsigned)get(p + 8, 2);
     size_t name_bytes = get(p + 28, 2), extra_bytes = get(p + 30, 2);
@@ -131,12 +135,18 @@ static int read_entry(const struct file *f, const unsigned char *p, size_t left,
     const char *problem = NULL;
     if (*length > left || zip64_values(p + ENTRY_BYTES + name_bytes, extra_bytes, values, 3))
         problem = "a wrong central directory";
-    else if (flags & ~(unsigned)(FLAG_DESCRIPTOR | FLAG_UTF8)) problem = "an encrypted or patched member";
-    else if (get(p + 10, 2)) problem = "a compressed member; torch.save stores them plain";
-    else if (packed != bytes) problem = "a stored member with two different sizes";
-    else if (get(p + 34, 2)) problem = "a zip of several disks";
-    else if (!name_bytes || memchr(p + ENTRY_BYTES, 0, name_bytes)) problem = "a member with an impossible name";
-    else if (bytes > (uint64_t)limit || header > (uint64_t)limit) problem = "a member lies outside the file";
+    else if (flags & ~(unsigned)(FLAG_DESCRIPTOR | FLAG_UTF8))
+        problem = "an encrypted or patched member";
+    else if (get(p + 10, 2))
+        problem = "a compressed member; torch.save stores them plain";
+    else if (packed != bytes)
+        problem = "a stored member with two different sizes";
+    else if (get(p + 34, 2))
+        problem = "a zip of several disks";
+    else if (!name_bytes || memchr(p + ENTRY_BYTES, 0, name_bytes))
+        problem = "a member with an impossible name";
+    else if (bytes > (uint64_t)limit || header > (uint64_t)limit)
+        problem = "a member lies outside the file";
     if (problem) return bad(f, e, problem);
     *m = (struct zip_member){.header = (int64_t)header,
                              .bytes = (int64_t)bytes,
@@ -203,8 +213,10 @@ struct zip_member *ckpt_zip_find(const struct zip *z, const char *name, size_t n
         struct zip_member *m = &z->members[mid];
         int order = compare_name(name, name_bytes, m->name, m->name_bytes);
         if (!order) return m;
-        if (order < 0) high = mid;
-        else low = mid + 1;
+        if (order < 0)
+            high = mid;
+        else
+            low = mid + 1;
     }
     return NULL;
 }
@@ -213,12 +225,14 @@ struct zip_member *ckpt_zip_at(const struct zip *z, int64_t offset) {
     int64_t low = 0, high = z->count; /* the last member whose header is before offset */
     while (high - low > 1) {
         int64_t mid = (low + high) / 2;
-        if (z->members[mid].header < offset) low = mid;
-        else high = mid;
+        if (z->members[mid].header < offset)
+            low = mid;
+        else
+            high = mid;
     }
     struct zip_member *m = &z->members[low];
-    ASSERT(offset >= m->offset && offset < m->offset + m->bytes, "byte %lld, member %lld + %lld", (long long)offset,
-           (long long)m->offset, (long long)m->bytes);
+    ASSERT(offset >= m->offset && offset < m->offset + m->bytes, "byte %lld, member %lld + %lld",
+           (long long)offset, (long long)m->offset, (long long)m->bytes);
     return m;
 }
 
@@ -231,7 +245,8 @@ int ckpt_zip_check(struct zip_member *m, const struct file *f, struct err *e) {
 #pragma omp parallel if (chunks > 4)
     {
         struct err mine = {0};
-        unsigned char *buffer = sys_grow(NULL, m->bytes < CHUNK ? (size_t)m->bytes : CHUNK, "buffer for a checksum", &mine);
+        unsigned char *buffer =
+            sys_grow(NULL, m->bytes < CHUNK ? (size_t)m->bytes : CHUNK, "buffer for a checksum", &mine);
 #pragma omp for ordered schedule(static, 1)
         for (int64_t i = 0; i < chunks; i++) {
             size_t n = i < chunks - 1 ? CHUNK : (size_t)(m->bytes - i * CHUNK);
@@ -253,7 +268,8 @@ int ckpt_zip_check(struct zip_member *m, const struct file *f, struct err *e) {
     if (failed) return -1;
     char shown[100];
     if (crc != m->crc)
-        return err_set(e, ERR_INPUT, "%s: the member '%s' is damaged (its CRC is %08x, %08x was written); copy it again",
+        return err_set(e, ERR_INPUT,
+                       "%s: the member '%s' is damaged (its CRC is %08x, %08x was written); copy it again",
                        f->path, ckpt_printable(shown, m->name, m->name_bytes), crc, m->crc);
     __atomic_store_n(&m->good, 1, __ATOMIC_RELEASE);
     return 0;

@@ -1,4 +1,5 @@
-/* Golden checkpoints: the same weights in every layout, and bitsandbytes files read, written and read again. */
+/* Golden checkpoints: the same weights in every layout, and bitsandbytes files read, written and read again.
+ * */
 #include "base/half.h"
 #include "base/file.h"
 #include "base/sys.h"
@@ -28,12 +29,14 @@ static void same_in_bf16(const struct ckpt *a, const struct ckpt *b) {
     for (int64_t i = 0; i < ckpt_count(b); i++) {
         const struct ckpt_tensor *y = ckpt_at(b, i), *x = ckpt_find(a, y->name);
         REQUIRE(x, "%s is missing in %s", y->name, ckpt_file(a, ckpt_at(a, 0)));
-        REQUIRE(x->rank == y->rank && !memcmp(x->shape, y->shape, sizeof x->shape), "%s: shapes differ", y->name);
+        REQUIRE(x->rank == y->rank && !memcmp(x->shape, y->shape, sizeof x->shape), "%s: shapes differ",
+                y->name);
         float *fx = read_all(a, x, DT_F32), *fy = read_all(b, y, DT_F32);
         uint16_t *hx = read_all(a, x, DT_BF16), *hy = read_all(b, y, DT_BF16);
         int64_t wrong = 0;
         for (int64_t k = 0; k < x->count; k++)
-            wrong += hx[k] != f32_to_bf16(fx[k]) || hy[k] != hx[k] || f32_bits(fy[k]) != f32_bits(bf16_to_f32(hx[k]));
+            wrong += hx[k] != f32_to_bf16(fx[k]) || hy[k] != hx[k] ||
+                     f32_bits(fy[k]) != f32_bits(bf16_to_f32(hx[k]));
         CHECK(!wrong, "%s in %s: %lld elements differ", y->name, ckpt_file(b, y), (long long)wrong);
         sys_free(fx), sys_free(fy), sys_free(hx), sys_free(hy);
     }
@@ -44,14 +47,16 @@ TEST(every_layout_holds_the_same_weights) {
     static const struct {
         const char *path;
         int64_t tensors;
-    } layouts[] = {{"yuan2-tiny-a/bf16", 30}, {"yuan2-tiny-a/bf16-sharded", 31}, {"yuan2-tiny-a/bf16-safetensors", 30}};
+    } layouts[] = {
+        {"yuan2-tiny-a/bf16", 30}, {"yuan2-tiny-a/bf16-sharded", 31}, {"yuan2-tiny-a/bf16-safetensors", 30}};
     struct ckpt *fp32 = open_golden("yuan2-tiny-a/fp32");
     REQUIRE(fp32, "no fp32 checkpoint");
     CHECK(ckpt_count(fp32) == 33, "%lld tensors", (long long)ckpt_count(fp32)); /* and the head, 2 inv_freq */
     for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
         struct ckpt *c = open_golden(layouts[i].path);
         REQUIRE(c, "%s", layouts[i].path);
-        CHECK(ckpt_count(c) == layouts[i].tensors, "%s: %lld tensors", layouts[i].path, (long long)ckpt_count(c));
+        CHECK(ckpt_count(c) == layouts[i].tensors, "%s: %lld tensors", layouts[i].path,
+              (long long)ckpt_count(c));
         same_in_bf16(fp32, c);
         ckpt_close(c);
     }
@@ -65,11 +70,14 @@ TEST(views_of_one_storage_and_transposed_views) {
     const struct ckpt_tensor *q = ckpt_find(c, "model.layers.0.self_attn.q_proj.weight");
     const struct ckpt_tensor *k = ckpt_find(c, "model.layers.0.self_attn.k_proj.weight");
     const struct ckpt_tensor *o = ckpt_find(c, "model.layers.0.self_attn.o_proj.weight");
-    const struct ckpt_tensor *head = ckpt_find(c, "lm_head.weight"), *in = ckpt_find(c, "model.embed_tokens.weight");
+    const struct ckpt_tensor *head = ckpt_find(c, "lm_head.weight"),
+                             *in = ckpt_find(c, "model.embed_tokens.weight");
     REQUIRE(q && k && o && head && in, "tensors are missing");
-    CHECK(k->offset - q->offset == 64 * 64 * 4, "k_proj lies %lld bytes behind q_proj", (long long)(k->offset - q->offset));
+    CHECK(k->offset - q->offset == 64 * 64 * 4, "k_proj lies %lld bytes behind q_proj",
+          (long long)(k->offset - q->offset));
     CHECK(head->offset == in->offset, "the head has a storage of its own");
-    CHECK(o->stride[0] == 1 && o->stride[1] == 64, "strides %lld %lld", (long long)o->stride[0], (long long)o->stride[1]);
+    CHECK(o->stride[0] == 1 && o->stride[1] == 64, "strides %lld %lld", (long long)o->stride[0],
+          (long long)o->stride[1]);
     float *whole = read_all(c, o, DT_F32), part[100];
     struct err e = {0};
     for (int64_t first = 0; first < o->count; first += 37) { /* ranges that begin and end inside rows */
@@ -100,7 +108,8 @@ static void copy(const struct ckpt *a, const char *dir) {
     const struct ckpt_tensor *order[64];
     REQUIRE(n <= 64, "%lld tensors", (long long)n);
     for (int64_t i = 0; i < n; i++) order[i] = ckpt_at(a, i);
-    for (int64_t i = 1; i < n; i++) /* in the order of the file, so that the payloads must agree byte by byte */
+    for (int64_t i = 1; i < n;
+         i++) /* in the order of the file, so that the payloads must agree byte by byte */
         for (int64_t k = i; k && order[k - 1]->offset > order[k]->offset; k--) {
             const struct ckpt_tensor *swap = order[k];
             order[k] = order[k - 1], order[k - 1] = swap;
@@ -108,7 +117,8 @@ static void copy(const struct ckpt *a, const char *dir) {
     struct ckpt_writer *w = ckpt_create(dir, "model", 0, &e);
     REQUIRE(w, "%s", e.text);
     for (int64_t i = 0; i < n; i++)
-        REQUIRE(!ckpt_declare(w, order[i]->name, order[i]->type, order[i]->rank, order[i]->shape, &e), "%s", e.text);
+        REQUIRE(!ckpt_declare(w, order[i]->name, order[i]->type, order[i]->rank, order[i]->shape, &e), "%s",
+                e.text);
     for (int64_t i = 0; i < n; i++) {
         const char *state = strstr(order[i]->name, ".quant_state.");
         void *p = read_all(a, order[i], order[i]->type);
@@ -143,10 +153,10 @@ TEST(bitsandbytes_files_come_back_bit_for_bit) {
         struct ckpt *a = open_golden(cases[i].file);
         REQUIRE(a && mkdtemp(dir), "cannot begin");
         REQUIRE(!ckpt_quant(a, "model.layers.0.mlp.down_proj.weight", &q, &e), "%s", e.text);
-        CHECK(q.bits == 4 && q.type == cases[i].type && q.nested == cases[i].nested, "bits %d type %d nested %d", q.bits,
-              q.type, q.nested);
-        CHECK(q.rows == 128 && q.cols == 320 && q.block == 64 && q.source == DT_BF16, "%lld x %lld", (long long)q.rows,
-              (long long)q.cols);
+        CHECK(q.bits == 4 && q.type == cases[i].type && q.nested == cases[i].nested,
+              "bits %d type %d nested %d", q.bits, q.type, q.nested);
+        CHECK(q.rows == 128 && q.cols == 320 && q.block == 64 && q.source == DT_BF16, "%lld x %lld",
+              (long long)q.rows, (long long)q.cols);
         CHECK(!memcmp(q.levels, q4_levels(q.type), sizeof q.levels), "levels of %s", cases[i].file);
         REQUIRE(!ckpt_quant(a, "model.embed_tokens.weight", &q, &e) && !q.bits, "%s", e.text);
         copy(a, dir);
@@ -173,7 +183,8 @@ TEST(int8_rows) {
     struct ckpt_quant q;
     struct ckpt *c = open_golden("nf4/int8_rows_48x80_bf16.safetensors");
     REQUIRE(c && !ckpt_quant(c, "weight", &q, &e), "%s", e.text);
-    CHECK(q.bits == 8 && q.rows == 48 && q.cols == 80 && q.row_scale && q.row_scale->count == 48, "bits %d", q.bits);
+    CHECK(q.bits == 8 && q.rows == 48 && q.cols == 80 && q.row_scale && q.row_scale->count == 48, "bits %d",
+          q.bits);
     ckpt_close(c);
 }
 

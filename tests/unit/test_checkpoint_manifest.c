@@ -69,11 +69,13 @@ TEST(saves_and_replaces) {
     char *facts = NULL;
     set_up();
     REQUIRE(!save("checkpoint-1", 7, &e), "%s", e.text);
-    CHECK(manifest_verify(in("checkpoint-1"), &facts, &e) == 1 && !strcmp(facts, "{\"step\": 7,  \"hash\": \"ab\"}"), "%s: %s",
-          facts ? facts : "", e.text);
+    CHECK(manifest_verify(in("checkpoint-1"), &facts, &e) == 1 &&
+              !strcmp(facts, "{\"step\": 7,  \"hash\": \"ab\"}"),
+          "%s: %s", facts ? facts : "", e.text);
     sys_free(facts);
     REQUIRE(!save("checkpoint-1", 8, &e) && step_of("checkpoint-1") == 8 && entries() == 1, "%s", e.text);
-    REQUIRE(!save("checkpoint-2", 9, &e) && step_of("checkpoint-1") == 8 && step_of("checkpoint-2") == 9, "%s", e.text);
+    REQUIRE(!save("checkpoint-2", 9, &e) && step_of("checkpoint-1") == 8 && step_of("checkpoint-2") == 9,
+            "%s", e.text);
 }
 
 /* Every bit of every file, the manifest included. */
@@ -96,8 +98,8 @@ TEST(any_flipped_bit_is_found) {
             struct err mine = {0};
             char *facts;
             int rc = manifest_verify(in("c"), &facts, &mine);
-            CHECK(rc == 0 && !facts && mine.code == ERR_INPUT && strstr(mine.text, "/c"), "%s, bit %zu: %d %s", names[i], k, rc,
-                  mine.text);
+            CHECK(rc == 0 && !facts && mine.code == ERR_INPUT && strstr(mine.text, "/c"),
+                  "%s, bit %zu: %d %s", names[i], k, rc, mine.text);
         }
         FILE *f = fopen(path, "w");
         REQUIRE(f && fwrite(text, 1, n, f) == n && !fclose(f), "cannot write");
@@ -131,15 +133,22 @@ TEST(missing_added_and_shortened_files_are_found) {
         REQUIRE(!save("c", 7, &e), "%s", e.text);
         snprintf(command, sizeof command, cases[i].command, dir, dir);
         REQUIRE(!system(command), "%s", command);
-        CHECK(!manifest_verify(in("c"), &facts, &e) && !facts && strstr(e.text, cases[i].message), "%s: %s", cases[i].what,
-              e.text);
+        CHECK(!manifest_verify(in("c"), &facts, &e) && !facts && strstr(e.text, cases[i].message), "%s: %s",
+              cases[i].what, e.text);
     }
 }
 
 /* A manifest that was made to deceive may name no file outside its directory. */
 TEST(hostile_manifests) {
-    static const char *const lines[] = {"file %s 0 ../outside\n", "file %s 0 /etc/hostname\n", "file %s 0 ..\n", "file %s 0 \n",
-                                        "file %s -1 x\n", "file %s 99999999999999999999 x\n", "file zz 0 x\n", "%s\n", "\n"};
+    static const char *const lines[] = {"file %s 0 ../outside\n",
+                                        "file %s 0 /etc/hostname\n",
+                                        "file %s 0 ..\n",
+                                        "file %s 0 \n",
+                                        "file %s -1 x\n",
+                                        "file %s 99999999999999999999 x\n",
+                                        "file zz 0 x\n",
+                                        "%s\n",
+                                        "\n"};
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         struct err e = {0};
         char text[600], line[200], *facts, hex[41];
@@ -171,22 +180,25 @@ TEST(leftovers_of_the_dead_are_removed) {
     snprintf(dead, sizeof dead, ".tmp-checkpoint-3.%d", (int)child);
     snprintf(dead_old, sizeof dead_old, ".tmp-checkpoint-4.%d.old", (int)child);
     snprintf(mine, sizeof mine, ".tmp-other.%d", (int)getppid());
-    REQUIRE(!dir_make(in(dead), &e) && !dir_make(in(dead_old), &e) && !dir_make(in(mine), &e) && !dir_make(in(".tmp-"), &e) &&
-                !manifest_begin(dir, "checkpoint-9", tmp, sizeof tmp, &e),
+    REQUIRE(!dir_make(in(dead), &e) && !dir_make(in(dead_old), &e) && !dir_make(in(mine), &e) &&
+                !dir_make(in(".tmp-"), &e) && !manifest_begin(dir, "checkpoint-9", tmp, sizeof tmp, &e),
             "%s", e.text);
     CHECK(!path_exists(in(dead)) && !path_exists(in(dead_old)), "leftovers stay");
-    CHECK(path_exists(in(mine)) && path_exists(in(".tmp-")) && path_is_dir(tmp), "somebody else's were removed");
+    CHECK(path_exists(in(mine)) && path_exists(in(".tmp-")) && path_is_dir(tmp),
+          "somebody else's were removed");
     manifest_abort(tmp);
     CHECK(!path_exists(tmp), "abort leaves it");
 }
 
-/* Each call fails: the older checkpoint or the newer one is valid under its name, and an error is reported. */
+/* Each call fails: the older checkpoint or the newer one is valid under its name, and an error is reported.
+ * */
 TEST(faults) {
     static const struct {
         const char *kinds;
         int error, sticky;
-    } faults[] = {{"w", ENOSPC, 0}, {"w", ENOSPC, 1}, {"w", SYS_SHORT, 1}, {"s", EIO, 0}, {"s", EIO, 1}, {"n", EIO, 0},
-                  {"m", ENOSPC, 0}, {"o", EMFILE, 0}, {"a", ENOMEM, 0},    {"r", EIO, 0}, {"u", EIO, 0}};
+    } faults[] = {{"w", ENOSPC, 0}, {"w", ENOSPC, 1}, {"w", SYS_SHORT, 1}, {"s", EIO, 0},
+                  {"s", EIO, 1},    {"n", EIO, 0},    {"m", ENOSPC, 0},    {"o", EMFILE, 0},
+                  {"a", ENOMEM, 0}, {"r", EIO, 0},    {"u", EIO, 0}};
     for (size_t f = 0; f < sizeof faults / sizeof *faults; f++)
         for (int64_t n = 1, done = 0; !done; n++) {
             struct err e = {0}, mine = {0};
@@ -199,15 +211,20 @@ TEST(faults) {
             sys_fault.at = 0;
             REQUIRE(n < 1000, "no end");
             int step = step_of("c");
-            if (!rc) CHECK(step == 2, "%s at %lld: done, but step %d", faults[f].kinds, (long long)n, step);
-            else CHECK(mine.code == ERR_RUN && mine.text[0], "%s at %lld: %s", faults[f].kinds, (long long)n, mine.text);
-            if (done || faults[f].error == SYS_SHORT) CHECK(!rc, "%s at %lld: %s", faults[f].kinds, (long long)n, mine.text);
-            CHECK(step, "%s at %lld: no valid checkpoint is left (%s)", faults[f].kinds, (long long)n, mine.text);
+            if (!rc)
+                CHECK(step == 2, "%s at %lld: done, but step %d", faults[f].kinds, (long long)n, step);
+            else
+                CHECK(mine.code == ERR_RUN && mine.text[0], "%s at %lld: %s", faults[f].kinds, (long long)n,
+                      mine.text);
+            if (done || faults[f].error == SYS_SHORT)
+                CHECK(!rc, "%s at %lld: %s", faults[f].kinds, (long long)n, mine.text);
+            CHECK(step, "%s at %lld: no valid checkpoint is left (%s)", faults[f].kinds, (long long)n,
+                  mine.text);
         }
 }
 
-/* The process dies at every system call in turn. Between two renames the older one lies beside under a temporary name;
- * at all other times a valid one has its name, and the next save works. */
+/* The process dies at every system call in turn. Between two renames the older one lies beside under a
+ * temporary name; at all other times a valid one has its name, and the next save works. */
 TEST(kills) {
     int between = 0;
     for (int64_t n = 1, done = 0; !done; n++) {
@@ -227,8 +244,8 @@ TEST(kills) {
         CHECK(step || !path_exists(in("c-2")), "killed at %lld: c-2 is there but not valid", (long long)n);
         CHECK(step_of("c-1") == 1, "killed at %lld: c-1 is damaged", (long long)n);
         if (done) CHECK(step == 3, "step %d", step);
-        REQUIRE(!save("c-2", 4, &e) && step_of("c-2") == 4 && entries() == 2, "killed at %lld: %d entries, %s", (long long)n,
-                entries(), e.text);
+        REQUIRE(!save("c-2", 4, &e) && step_of("c-2") == 4 && entries() == 2,
+                "killed at %lld: %d entries, %s", (long long)n, entries(), e.text);
     }
     CHECK(between == 1, "without c-2 at %d calls", between); /* the second of the two renames */
 }

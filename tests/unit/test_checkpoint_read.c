@@ -9,26 +9,24 @@
 #include <math.h>
 #include <unistd.h>
 
-static char dir[] = "/tmp/qlora-test-XXXXXX", path[100];
+static char dir[40], path[100]; /* path: of the file under test */
 
-static void set_up(const char *name) {
-    if (!strcmp(dir + sizeof dir - 7, "XXXXXX") && !mkdtemp(dir)) abort();
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+__attribute__((constructor)) static void set_up(void) {
+    strcpy(dir, access("/dev/shm", W_OK) ? "/tmp/qlora-test-XXXXXX" : "/dev/shm/qlora-test-XXXXXX");
+    if (!mkdtemp(dir)) abort();
 }
 
-__attribute__((destructor)) static void tear_down(void) {
-    if (strcmp(dir + sizeof dir - 7, "XXXXXX")) dir_remove(dir, NULL);
-}
+__attribute__((destructor)) static void tear_down(void) { dir_remove(dir, NULL); }
 
 static struct ckpt *open_bin(const struct bin *b, struct err *e) {
-    set_up("model.bin");
+    snprintf(path, sizeof path, "%s/model.bin", dir);
     if (file_write_all(path, b->file.p, b->file.n, e)) return NULL;
     return ckpt_open(path, e);
 }
 
 /* One tensor 'w' over a storage of `held` elements. */
-static void one_tensor(struct bin *b, const char *class, const void *data, size_t bytes, int64_t held, int64_t offset, int rank,
-                       const int64_t *size, const int64_t *stride) {
+static void one_tensor(struct bin *b, const char *class, const void *data, size_t bytes, int64_t held,
+                       int64_t offset, int rank, const int64_t *size, const int64_t *stride) {
     struct str s = {0};
     str_puts(&s, "\x80\2}(");
     pk_text(&s, "w");
@@ -48,8 +46,8 @@ static int64_t below(int64_t n) {
 }
 
 /* Reads tensor w whole and in ranges and compares with a plain loop over all indices. data: fp32 storage. */
-static void check_view(const char *what, const float *data, int64_t held, int64_t offset, int rank, const int64_t *size,
-                       const int64_t *stride) {
+static void check_view(const char *what, const float *data, int64_t held, int64_t offset, int rank,
+                       const int64_t *size, const int64_t *stride) {
     struct bin b = {0};
     struct err e = {0};
     int64_t count = 1, index[8] = {0};
@@ -71,7 +69,8 @@ static void check_view(const char *what, const float *data, int64_t held, int64_
             index[k] = 0;
         }
     }
-    CHECK(!ckpt_read_all(c, t, DT_F32, got, &e) && !memcmp(got, expected, (size_t)count * 4), "%s: whole %s", what, e.text);
+    CHECK(!ckpt_read_all(c, t, DT_F32, got, &e) && !memcmp(got, expected, (size_t)count * 4), "%s: whole %s",
+          what, e.text);
     CHECK(!ckpt_read_all(c, t, DT_BF16, half, &e), "%s", e.text);
     int64_t wrong = 0;
     for (int64_t i = 0; i < count; i++) wrong += half[i] != f32_to_bf16(expected[i]);
@@ -80,8 +79,8 @@ static void check_view(const char *what, const float *data, int64_t held, int64_
         int64_t first = below(count), n = below(count - first + 1);
         got[n] = 1234.0f;
         CHECK(!ckpt_read_range(c, t, first, n, DT_F32, got, &e), "%s", e.text);
-        CHECK(!memcmp(got, expected + first, (size_t)n * 4) && got[n] == 1234.0f, "%s: %lld elements from %lld", what,
-              (long long)n, (long long)first);
+        CHECK(!memcmp(got, expected + first, (size_t)n * 4) && got[n] == 1234.0f,
+              "%s: %lld elements from %lld", what, (long long)n, (long long)first);
     }
     free(expected), free(got), free(half);
     ckpt_close(c);
@@ -172,14 +171,15 @@ TEST(doubles_and_integers) {
     ckpt_close(c);
     one_tensor(&b2, "Long", id, sizeof id, 3, 0, 1, size + 1, stride + 1);
     c = open_bin(&b2, &e);
-    REQUIRE(c && !ckpt_read_all(c, ckpt_at(c, 0), DT_I64, same, &e) && !memcmp(same, id, sizeof id), "%s", e.text);
+    REQUIRE(c && !ckpt_read_all(c, ckpt_at(c, 0), DT_I64, same, &e) && !memcmp(same, id, sizeof id), "%s",
+            e.text);
     CHECK(ckpt_read_all(c, ckpt_at(c, 0), DT_F32, f, &e) && strstr(e.text, "has type I64"), "%s", e.text);
     ckpt_close(c);
     bin_free(&b), bin_free(&b2);
 }
 
-/* What writers other than torch 1.13 do: newer members, sizes in local headers, 32-bit end record only, parameters,
- * attributes, 64-bit numbers, memo. */
+/* What writers other than torch 1.13 do: newer members, sizes in local headers, 32-bit end record only,
+ * parameters, attributes, 64-bit numbers, memo. */
 TEST(containers_and_pickles_of_other_writers) {
     const float data[] = {1, 2, 3, 4, 5, 6};
     const int64_t size[] = {2, 3}, stride[] = {3, 1};
@@ -188,8 +188,10 @@ TEST(containers_and_pickles_of_other_writers) {
         struct str s = {0};
         struct err e = {0};
         float got[6], zero = -1;
-        str_puts(&s, "\x80\2" "ccollections\nOrderedDict\nq");
-        put_le(&s, 0, 1), str_puts(&s, ")Rq\1("); /* the state dict is an OrderedDict, kept at places 0 and 1 */
+        str_puts(&s, "\x80\2"
+                     "ccollections\nOrderedDict\nq");
+        put_le(&s, 0, 1),
+            str_puts(&s, ")Rq\1("); /* the state dict is an OrderedDict, kept at places 0 and 1 */
         pk_text(&s, "a");
         str_puts(&s, "ctorch._utils\n_rebuild_parameter\n(");
         pk_tensor(&s, "Float", "7", 6, 0, 2, size, stride);
@@ -200,15 +202,19 @@ TEST(containers_and_pickles_of_other_writers) {
         pk_tensor(&s, "Float", "8", 0, 0, 1, (int64_t[]){0}, stride);
         str_puts(&s, "u}");
         pk_text(&s, "_metadata");
-        str_puts(&s, "}("), pk_text(&s, "layer"), str_puts(&s, "}"), pk_text(&s, "version"), pk_int(&s, 1ll << 40);
-        str_puts(&s, "s"), pk_text(&s, "x"), str_puts(&s, "](K\1G"), put_le(&s, 0, 8), str_puts(&s, "Neusb."); /* {'layer': {'version': 2^40}, 'x': [1, 0.0, None]} */
+        str_puts(&s, "}("), pk_text(&s, "layer"), str_puts(&s, "}"), pk_text(&s, "version"),
+            pk_int(&s, 1ll << 40);
+        str_puts(&s, "s"), pk_text(&s, "x"), str_puts(&s, "](K\1G"), put_le(&s, 0, 8),
+            str_puts(&s, "Neusb."); /* {'layer': {'version': 2^40}, 'x': [1, 0.0, None]} */
         bin_add(&b, "x/data.pkl", s.p, s.n);
         if (variant != 1) {
             bin_add(&b, "x/.format_version", "1", 1), bin_add(&b, "x/.storage_alignment", "64", 2);
             bin_add(&b, "x/byteorder", "little", 6);
         }
-        bin_add(&b, "x/data/7", data, sizeof data), bin_add(&b, "x/data/8", "", 0), bin_add(&b, "x/version", "3\n", 2);
-        if (variant != 1) bin_add(&b, "x/.data/serialization_id", "0123456789012345678901234567890123456789", 40);
+        bin_add(&b, "x/data/7", data, sizeof data), bin_add(&b, "x/data/8", "", 0),
+            bin_add(&b, "x/version", "3\n", 2);
+        if (variant != 1)
+            bin_add(&b, "x/.data/serialization_id", "0123456789012345678901234567890123456789", 40);
         bin_end(&b);
         if (variant == 2) { /* take the ZIP64 record and its locator out */
             memmove(b.file.p + b.record, b.file.p + b.end, 22);
@@ -216,8 +222,10 @@ TEST(containers_and_pickles_of_other_writers) {
         }
         struct ckpt *c = open_bin(&b, &e);
         REQUIRE(c && ckpt_count(c) == 3, "variant %d: %s", variant, e.text);
-        const struct ckpt_tensor *a = ckpt_find(c, "a"), *scalar = ckpt_find(c, "scalar"), *empty = ckpt_find(c, "empty");
-        REQUIRE(a && scalar && empty && !scalar->rank && scalar->count == 1 && !empty->count, "variant %d", variant);
+        const struct ckpt_tensor *a = ckpt_find(c, "a"), *scalar = ckpt_find(c, "scalar"),
+                                 *empty = ckpt_find(c, "empty");
+        REQUIRE(a && scalar && empty && !scalar->rank && scalar->count == 1 && !empty->count, "variant %d",
+                variant);
         REQUIRE(!ckpt_read_all(c, a, DT_F32, got, &e) && !ckpt_read_all(c, scalar, DT_F32, &zero, &e) &&
                     !ckpt_read_all(c, empty, DT_F32, NULL, &e),
                 "%s", e.text);
@@ -242,7 +250,9 @@ TEST(damage_is_found_at_first_use) {
     b.file.p[b.file.n / 2] ^= 4;
     REQUIRE((c = open_bin(&b, &e)), "%s", e.text);
     memset(got, 7, 10);
-    CHECK(ckpt_read_range(c, ckpt_at(c, 0), 0, 10, DT_U8, got, &e) && strstr(e.text, "model/data/0' is damaged"), "%s", e.text);
+    CHECK(ckpt_read_range(c, ckpt_at(c, 0), 0, 10, DT_U8, got, &e) &&
+              strstr(e.text, "model/data/0' is damaged"),
+          "%s", e.text);
     CHECK(got[0] == 7 && got[9] == 7, "unchecked bytes were given out");
     e.code = 0;
     CHECK(ckpt_read_range(c, ckpt_at(c, 0), 0, 10, DT_U8, got, &e), "damage is forgotten");
@@ -265,7 +275,8 @@ TEST(threads_read_one_storage) {
     int failed = 0, wrong = 0;
 #pragma omp parallel for num_threads(4) reduction(+ : failed)
     for (int i = 0; i < PARTS; i++)
-        failed += ckpt_read_range(c, ckpt_at(c, 0), i * (N / PARTS), N / PARTS, DT_BF16, got + i * (N / PARTS), NULL) != 0;
+        failed += ckpt_read_range(c, ckpt_at(c, 0), i * (N / PARTS), N / PARTS, DT_BF16,
+                                  got + i * (N / PARTS), NULL) != 0;
     for (int i = 0; i < N; i++) wrong += bf16_to_f32(got[i]) != data[i % 1024 * 1024 + i / 1024];
     CHECK(!failed && !wrong, "%d failed, %d wrong", failed, wrong);
     ckpt_close(c);
@@ -298,10 +309,11 @@ TEST(read_faults) {
             ckpt_close(c);
             CHECK(n < 500, "no end");
             if (done || faults[f].error == SYS_SHORT)
-                CHECK(!rc && got[0] == 1 && got[1] == 3 && got[5] == 6, "call %lld of %s: %s", (long long)n, faults[f].kinds,
-                      mine.text);
-            else CHECK(rc && mine.code == ERR_RUN && mine.text[0], "call %lld of %s: code %d", (long long)n, faults[f].kinds,
-                       mine.code);
+                CHECK(!rc && got[0] == 1 && got[1] == 3 && got[5] == 6, "call %lld of %s: %s", (long long)n,
+                      faults[f].kinds, mine.text);
+            else
+                CHECK(rc && mine.code == ERR_RUN && mine.text[0], "call %lld of %s: code %d", (long long)n,
+                      faults[f].kinds, mine.code);
         }
     bin_free(&b);
 }
@@ -312,20 +324,23 @@ TEST(memory_stays_small) {
     const int64_t count = (int64_t)MIB << 20;
     struct err e = {0};
     char piece[65536] = {0}, got[65536];
-    set_up("large.safetensors");
+    snprintf(path, sizeof path, "%s/large.safetensors", dir);
     struct out *o = out_open(path, &e);
     char header[120];
-    uint64_t n = (uint64_t)snprintf(header, sizeof header, "{\"w\":{\"dtype\":\"U8\",\"shape\":[%lld],\"data_offsets\":[0,%lld]}}",
+    uint64_t n = (uint64_t)snprintf(header, sizeof header,
+                                    "{\"w\":{\"dtype\":\"U8\",\"shape\":[%lld],\"data_offsets\":[0,%lld]}}",
                                     (long long)count, (long long)count);
     REQUIRE(o && !out_write(o, &n, 8, &e) && !out_write(o, header, n, &e), "%s", e.text);
-    for (int64_t i = 0; i < count; i += (int64_t)sizeof piece) REQUIRE(!out_write(o, piece, sizeof piece, &e), "%s", e.text);
+    for (int64_t i = 0; i < count; i += (int64_t)sizeof piece)
+        REQUIRE(!out_write(o, piece, sizeof piece, &e), "%s", e.text);
     REQUIRE(!out_commit(o, &e), "%s", e.text);
     int64_t before = sys_resident_bytes();
     struct ckpt *c = ckpt_open(path, &e);
     REQUIRE(c && ckpt_bytes(c) == count, "%s", e.text);
     for (int64_t i = 0; i < count; i += (int64_t)sizeof got)
         REQUIRE(!ckpt_read_range(c, ckpt_at(c, 0), i, sizeof got, DT_U8, got, &e), "%s", e.text);
-    CHECK(sys_resident_bytes() - before < 16 << 20, "%lld bytes more", (long long)(sys_resident_bytes() - before));
+    CHECK(sys_resident_bytes() - before < 16 << 20, "%lld bytes more",
+          (long long)(sys_resident_bytes() - before));
     ckpt_close(c);
     unlink(path);
 }

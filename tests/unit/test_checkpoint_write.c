@@ -31,10 +31,10 @@ static const struct {
     int rank;
     int64_t shape[3];
     int joined;
-} tensors[TENSORS] = {{"z.weight", DT_BF16, 2, {16, 8}, 0},         {"b", DT_F32, 1, {7}, 0},
-                      {"q.weight", DT_U8, 2, {100, 1}, 0},          {"q.weight.absmax", DT_F32, 1, {50}, 1},
-                      {"q.weight.state", DT_U8, 1, {3}, 1},         {"scalar", DT_I64, 0, {0}, 0},
-                      {"empty", DT_F16, 2, {0, 5}, 0},              {"a \"name\" \xc3\xa9", DT_BOOL, 3, {2, 3, 4}, 0},
+} tensors[TENSORS] = {{"z.weight", DT_BF16, 2, {16, 8}, 0}, {"b", DT_F32, 1, {7}, 0},
+                      {"q.weight", DT_U8, 2, {100, 1}, 0},  {"q.weight.absmax", DT_F32, 1, {50}, 1},
+                      {"q.weight.state", DT_U8, 1, {3}, 1}, {"scalar", DT_I64, 0, {0}, 0},
+                      {"empty", DT_F16, 2, {0, 5}, 0},      {"a \"name\" \xc3\xa9", DT_BOOL, 3, {2, 3, 4}, 0},
                       {"last", DT_F64, 1, {20}, 0}};
 
 static int64_t bytes_of(int i) {
@@ -43,7 +43,9 @@ static int64_t bytes_of(int i) {
     return n;
 }
 
-static unsigned char byte_of(int i, int64_t k, int seed) { return (unsigned char)(i * 31 + k * 7 + seed); }
+static unsigned char byte_of(int i, int64_t k, int seed) {
+    return (unsigned char)(i * 31 + k * 7 + seed);
+}
 
 /* Writes the model above; payload in pieces of an odd size, across tensors. */
 static int save(const char *name, int64_t shard_bytes, int seed, struct err *e) {
@@ -53,7 +55,8 @@ static int save(const char *name, int64_t shard_bytes, int seed, struct err *e) 
     if (!w) return -1;
     for (int i = 0; i < TENSORS; i++) {
         if (tensors[i].joined) ckpt_same_shard(w);
-        if (ckpt_declare(w, tensors[i].name, tensors[i].type, tensors[i].rank, tensors[i].shape, e)) goto fail;
+        if (ckpt_declare(w, tensors[i].name, tensors[i].type, tensors[i].rank, tensors[i].shape, e))
+            goto fail;
         for (int64_t k = 0; k < bytes_of(i); k++) all[n++] = byte_of(i, k, seed);
     }
     for (int64_t at = 0, piece; at < n; at += piece) {
@@ -78,7 +81,8 @@ static int is_saved(const char *file, int seed, int shards) {
     for (int i = 0; i < TENSORS; i++) {
         unsigned char got[400];
         const struct ckpt_tensor *t = ckpt_find(c, tensors[i].name);
-        if (!t || t->type != tensors[i].type || t->rank != tensors[i].rank || ckpt_read_all(c, t, t->type, got, &e)) {
+        if (!t || t->type != tensors[i].type || t->rank != tensors[i].rank ||
+            ckpt_read_all(c, t, t->type, got, &e)) {
             ok = 0;
             break;
         }
@@ -111,9 +115,12 @@ TEST(one_file) {
     size_t n;
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     REQUIRE(!file_read_all(path, 1 << 20, &text, &n, &e), "%s", e.text);
-    CHECK(text[0] % 8 == 0 && strstr(text + 8, "{\"__metadata__\":{\"format\":\"pt\"},\"z.weight\":") == text + 8, "%.100s", text + 8);
+    CHECK(text[0] % 8 == 0 &&
+              strstr(text + 8, "{\"__metadata__\":{\"format\":\"pt\"},\"z.weight\":") == text + 8,
+          "%.100s", text + 8);
     sys_free(text);
-    REQUIRE(!save("model", 1 << 30, 2, &e) && is_saved("", 2, 1) && entries() == 1, "a large limit gives one file");
+    REQUIRE(!save("model", 1 << 30, 2, &e) && is_saved("", 2, 1) && entries() == 1,
+            "a large limit gives one file");
 }
 
 TEST(shards) {
@@ -129,10 +136,11 @@ TEST(shards) {
     snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir);
     struct cJSON *j = json_parse_file(path, 1 << 20, &e);
     REQUIRE(j, "%s", e.text);
-    CHECK(json_int(json_get(j, "metadata"), "total_size", 0, 1 << 20, &got, "", &e) == 1 && got == total, "total %lld",
-          (long long)got);
+    CHECK(json_int(json_get(j, "metadata"), "total_size", 0, 1 << 20, &got, "", &e) == 1 && got == total,
+          "total %lld", (long long)got);
     const struct cJSON *map = json_get(j, "weight_map"), *first = map ? map->child : NULL;
-    CHECK(cJSON_GetArraySize(map) == TENSORS && first && !strcmp(first->string, tensors[7].name), "sorted by name");
+    CHECK(cJSON_GetArraySize(map) == TENSORS && first && !strcmp(first->string, tensors[7].name),
+          "sorted by name");
     json_free(j);
     snprintf(path, sizeof path, "%s/model-00002-of-00003.safetensors", dir);
     REQUIRE(!unlink(path), "no second shard");
@@ -166,8 +174,9 @@ TEST(too_large_for_the_disk) {
     set_up();
     struct ckpt_writer *w = ckpt_create(dir, "model", 0, &e);
     REQUIRE(w && !ckpt_declare(w, "w", DT_U8, 1, shape, &e), "%s", e.text);
-    CHECK(ckpt_write(w, "x", 1, &e) && e.code == ERR_RUN && strstr(e.text, dir) && strstr(e.text, "1152921504606847"), "%s",
-          e.text);
+    CHECK(ckpt_write(w, "x", 1, &e) && e.code == ERR_RUN && strstr(e.text, dir) &&
+              strstr(e.text, "1152921504606847"),
+          "%s", e.text);
     ckpt_abort(w);
     CHECK(!entries(), "%d files", entries());
     w = ckpt_create(dir, "model", 0, &e);
@@ -177,8 +186,9 @@ TEST(too_large_for_the_disk) {
     ckpt_abort(w);
 }
 
-/* Every call of every kind fails, once and for good: the model that was there is intact, or (rename, unlink: the end of
- * a sharded commit) there is none, but never a mixture; no temporary file is left unless removing itself failed. */
+/* Every call of every kind fails, once and for good: the model that was there is intact, or (rename, unlink:
+ * the end of a sharded commit) there is none, but never a mixture; no temporary file is left unless removing
+ * itself failed. */
 static void sweep(const char *name, int64_t shard_bytes, const char *kinds, int error, int sticky) {
     struct err e = {0};
     int shards = shard_bytes ? 3 : 1;
@@ -197,14 +207,21 @@ static void sweep(const char *name, int64_t shard_bytes, const char *kinds, int 
             CHECK(!rc && is_saved("", 2, shards), "%s at %lld: %s", kinds, (long long)n, mine.text);
             continue;
         }
-        if (rc) CHECK(mine.code == ERR_RUN && mine.text[0], "%s at %lld: no message", kinds, (long long)n);
-        else CHECK(is_saved("", 2, shards), "%s at %lld: reported as done", kinds, (long long)n);
+        if (rc)
+            CHECK(mine.code == ERR_RUN && mine.text[0], "%s at %lld: no message", kinds, (long long)n);
+        else
+            CHECK(is_saved("", 2, shards), "%s at %lld: reported as done", kinds, (long long)n);
         if (rc && strchr("awo", *kinds) && !strstr(mine.text, "memory"))
-            CHECK(strstr(mine.text, dir), "%s at %lld: '%s' does not name the path", kinds, (long long)n, mine.text);
+            CHECK(strstr(mine.text, dir), "%s at %lld: '%s' does not name the path", kinds, (long long)n,
+                  mine.text);
         int old = is_saved("", 1, shards), new = is_saved("", 2, shards);
-        if (shards == 1 || !strchr("naocsu", *kinds)) CHECK(old || new, "%s at %lld: the model is gone", kinds, (long long)n);
-        if (!old && !new) CHECK(!ckpt_open(dir, &mine), "%s at %lld: a mixture can be opened", kinds, (long long)n);
-        if (*kinds != 'u') CHECK(entries() <= before, "%s at %lld: %d files, %d before", kinds, (long long)n, entries(), before);
+        if (shards == 1 || !strchr("naocsu", *kinds))
+            CHECK(old || new, "%s at %lld: the model is gone", kinds, (long long)n);
+        if (!old && !new)
+            CHECK(!ckpt_open(dir, &mine), "%s at %lld: a mixture can be opened", kinds, (long long)n);
+        if (*kinds != 'u')
+            CHECK(entries() <= before, "%s at %lld: %d files, %d before", kinds, (long long)n, entries(),
+                  before);
     }
 }
 
@@ -215,9 +232,11 @@ TEST(faults_of_one_file) {
 }
 
 TEST(faults_of_shards) {
-    sweep("model", 300, "w", ENOSPC, 0), sweep("model", 300, "w", EIO, 1), sweep("model", 300, "w", SYS_SHORT, 1);
+    sweep("model", 300, "w", ENOSPC, 0), sweep("model", 300, "w", EIO, 1),
+        sweep("model", 300, "w", SYS_SHORT, 1);
     sweep("model", 300, "s", EIO, 0), sweep("model", 300, "c", EIO, 0), sweep("model", 300, "n", EIO, 0);
-    sweep("model", 300, "o", EMFILE, 0), sweep("model", 300, "a", ENOMEM, 0), sweep("model", 300, "u", EIO, 0);
+    sweep("model", 300, "o", EMFILE, 0), sweep("model", 300, "a", ENOMEM, 0),
+        sweep("model", 300, "u", EIO, 0);
 }
 
 /* The process dies at every system call in turn. */
@@ -236,9 +255,12 @@ TEST(kills) {
             REQUIRE(child > 0 && waitpid(child, &status, 0) == child && n < 3000, "no child");
             done = WIFEXITED(status);
             int old = is_saved("", 1, sharded ? 3 : 1), new = is_saved("", 2, sharded ? 3 : 1);
-            if (done) CHECK(new && !WEXITSTATUS(status), "not killed, not saved");
-            else if (!sharded) CHECK(old || new, "killed at %lld: the model is gone", (long long)n);
-            else if (!old && !new) CHECK(!ckpt_open(dir, NULL), "killed at %lld: a mixture can be opened", (long long)n);
+            if (done)
+                CHECK(new && !WEXITSTATUS(status), "not killed, not saved");
+            else if (!sharded)
+                CHECK(old || new, "killed at %lld: the model is gone", (long long)n);
+            else if (!old && !new)
+                CHECK(!ckpt_open(dir, NULL), "killed at %lld: a mixture can be opened", (long long)n);
         }
 }
 

@@ -11,8 +11,10 @@
 
 struct bin {
     struct str file, directory;
-    size_t local[16], central[16]; /* of each member: its local header in file, its entry in directory (file: after bin_end) */
-    size_t record, locator, end;   /* after bin_end */
+    size_t local[16],
+        central
+            [16]; /* of each member: its local header in file, its entry in directory (file: after bin_end) */
+    size_t record, locator, end; /* after bin_end */
     int members;
     int plain_sizes; /* sizes and CRC in the local header, no descriptor: as other zip writers do */
 };
@@ -30,18 +32,22 @@ static inline void bin_add(struct bin *b, const char *name, const void *p, size_
     size_t name_bytes = strlen(name), flags = b->plain_sizes ? 0 : 0x808, at = b->file.n;
     size_t pad = (64 - (at + 30 + name_bytes + 4) % 64) % 64;
     b->local[b->members] = at;
-    put_le(&b->file, 0x04034b50, 4), put_le(&b->file, 0, 2), put_le(&b->file, flags, 2), put_le(&b->file, 0, 6);
+    put_le(&b->file, 0x04034b50, 4), put_le(&b->file, 0, 2), put_le(&b->file, flags, 2),
+        put_le(&b->file, 0, 6);
     put_le(&b->file, b->plain_sizes ? crc : 0, 4);
     put_le(&b->file, b->plain_sizes ? n : 0, 4), put_le(&b->file, b->plain_sizes ? n : 0, 4);
     put_le(&b->file, name_bytes, 2), put_le(&b->file, 4 + pad, 2), str_puts(&b->file, name);
-    str_puts(&b->file, "FB"), put_le(&b->file, pad, 2); /* torch pads the contents to 64 bytes with this extra field */
+    str_puts(&b->file, "FB"),
+        put_le(&b->file, pad, 2); /* torch pads the contents to 64 bytes with this extra field */
     for (size_t i = 0; i < pad; i++) str_putc(&b->file, 'Z');
     str_add(&b->file, p, n);
     if (!b->plain_sizes)
-        put_le(&b->file, 0x08074b50, 4), put_le(&b->file, crc, 4), put_le(&b->file, n, 4), put_le(&b->file, n, 4);
+        put_le(&b->file, 0x08074b50, 4), put_le(&b->file, crc, 4), put_le(&b->file, n, 4),
+            put_le(&b->file, n, 4);
     b->central[b->members++] = b->directory.n;
     put_le(&b->directory, 0x02014b50, 4), put_le(&b->directory, 0, 4), put_le(&b->directory, flags, 2);
-    put_le(&b->directory, 0, 6), put_le(&b->directory, crc, 4), put_le(&b->directory, n, 4), put_le(&b->directory, n, 4);
+    put_le(&b->directory, 0, 6), put_le(&b->directory, crc, 4), put_le(&b->directory, n, 4),
+        put_le(&b->directory, n, 4);
     put_le(&b->directory, name_bytes, 2), put_le(&b->directory, 0, 12), put_le(&b->directory, at, 4);
     str_puts(&b->directory, name);
 }
@@ -51,12 +57,15 @@ static inline void bin_end(struct bin *b) {
     for (int i = 0; i < b->members; i++) b->central[i] += at;
     if (n) str_add(&b->file, b->directory.p, n);
     b->record = b->file.n;
-    put_le(&b->file, 0x06064b50, 4), put_le(&b->file, 44, 8), put_le(&b->file, 0x2d031e, 4), put_le(&b->file, 0, 8);
+    put_le(&b->file, 0x06064b50, 4), put_le(&b->file, 44, 8), put_le(&b->file, 0x2d031e, 4),
+        put_le(&b->file, 0, 8);
     put_le(&b->file, count, 8), put_le(&b->file, count, 8), put_le(&b->file, n, 8), put_le(&b->file, at, 8);
     b->locator = b->file.n;
-    put_le(&b->file, 0x07064b50, 4), put_le(&b->file, 0, 4), put_le(&b->file, b->record, 8), put_le(&b->file, 1, 4);
+    put_le(&b->file, 0x07064b50, 4), put_le(&b->file, 0, 4), put_le(&b->file, b->record, 8),
+        put_le(&b->file, 1, 4);
     b->end = b->file.n;
-    put_le(&b->file, 0x06054b50, 4), put_le(&b->file, 0, 4), put_le(&b->file, count, 2), put_le(&b->file, count, 2);
+    put_le(&b->file, 0x06054b50, 4), put_le(&b->file, 0, 4), put_le(&b->file, count, 2),
+        put_le(&b->file, count, 2);
     put_le(&b->file, n, 4), put_le(&b->file, at, 4), put_le(&b->file, 0, 2);
 }
 
@@ -72,10 +81,14 @@ static inline void pk_text(struct str *s, const char *text) {
 }
 
 static inline void pk_int(struct str *s, int64_t v) {
-    if (v >= 0 && v < 256) str_putc(s, 'K'), put_le(s, (uint64_t)v, 1);
-    else if (v >= 0 && v < 65536) str_putc(s, 'M'), put_le(s, (uint64_t)v, 2);
-    else if (v >= -0x80000000ll && v < 0x80000000ll) str_putc(s, 'J'), put_le(s, (uint64_t)v, 4);
-    else put_le(s, 0x8a, 1), put_le(s, 9, 1), put_le(s, (uint64_t)v, 8), put_le(s, v < 0 ? 255 : 0, 1);
+    if (v >= 0 && v < 256)
+        str_putc(s, 'K'), put_le(s, (uint64_t)v, 1);
+    else if (v >= 0 && v < 65536)
+        str_putc(s, 'M'), put_le(s, (uint64_t)v, 2);
+    else if (v >= -0x80000000ll && v < 0x80000000ll)
+        str_putc(s, 'J'), put_le(s, (uint64_t)v, 4);
+    else
+        put_le(s, 0x8a, 1), put_le(s, 9, 1), put_le(s, (uint64_t)v, 8), put_le(s, v < 0 ? 255 : 0, 1);
 }
 
 static inline void pk_tuple(struct str *s, int n, const int64_t *v) {
@@ -85,8 +98,8 @@ static inline void pk_tuple(struct str *s, int n, const int64_t *v) {
 }
 
 /* A tensor: elements of torch's class ("Float"), storage `key` with `held` elements. */
-static inline void pk_tensor(struct str *s, const char *class, const char *key, int64_t held, int64_t offset, int rank,
-                             const int64_t *size, const int64_t *stride) {
+static inline void pk_tensor(struct str *s, const char *class, const char *key, int64_t held, int64_t offset,
+                             int rank, const int64_t *size, const int64_t *stride) {
     str_puts(s, "ctorch._utils\n_rebuild_tensor_v2\n((");
     pk_text(s, "storage");
     str_printf(s, "ctorch\n%sStorage\n", class);
@@ -94,6 +107,7 @@ static inline void pk_tensor(struct str *s, const char *class, const char *key, 
     str_puts(s, "tQ");
     pk_int(s, offset);
     pk_tuple(s, rank, size), pk_tuple(s, rank, stride);
-    str_puts(s, "\x89" "ccollections\nOrderedDict\n)RtR");
+    str_puts(s, "\x89"
+                "ccollections\nOrderedDict\n)RtR");
 }
 #endif
