@@ -26,7 +26,7 @@ sed -n '2,3p' "$work/data/world.json"
 sed -n '2,3p' "$work/data/questions.json"
 
 heading "2. A tokenizer and a model with random weights"
-run "$tools/make_tokenizer" "$work/data/corpus.txt" "$work/tokenizer"
+run "$tools/make_tokenizer" "$work/tokenizer" 2000 "$work/data/corpus.txt"
 eod=$(token "<eod>")
 last=$(token "<empty_output>")
 run "$qlora" new --config yuan2-tiny --tokenizer "$work/tokenizer" --output_dir "$work/random" --dtype fp32 \
