@@ -11,6 +11,8 @@ static void fill(struct err *e, int code, const char *fmt, va_list ap, const cha
     e->code = code;
     int n = vsnprintf(e->text, sizeof e->text, fmt, ap);
     if (tail && n >= 0 && (size_t)n < sizeof e->text) snprintf(e->text + n, sizeof e->text - (size_t)n, ": %s", tail);
+    for (char *p = e->text; *p; p++) /* names from files may not steer the terminal or add lines */
+        if ((unsigned char)*p < 32 || *p == 127) *p = '?';
 }
 
 int err_set(struct err *e, int code, const char *fmt, ...) {

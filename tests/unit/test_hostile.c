@@ -649,6 +649,7 @@ TEST(quantised_matrices_are_refused) {
         {"no offset", STATE("nf4", "64", "bfloat16", "[16, 16]", ", \"nested_blocksize\": 256, \"nested_dtype\": \"float32\""), {"", "", 0}, "some but not all"},
         {"offset beyond fp32", STATE("nf4", "64", "bfloat16", "[16, 16]", ", \"nested_blocksize\": 256, \"nested_dtype\": \"float32\", \"nested_offset\": 1e300"), {"", "", 0}, "beyond fp32"},
         {"unknown key", STATE("nf4", "64", "bfloat16", "[16, 16]", NESTED ", \"code\": \"x\""), {"", "", 0}, "\"code\""},
+        {"unknown key with a line feed", STATE("nf4", "64", "bfloat16", "[16, 16]", NESTED ", \"a\\nb\\u001b[2J\": 0"), {"", "", 0}, "a?b?[2J"},
         {"not JSON", "nf4", {"", "", 0}, "quant_state"},
         {"not an object", "[1]", {"", "", 0}, "quant_state"},
         {"state as numbers", GOOD, {"q.weight.quant_state.bitsandbytes__nf4", "F32", 4}, "is not a short text"},
