@@ -274,7 +274,7 @@ static int need(const char *value, const char *flag, struct err *e) {
 }
 
 int options_check(enum command_id cmd, struct options *o, struct err *e) {
-    log_quiet = o->quiet;
+    if (o->quiet) log_quiet = 1;
     if (check_machine(o, e) || check_unused(cmd, o, e)) return -1;
     switch (cmd) {
     case CMD_TRAIN:

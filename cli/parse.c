@@ -28,8 +28,11 @@ static int matches(const struct flag *f, const char *name) {
     return best;
 }
 
-static int can_be_negated(const struct flag *f) {
-    return f->kind == FLAG_BOOL && (f->status == INERT || (f->fallback && !strcmp(f->fallback, "true")));
+/* The same for "no_" + name: of booleans that are on by default. Flags without effect must be written out. */
+static int matches_negated(const struct flag *f, const char *name) {
+    int found = f->kind == FLAG_BOOL ? matches(f, name) : 0;
+    if (f->status == INERT) return found == 2 ? 2 : 0;
+    return f->fallback && !strcmp(f->fallback, "true") ? found : 0;
 }
 
 static int unknown_flag(enum command_id cmd, const char *name, struct err *e) {
@@ -62,8 +65,7 @@ int flag_find(enum command_id cmd, const char *typed, int *no, struct err *e) {
     for (int i = 0; i < flag_count; i++) {
         if (!(flags[i].commands & accepted(cmd))) continue;
         int positive = matches(&flags[i], name);
-        int negative =
-            text_starts(name, "no_") && can_be_negated(&flags[i]) ? matches(&flags[i], name + 3) : 0;
+        int negative = text_starts(name, "no_") ? matches_negated(&flags[i], name + 3) : 0;
         if (!positive && !negative) continue;
         *no = !positive;
         if (positive == 2 || negative == 2) return str_free(&several), i;
@@ -140,7 +142,8 @@ static int read_flag(enum command_id cmd, char **args, int left, int with_file, 
     if (row < 0) return -1;
     const struct flag *f = &flags[row];
     int next = !value && !no && left > 1 && !text_starts(args[1], "--");
-    if (next && f->kind != FLAG_TEXT && cli_is_dash_lookalike(args[1])) next = 0;
+    if (next && f->kind != FLAG_TEXT && cli_is_dash_lookalike(args[1]))
+        return cli_refuse_lookalike("flag", args[1], e);
     if (next && f->kind == FLAG_BOOL &&
         (args[1][0] == '-' || !args[1][strspn(args[1], " \t\r\n")] || (with_file && strchr(args[1], '='))))
         next = 0;

@@ -58,11 +58,10 @@ static void skip_blanks(struct yaml *y) {
     while (y->p < y->end && (*y->p == ' ' || *y->p == '\t')) y->p++;
 }
 
-/* 1 if only blanks and a comment are left. */
+/* 1 if only blanks and a comment are left; a comment begins behind a blank. */
 static int at_end(struct yaml *y) {
-    const char *from = y->p;
     skip_blanks(y);
-    return y->p == y->end || (*y->p == '#' && y->p > from);
+    return y->p == y->end || (*y->p == '#' && (y->p[-1] == ' ' || y->p[-1] == '\t'));
 }
 
 static int hex(struct yaml *y, int digits, uint32_t *cp) {
