@@ -1,0 +1,336 @@
+/* backend/backend.c - the wrappers in front of a backend's table, their counters, and the choice of a backend.
+ *
+ * A wrapper says what an op takes (shapes, types, strides: a mismatch is our bug and aborts here, on every machine alike),
+ * counts its work, and calls the table. FLOPs are those of the mathematics: a masked score is not counted, unpacking neither.
+ */
+#define _GNU_SOURCE
+#include "backend/backend.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/sys.h"
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- counters ---- */
+
+int op_timing;
+
+enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, FILTER, FILTER_BWD, ROPE, ATTEND, ATTEND_BWD, GATE, GATE_BWD,
+          LOSS, ADAM, SQSUM, OPS };
+static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "filter",
+                                       "filter_bwd", "rope", "attend", "attend_bwd", "gate", "gate_bwd", "loss", "adam", "sqsum"};
+static struct op_count counts[OPS];
+
+const struct op_count *op_counts(int *n) {
+    for (int i = 0; i < OPS; i++) counts[i].name = names[i];
+    *n = OPS;
+    return counts;
+}
+void op_counts_reset(void) { memset(counts, 0, sizeof counts); }
+
+/* Calls the table's entry, with its work counted and, under op_timing, timed between two syncs (whose failure the caller's
+ * own sync reports too). */
+#define CALL(b, op, entry, args, op_flops, op_bytes)                                                                   \
+    do {                                                                                                               \
+        if (op_timing) (b)->sync((b)->self, NULL);                                                                     \
+        double start_ = op_timing ? sys_seconds() : 0;                                                                 \
+        (b)->entry((b)->self, args);                                                                                   \
+        if (op_timing) (b)->sync((b)->self, NULL), counts[op].seconds += sys_seconds() - start_;                       \
+        counts[op].calls++, counts[op].flops += (op_flops), counts[op].bytes += (op_bytes);                            \
+    } while (0)
+
+static double elements(const struct mat *m) { return m->data ? (double)m->rows * (double)m->cols : 0; }
+static double bytes(const struct mat *m) { return elements(m) * (double)dtype_bytes(m->type); }
+
+static double weight_bytes(const struct weight *w) {
+    double n = (double)w->rows * (double)w->cols;
+    switch (w->format) {
+    case W_F32: return 4 * n;
+    case W_BF16: return 2 * n;
+    case W_INT8: return n + 4 * (double)w->rows;
+    case W_Q4: return n / 2 + n / w->q4.block * (w->q4.absmax ? 4 : 1);
+    }
+    return 0;
+}
+
+/* ---- checks ---- */
+
+#define SHAPE(m, r, c)                                                                                                 \
+    ASSERT((m).data && (m).rows == (r) && (m).cols == (c) && (m).ld >= (m).cols,                                       \
+           "%s: %p (%lld,%lld) ld %lld, expected (%lld,%lld)", __func__, (m).data, (long long)(m).rows,                \
+           (long long)(m).cols, (long long)(m).ld, (long long)(r), (long long)(c))
+#define SHAPE_IF(m, r, c)                                                                                              \
+    do {                                                                                                               \
+        if ((m).data) SHAPE(m, r, c);                                                                                  \
+    } while (0)
+#define TYPE(m, t)                                                                                                     \
+    ASSERT(!(m).data || (m).type == (t), "%s: %s, expected %s", __func__, dtype_name((m).type), dtype_name(t))
+
+static void check_rows(const struct rows *r, int64_t n) {
+    ASSERT(r && r->N == n && n > 0 && r->n_seqs > 0 && r->seq_start[0] == 0 && r->seq_start[r->n_seqs] == n,
+           "%lld rows in a chunk of %lld, %d sequences", (long long)n, r ? (long long)r->N : -1, r ? r->n_seqs : -1);
+}
+
+static void check_weight(const struct weight *w, int64_t rows, int64_t cols) {
+    ASSERT(w->rows == rows && w->cols == cols, "weight (%lld,%lld), expected (%lld,%lld)", (long long)w->rows,
+           (long long)w->cols, (long long)rows, (long long)cols);
+    ASSERT(w->format == W_Q4 ? w->q4.codes != NULL : w->data != NULL, "weight of format %d has no data", w->format);
+    ASSERT(w->format != W_INT8 || w->scale, "int8 weight without scales, %lld rows", (long long)rows);
+}
+
+static void check_adapter(const struct adapter *l, int64_t out, int64_t in) {
+    int64_t R = l->A.rows;
+    SHAPE(l->A, R, in);
+    SHAPE(l->B, out, R);
+    SHAPE_IF(l->dA, R, in);
+    SHAPE_IF(l->dB, out, R);
+    TYPE(l->A, DT_F32), TYPE(l->B, DT_F32), TYPE(l->dA, DT_F32), TYPE(l->dB, DT_F32);
+}
+
+/* ---- wrappers ---- */
+
+void op_embed(struct backend *b, const struct embed_args *a) {
+    check_rows(a->rows, a->y.rows);
+    SHAPE(a->y, a->rows->N, a->E.cols);
+    CALL(b, EMBED, embed, a, 0, 2 * bytes(&a->y));
+}
+
+void op_embed_bwd(struct backend *b, const struct embed_args *a) {
+    check_rows(a->rows, a->dy.rows);
+    SHAPE(a->dy, a->rows->N, a->dE.cols);
+    TYPE(a->dE, DT_F32);
+    CALL(b, EMBED_BWD, embed_bwd, a, elements(&a->dy), 3 * bytes(&a->dy));
+}
+
+void op_norm(struct backend *b, const struct norm_args *a) {
+    SHAPE(a->y, a->x.rows, a->x.cols);
+    TYPE(a->y, a->x.type);
+    CALL(b, NORM, norm, a, 4 * elements(&a->x), 2 * bytes(&a->x));
+}
+
+void op_norm_bwd(struct backend *b, const struct norm_args *a) {
+    check_rows(a->rows, a->x.rows);
+    SHAPE(a->dy, a->x.rows, a->x.cols);
+    SHAPE(a->dx, a->x.rows, a->x.cols);
+    ASSERT(a->r, "norm_bwd without r, %lld rows", (long long)a->x.rows);
+    CALL(b, NORM_BWD, norm_bwd, a, 8 * elements(&a->x), (a->overwrite ? 3 : 4) * bytes(&a->x));
+}
+
+void op_linear(struct backend *b, const struct linear_args *a) {
+    double work = 0, moved = bytes(&a->x);
+    ASSERT(a->n >= 1 && a->n <= LINEAR_MAX, "n %d", a->n);
+    check_rows(a->rows, a->x.rows);
+    for (int i = 0; i < a->n; i++) {
+        const struct linear_out *o = &a->out[i];
+        int64_t N = a->x.rows, in = a->x.cols, out = o->w.rows;
+        check_weight(&o->w, out, in);
+        SHAPE_IF(o->y, N, out);
+        SHAPE_IF(o->add, N, out);
+        ASSERT(o->y.data || o->lora.A.data, "output %d of linear makes nothing", i);
+        if (o->y.data) work += 2 * (double)N * (double)in * (double)out, moved += bytes(&o->y) + bytes(&o->add) + weight_bytes(&o->w);
+        if (!o->lora.A.data) continue;
+        check_adapter(&o->lora, out, in);
+        SHAPE(o->xa, N, o->lora.A.rows);
+        work += 2 * (double)N * (double)o->lora.A.rows * (double)(o->y.data ? in + out : in);
+    }
+    CALL(b, LINEAR, linear, a, work, moved);
+}
+
+void op_linear_bwd(struct backend *b, const struct linear_args *a) {
+    double work = 0, moved = (a->accumulate ? 2 : 1) * bytes(&a->dx);
+    ASSERT(a->n >= 1 && a->n <= LINEAR_MAX, "n %d", a->n);
+    check_rows(a->rows, a->x.rows);
+    SHAPE_IF(a->dx, a->x.rows, a->x.cols);
+    for (int i = 0; i < a->n; i++) {
+        const struct linear_out *o = &a->out[i];
+        int64_t N = a->x.rows, in = a->x.cols, out = o->w.rows, R = o->lora.A.rows;
+        check_weight(&o->w, out, in);
+        SHAPE(o->dy, N, out);
+        SHAPE_IF(o->dW, out, in);
+        TYPE(o->dW, DT_F32);
+        moved += bytes(&o->dy);
+        if (a->dx.data) work += 2 * (double)N * (double)in * (double)out, moved += weight_bytes(&o->w);
+        if (o->dW.data) work += 2 * (double)N * (double)in * (double)out, moved += bytes(&a->x) + 2 * bytes(&o->dW);
+        if (!o->lora.A.data) continue;
+        check_adapter(&o->lora, out, in);
+        SHAPE(o->xa, N, R);
+        int dx = a->dx.data != NULL, dA = o->lora.dA.data != NULL, dB = o->lora.dB.data != NULL;
+        work += 2 * (double)N * (double)R * ((double)out * ((dx || dA) + dB) + (double)in * (dx + dA));
+    }
+    CALL(b, LINEAR_BWD, linear_bwd, a, work, moved);
+}
+
+static void check_filter(const struct filter_args *a) {
+    check_rows(a->rows, a->x.rows);
+    check_weight(&a->w0, a->w1.rows, a->x.cols);
+    check_weight(&a->w1, a->w1.rows, a->x.cols);
+}
+
+void op_filter(struct backend *b, const struct filter_args *a) {
+    check_filter(a);
+    SHAPE(a->y, a->x.rows, a->w1.rows);
+    SHAPE_IF(a->add, a->x.rows, a->w1.rows);
+    SHAPE_IF(a->before, 1, a->x.cols);
+    ASSERT(a->b, "filter without bias, %lld outputs", (long long)a->w1.rows);
+    ASSERT(!a->before.data || a->rows->n_seqs == 1, "a row before %d sequences", a->rows->n_seqs);
+    CALL(b, FILTER, filter, a, 4 * elements(&a->x) * (double)a->w1.rows,
+         bytes(&a->x) + bytes(&a->y) + bytes(&a->add) + weight_bytes(&a->w0) + weight_bytes(&a->w1));
+}
+
+void op_filter_bwd(struct backend *b, const struct filter_args *a) {
+    check_filter(a);
+    SHAPE(a->dy, a->x.rows, a->w1.rows);
+    SHAPE_IF(a->dx, a->x.rows, a->x.cols);
+    SHAPE_IF(a->dw0, a->w1.rows, a->x.cols);
+    SHAPE_IF(a->dw1, a->w1.rows, a->x.cols);
+    TYPE(a->dw0, DT_F32), TYPE(a->dw1, DT_F32);
+    double each = 2 * elements(&a->x) * (double)a->w1.rows;
+    int products = 2 * (a->dx.data != NULL) + (a->dw0.data != NULL) + (a->dw1.data != NULL);
+    CALL(b, FILTER_BWD, filter_bwd, a, each * products, bytes(&a->x) + bytes(&a->dy) + bytes(&a->dx) + weight_bytes(&a->w0) + weight_bytes(&a->w1));
+}
+
+void op_rope(struct backend *b, const struct rope_args *a) {
+    check_rows(a->rows, a->x.rows);
+    ASSERT(a->K > 0 && a->K % 2 == 0 && a->x.cols % a->K == 0, "K %lld, %lld columns", (long long)a->K, (long long)a->x.cols);
+    ASSERT(a->sign == 1 || a->sign == -1, "sign %d", a->sign);
+    CALL(b, ROPE, rope, a, 3 * elements(&a->x), 2 * bytes(&a->x));
+}
+
+/* Pairs of query and key that the causal mask lets through (document cuts are not subtracted). */
+static double attended(const struct attend_args *a) {
+    double pairs = 0;
+    for (int s = 0; s < a->rows->n_seqs; s++) {
+        double n = a->rows->seq_start[s + 1] - a->rows->seq_start[s];
+        pairs += n * (n + 1) / 2 + n * (double)a->past;
+    }
+    return pairs * (double)a->H * (double)a->K;
+}
+
+static void check_attend(const struct attend_args *a, const struct mat *q, const struct mat *k, const struct mat *v, const struct mat *o) {
+    int64_t N = a->rows->N, keys = N + a->past, last = a->H - 1;
+    check_rows(a->rows, q->rows);
+    SHAPE(*o, N, a->H * a->K);
+    ASSERT(k->rows == keys && v->rows == keys, "%lld keys, %lld values, expected %lld", (long long)k->rows, (long long)v->rows, (long long)keys);
+    ASSERT(q->cols >= last * a->q_step + a->K && k->cols >= last * a->k_step + a->K && v->cols >= last * a->v_step + a->K,
+           "H %lld K %lld: q %lld, k %lld, v %lld columns", (long long)a->H, (long long)a->K, (long long)q->cols, (long long)k->cols, (long long)v->cols);
+}
+
+void op_attend(struct backend *b, const struct attend_args *a) {
+    check_attend(a, &a->q, &a->k, &a->v, &a->o);
+    ASSERT(!a->past || a->rows->n_seqs == 1, "a cache for %d sequences", a->rows->n_seqs);
+    CALL(b, ATTEND, attend, a, 4 * attended(a), 2 * bytes(&a->o) + bytes(&a->k) + bytes(&a->v));
+}
+
+void op_attend_bwd(struct backend *b, const struct attend_args *a) {
+    check_attend(a, &a->q, &a->k, &a->v, &a->o);
+    check_attend(a, &a->dq, &a->dk, &a->dv, &a->d_o);
+    ASSERT(!a->past, "backward with a cache of %lld", (long long)a->past);
+    CALL(b, ATTEND_BWD, attend_bwd, a, 10 * attended(a), 8 * bytes(&a->o));
+}
+
+void op_gate(struct backend *b, const struct gate_args *a) {
+    SHAPE(a->u, a->g.rows, a->g.cols);
+    SHAPE(a->y, a->g.rows, a->g.cols);
+    CALL(b, GATE, gate, a, 4 * elements(&a->g), 3 * bytes(&a->g));
+}
+
+void op_gate_bwd(struct backend *b, const struct gate_args *a) {
+    SHAPE(a->u, a->g.rows, a->g.cols);
+    SHAPE(a->dy, a->g.rows, a->g.cols);
+    SHAPE(a->dg, a->g.rows, a->g.cols);
+    SHAPE(a->du, a->g.rows, a->g.cols);
+    SHAPE_IF(a->y, a->g.rows, a->g.cols);
+    CALL(b, GATE_BWD, gate_bwd, a, 9 * elements(&a->g), (a->y.data ? 6 : 5) * bytes(&a->g));
+}
+
+void op_loss(struct backend *b, const struct loss_args *a) {
+    check_rows(a->rows, a->y.rows);
+    check_weight(&a->E, a->E.rows, a->y.cols);
+    ASSERT(a->E.format == W_F32 || a->E.format == W_BF16, "head of format %d", a->E.format);
+    SHAPE_IF(a->dy, a->y.rows, a->y.cols);
+    SHAPE_IF(a->dE, a->E.rows, a->E.cols);
+    TYPE(a->dE, DT_F32);
+    int backward = (a->dy.data != NULL) + (a->dE.data != NULL);
+    ASSERT(!backward || a->weight || !a->n, "gradient of %lld losses without weights", (long long)a->n);
+    CALL(b, LOSS, loss, a, 2 * (1 + backward) * (double)a->n * (double)a->E.rows * (double)a->E.cols,
+         (1 + backward) * (weight_bytes(&a->E) + 4 * (double)a->n * (double)a->E.rows));
+}
+
+void op_adam(struct backend *b, const struct adam_args *a) {
+    double n = 0, moved = 0;
+    for (int64_t i = 0; i < a->count; i++) {
+        const struct adam_tensor *t = &a->tensors[i];
+        ASSERT(t->m ? t->v != NULL : t->m8 && t->v8 && t->m_absmax && t->v_absmax, "tensor %lld has no state", (long long)i);
+        n += (double)t->n, moved += (double)t->n * ((t->m ? 28 : 16) + (t->copy ? 2 : 0));
+    }
+    ASSERT(a->t >= 1, "step %lld", (long long)a->t);
+    CALL(b, ADAM, adam, a, 12 * n, moved);
+}
+
+void op_sqsum(struct backend *b, const struct sqsum_args *a) {
+    double n = 0;
+    for (int64_t i = 0; i < a->count; i++) n += (double)a->n[i];
+    CALL(b, SQSUM, sqsum, a, 2 * n, 4 * n);
+}
+
+/* ---- opening ---- */
+
+static const char plugin_name[] = "libqlora-cuda.so";
+
+/* The plugin's path beside the running program; -1 if there is no such file. */
+static int plugin_beside_program(char *path, size_t size) {
+    ssize_t n = readlink("/proc/self/exe", path, size - 1);
+    if (n <= 0) return -1;
+    path[n] = 0;
+    char *name = strrchr(path, '/') + 1;
+    if ((size_t)(name - path) + sizeof plugin_name > size) return -1;
+    memcpy(name, plugin_name, sizeof plugin_name);
+    return path_is_file(path) ? 0 : -1;
+}
+
+static struct backend *open_plugin(const char *path, struct err *e) {
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+        err_set(e, ERR_RUN, "backend %s cannot be loaded: %s", path, dlerror());
+        return NULL;
+    }
+    void *symbol = dlsym(library, "qlora_backend");
+    struct backend *(*make)(int, struct err *);
+    memcpy(&make, &symbol, sizeof make); /* ISO C has no cast from object to function pointer */
+    struct backend *b = NULL;
+    if (!symbol) err_set(e, ERR_RUN, "%s is no qlora backend: it does not export qlora_backend", path);
+    else if ((b = make(BACKEND_VERSION, e)) && b->version != BACKEND_VERSION) {
+        err_set(e, ERR_RUN, "backend %s has version %d, this program needs %d: build both from the same sources", path,
+                b->version, BACKEND_VERSION);
+        b->close(b->self);
+        b = NULL;
+    }
+    if (!b) dlclose(library); /* one that serves stays loaded: its threads and driver state must not lose their code */
+    return b;
+}
+
+struct backend *backend_open(const char *name, struct err *e) {
+    char path[4096];
+    if (name && !strcmp(name, "cpu")) return backend_cpu(e);
+    if (name && strchr(name, '/')) return open_plugin(name, e);
+    if (name && strcmp(name, "cuda")) {
+        err_set(e, ERR_INPUT, "unknown backend \"%s\": give cpu, cuda, or the path of a plugin (with a /)", name);
+        return NULL;
+    }
+    if (plugin_beside_program(path, sizeof path)) {
+        if (!name) return backend_cpu(e);
+        err_set(e, ERR_RUN, "no %s beside the program: build it with nvcc in PATH (make), or use --backend cpu", plugin_name);
+        return NULL;
+    }
+    struct err no_card = {0};
+    struct backend *b = open_plugin(path, name ? e : &no_card);
+    if (b || name) return b;
+    log_info("no usable card (%s): computing on the CPU", no_card.text);
+    return backend_cpu(e);
+}
+
+void backend_close(struct backend *b) {
+    if (b) b->close(b->self);
+}
