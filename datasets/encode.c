@@ -43,8 +43,8 @@ void cut_turn(int compat_new, int64_t S, int64_t T, int64_t C, int64_t *s, int64
     }
     int64_t most = max64(share, OLD_RESERVED), rest = C - most;
     *t = min64(most, T);
-    /* A negative end of a Python slice counts from the back: with less than 16 tokens of room nearly all of the
-     * source stays. */
+    /* A negative end of a Python slice counts from the back: with less than 16 tokens of room nearly all of
+     * the source stays. */
     *s = rest < 0 ? max64(S + rest, 0) : min64(rest, S);
 }
 

@@ -1,7 +1,7 @@
 /* datasets/load.c - runs the stages.
  *
- * Every record of every file is read, encoded (in batches, by all threads) and stored in file order; then lists of
- * rows are mixed, split and packed. Results do not depend on the number of threads. */
+ * Every record of every file is read, encoded (in batches, by all threads) and stored in file order; then
+ * lists of rows are mixed, split and packed. Results do not depend on the number of threads. */
 #include "base/file.h"
 #include "base/log.h"
 #include "base/rng.h"
@@ -120,36 +120,44 @@ static int check_columns(const struct loader *l, const struct source *s, unsigne
     return 0;
 }
 
+/* A batch: encoded, kept, and looked at before gigabytes are read that cannot be used. */
+static int take_batch(struct loader *l, const struct source *s, struct list *rows, unsigned *seen,
+                      char keys[300], struct err *e) {
+    const struct batch *b = l->batch;
+    const int64_t kept = rows->n;
+    int any = 0;
+    if (!*keys) {
+        struct cJSON *first = record_parse(b->record, e);
+        if (!first) return -1;
+        key_list(keys, 300, first);
+        json_free(first);
+    }
+    encode_batch(l, s);
+    if (keep_batch(l, rows, seen, e)) return -1;
+    for (int i = 0; i < b->n; i++) any |= !b->out[i].row.drop;
+    return any || kept ? 0 : check_columns(l, s, *seen, keys, 0, e);
+}
+
 static int load_file(struct loader *l, const struct source *s, const char *path, int64_t most,
                      struct list *rows, unsigned *seen, char keys[300], struct err *e) {
-    int rc = -1;
+    int rc = -1, broken = 0;
     char count[32];
-    struct batch *b = l->batch;
     struct reader *reader = reader_open(path, reader_shape(path, e), e);
     if (!reader) return -1;
-    for (int64_t done = 0;; done += b->n) {
-        int64_t kept = rows->n;
+    for (int64_t done = 0;; done += l->batch->n) {
+        struct err late = {0}; /* what is wrong with a record before comes first */
         if (stop_requested()) {
             err_set(e, 128 + stop_requested(), "stopped by a signal while reading %s", path);
             goto out;
         }
-        if (read_batch(b, reader, most - done, e)) goto out;
-        if (!b->n) break;
-        if (!*keys) {
-            struct cJSON *first = record_parse(b->record, e);
-            if (!first) goto out;
-            key_list(keys, 300, first);
-            json_free(first);
-        }
-        encode_batch(l, s);
-        if (keep_batch(l, rows, seen, e)) goto out;
-        int any = 0; /* a batch without a single usable record: do not read gigabytes before saying why */
-        for (int i = 0; i < b->n; i++) any |= !b->out[i].row.drop;
-        if (!any && kept == 0 && check_columns(l, s, *seen, keys, 0, e)) goto out;
+        broken = read_batch(l->batch, reader, most - done, &late);
+        if (l->batch->n && take_batch(l, s, rows, seen, keys, e)) goto out;
+        if (broken) err_set(e, late.code, "%s", late.text);
+        if (broken || !l->batch->n) break;
         log_progress(0, "reading %s: %.0f %%, %s records", path, 100 * reader_done(reader),
-                     text_thousands(count, done + b->n));
+                     text_thousands(count, done + l->batch->n));
     }
-    rc = 0;
+    rc = broken;
 out:
     reader_close(reader);
     return rc;

@@ -4,10 +4,10 @@
  * longer), a shard into runs of preprocessing_batch_size. Groups are packed apart, so both numbers change the
  * result.
  *
- *     chunks   OLD --sft_packing, and stage pt: all tokens of a group in a row, cut every `block` tokens, the rest
- *              dropped
- *     bins     --packing, --neat_packing: whole records; the longest that still fits goes into the open bin, and
- *              when none fits the bin is padded with <eod> (label -100) to cutoff_len: one token always is padding
+ *     chunks   OLD --sft_packing, and stage pt: all tokens of a group in a row, cut every `block` tokens, the
+ *              rest dropped
+ *     bins     --packing, --neat_packing: whole records; the longest that still fits goes into the open bin;
+ *              when none fits the bin is padded with <eod> (label -100) to cutoff_len, by one token at least
  */
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
@@ -70,8 +70,8 @@ static int pack_chunks(struct packer *p, const int64_t *at, int64_t count, struc
 
 /* ---- bins ---- */
 
-/* The greatest length up to `room` of which a record is left, or -1. below[l + 1] leads towards it: l + 1 while
- * there is such a record, else a smaller index; paths are halved on the way (union-find). */
+/* The greatest length up to `room` of which a record is left, or -1. below[l + 1] leads towards it: l + 1
+ * while there is such a record, else a smaller index; paths are halved on the way (union-find). */
 static int32_t find_length(struct packer *p, int32_t room) {
     int32_t i = room + 1;
     while (p->below[i] != i) i = p->below[i] = p->below[p->below[i]];

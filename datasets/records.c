@@ -67,13 +67,13 @@ static int more(struct reader *r, size_t i, struct err *e) {
             memmove(r->buf, r->buf + r->from, r->to - r->from);
             r->to -= r->from, r->from = 0;
         }
-        if (r->cap - r->to < CHUNK) {
-            size_t cap = r->cap + r->cap / 2 + CHUNK;
+        size_t n = left < CHUNK ? (size_t)left : CHUNK;
+        if (r->cap - r->to < n) {
+            size_t cap = r->cap + r->cap / 2 + n;
             char *p = sys_grow(r->buf, cap, "records", e);
             if (!p) return -1;
             r->buf = p, r->cap = cap;
         }
-        size_t n = left < CHUNK ? (size_t)left : CHUNK;
         if (file_pread(r->file, r->buf + r->to, n, r->offset, e)) return -1;
         r->to += n, r->offset += (int64_t)n;
     }
@@ -296,7 +296,8 @@ static int read_header(struct reader *r, struct err *e) {
     if (!found) return fail_at(r, 1, 1, e, "the file is empty: a header row is needed");
     r->name = sys_alloc_array((size_t)r->cell_count, sizeof *r->name, "CSV header", e);
     if (!r->name) return -1;
-    for (int k = 0; k < r->cell_count; k++, r->name_count++) {
+    r->name_count = r->cell_count;
+    for (int k = 0; k < r->cell_count; k++) {
         size_t len;
         const char *p = cell(r, k, &len);
         if (!len) continue;
@@ -407,7 +408,7 @@ int reader_next(struct reader *r, struct record *out, struct err *e) {
                            .n = verbatim ? n : r->json.n,
                            .number = ++r->number,
                            .line = r->shape == SHAPE_TEXT ? r->number : r->line,
-                           .column = r->column,
+                           .column = r->shape == SHAPE_TEXT ? 1 : r->column,
                            .verbatim = verbatim};
     take(r, n); /* the bytes stay in the buffer until the next call */
     return 1;

@@ -1,9 +1,9 @@
-/* datasets/sampler.c - the order of sequences and their grouping into updates, as the Hugging Face trainer has it.
+/* datasets/sampler.c - the order of sequences and their grouping into updates, as in the Hugging Face trainer.
  *
  * With n sequences, batch B and accumulation G an epoch has L = ceil(n/B) micro-batches (floor with
  * drop_last). Two eras:
  *     new   U = ceil(L/G) updates an epoch, the last one short
- *     old   U = max(L div G, 1); micro-batches left over at the end of an epoch are completed by the first ones of
+ *     old   U = max(L div G, 1); micro-batches left over at the end of an epoch are completed by the first of
  *           the next, except that an epoch of at most G micro-batches is one update
  * The total is ceil(epochs * U), or max_steps. Order of epoch k: torch.randperm seeded with seed + k.
  * Everything follows from the step number; only the permutation of the last epoch asked for is kept. */
@@ -110,8 +110,8 @@ static int longer_first(const void *a, const void *b) {
     return x->place < y->place ? -1 : x->place > y->place;
 }
 
-/* Stretches of up to 50 updates, each sorted by falling length (equal ones keep their order); the longest sequence
- * of all changes places with the first one, so that the first step needs the most memory. */
+/* Stretches of up to 50 updates, each sorted by falling length (equal ones keep their order); the longest
+ * sequence of all changes places with the first one, so that the first step needs the most memory. */
 static void group_by_length(struct sampler *s) {
     const int64_t n = s->c.count, update = s->c.batch * s->c.accumulate;
     int64_t k = min64(n / update / 4, MEGA_BATCHES), longest = 0;

@@ -1,0 +1,84 @@
+/* tests/fuzz/fuzz_dataset_info.c - dataset_info.json of any bytes. Up to three of its data sets are opened;
+ * whatever it says, no file outside the folder is touched, and what is accepted can be worked with. */
+#include "base/log.h"
+#include "base/sys.h"
+#include "datasets/datasets_internal.h"
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static char dir[64], info_path[96];
+
+static void need(int ok, const char *what) {
+    if (ok) return;
+    fprintf(stderr, "%s\n", what);
+    abort();
+}
+
+static void write_file(const char *path, const void *p, size_t n) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    need(fd >= 0 && write(fd, p, n) == (ssize_t)n && !close(fd), "cannot write");
+}
+
+static void clean(void) {
+    static const char *const names[] = {"dataset_info.json", "a.json", "sub/b.csv", "sub", ""};
+    char path[160];
+    for (int k = 0; k < 5; k++) {
+        snprintf(path, sizeof path, "%s/%s", dir, names[k]);
+        if (unlink(path)) rmdir(path);
+    }
+}
+
+static void prepare(void) {
+    static const char json[] = "[{\"instruction\":\"a\",\"output\":\"b\"}]",
+                      csv[] = "instruction,output\na,b\n";
+    char path[160];
+    snprintf(dir, sizeof dir, "%s/qlora-fuzz-XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
+    need(mkdtemp(dir) != NULL, "mkdtemp");
+    snprintf(info_path, sizeof info_path, "%s/dataset_info.json", dir);
+    snprintf(path, sizeof path, "%s/a.json", dir), write_file(path, json, sizeof json - 1);
+    snprintf(path, sizeof path, "%s/sub", dir), need(!mkdir(path, 0700), "mkdir");
+    snprintf(path, sizeof path, "%s/sub/b.csv", dir), write_file(path, csv, sizeof csv - 1);
+    atexit(clean);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    struct str names = {0};
+    struct err e = {0};
+    struct catalog k;
+    const struct cJSON *v;
+    int n = 0;
+    if (!*dir) prepare();
+    log_quiet = 1;
+    write_file(info_path, data, size);
+    struct cJSON *j = json_parse((const char *)data, size, "fuzz", NULL);
+    cJSON_ArrayForEach(v, j) if (v->string && n++ < 3) str_printf(&names, "%s,", v->string);
+    str_puts(&names, n ? "" : "x");
+    json_free(j);
+    struct data_config c = {.dataset_dir = dir, .compat_new = 1, .stage = size & 1 ? STAGE_PT : STAGE_SFT};
+    int rc = catalog_open(&k, &c, names.p, &e);
+    need(!rc == !e.code, "verdict and error disagree");
+    for (int i = 0; !rc && i < k.count; i++) {
+        const struct source *s = k.source + i;
+        need(s->file_count > 0 && s->name && *s->name, "a data set without a file");
+        for (int f = 0; f < s->file_count; f++) {
+            need(!strncmp(s->files[f], dir, strlen(dir)) && !strstr(s->files[f], "/../"),
+                 "a file outside the folder");
+            need(reader_shape(s->files[f], NULL) != SHAPE_UNKNOWN, "a file that cannot be read");
+        }
+        if (s->format == FORMAT_SHAREGPT)
+            need(s->column[COL_MESSAGES] && s->tag[TAG_ROLE] && s->tag[TAG_CONTENT] && s->tag[TAG_USER] &&
+                     s->tag[TAG_ASSISTANT],
+                 "sharegpt without its keys");
+        if (s->format == FORMAT_ALPACA)
+            need(s->column[COL_PROMPT] || s->column[COL_QUERY], "alpaca without a prompt");
+    }
+    catalog_close(&k);
+    str_free(&names);
+    return 0;
+}

@@ -1,0 +1,99 @@
+/* tests/fuzz/fuzz_records.c - a data file of any bytes, from the scanner to ids. The first byte chooses the
+ * shape of the file, the format of its records and the era. What comes out must be consistent, whatever it
+ * is. */
+#define _GNU_SOURCE
+#include "base/log.h"
+#include "base/sys.h"
+#include "datasets/datasets_internal.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void need(int ok, const char *what) {
+    if (ok) return;
+    fprintf(stderr, "%s\n", what);
+    abort();
+}
+
+static struct tok *small_tok(void) {
+    static struct tok *t;
+    const struct tok_piece piece[] = {
+        {"\xe2\x96\x81", -1}, {"<eod>", 0}, {"<sep>", 0}, {"a", -2}, {"b", -3}, {"ab", -4}};
+    struct str model = {0};
+    if (!t && !tok_model_write(piece, 6, &model, NULL)) t = tok_parse(model.p, model.n, "fuzz", NULL);
+    str_free(&model);
+    need(t != NULL, "no tokenizer");
+    return t;
+}
+
+static const struct source sources[4] = {
+    {.format = FORMAT_ALPACA,
+     .column = {[COL_PROMPT] = "instruction",
+                [COL_QUERY] = "input",
+                [COL_RESPONSE] = "output",
+                [COL_HISTORY] = "history",
+                [COL_SYSTEM] = "system"}},
+    {.format = FORMAT_SHAREGPT,
+     .column = {[COL_MESSAGES] = "conversations", [COL_SYSTEM] = "system", [COL_TOOLS] = "tools"},
+     .tag = {"from", "value", "human", "gpt", "observation", "function_call", "system"}},
+    {.format = FORMAT_IDS},
+    {.format = FORMAT_ALPACA, .column = {[COL_PROMPT] = "text"}},
+};
+
+static void check_encoded(const struct encoded *x) {
+    int32_t labelled = 0;
+    need(x->ids.n == x->labels.n && (size_t)x->row.n == x->ids.n, "ids and labels differ in number");
+    for (size_t i = 0; i < x->ids.n; i++) {
+        need(x->ids.p[i] >= 0 && x->ids.p[i] < tok_count(small_tok()), "an id outside the vocabulary");
+        need(x->labels.p[i] >= 0 ? x->labels.p[i] < tok_count(small_tok()) : x->labels.p[i] == IGNORE_LABEL,
+             "a label");
+        labelled += x->labels.p[i] != IGNORE_LABEL;
+    }
+    need(labelled == x->row.labelled, "labels are counted wrong");
+    need(!x->row.drop || (!x->row.n && *x->why), "a dropped record has ids, or no reason");
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static int fd = -1;
+    static char path[40];
+    struct err e = {0};
+    struct record r;
+    int64_t count = 0, line = 0, bytes = 0;
+    int found = -1;
+    log_quiet = 1;
+    if (!size) return 0;
+    if (fd < 0) {
+        fd = memfd_create("records", 0);
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    }
+    need(!ftruncate(fd, 0) && pwrite(fd, data + 1, size - 1, 0) == (ssize_t)size - 1, "memfd");
+    const int choice = data[0];
+    static const enum shape shapes[4] = {SHAPE_LINES, SHAPE_CSV, SHAPE_TEXT, SHAPE_LINES};
+    struct data_config c = {.compat_new = choice >> 4 & 1,
+                            .stage = choice >> 5 & 1 ? STAGE_PT : STAGE_SFT,
+                            .mask_history = choice >> 6 & 1,
+                            .train_on_prompt = choice >> 7 & 1,
+                            .cutoff_len = 60};
+    struct encoder k;
+    encoder_init(&k, &c, small_tok());
+    struct reader *reader = reader_open(path, shapes[choice & 3], &e);
+    while (reader && (found = reader_next(reader, &r, &e)) > 0) {
+        struct encoded x = {0};
+        need(r.number == ++count && r.line >= line && r.column >= 1 && r.n > 0, "numbers of a record");
+        line = r.line;
+        bytes += r.verbatim ? (int64_t)r.n : 0;
+        encode_record(&k, sources + (choice >> 2 & 3), &r, &x);
+        need(x.e.code == 0 || (x.e.code == ERR_INPUT && strstr(x.e.text, ": record ")),
+             "an error without its place");
+        if (!x.e.code) check_encoded(&x);
+        encoded_free(&x);
+    }
+    need(bytes <= (int64_t)size, "more than the file holds");
+    need((found < 0) == (e.code != 0), "verdict and error disagree");
+    reader_close(reader);
+    return 0;
+}
