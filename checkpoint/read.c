@@ -223,7 +223,11 @@ int ckpt_read_range(const struct ckpt *c, const struct ckpt_tensor *t, int64_t f
     if (shard->zip.count && ckpt_zip_check(ckpt_zip_at(&shard->zip, t->offset), shard->file, e)) return -1;
     int rank = simplify(t, d);
     int direct = r.from == r.to && (!rank || (rank == 1 && d[0].src == 1));
-    if (!direct && !(r.scratch = sys_grow(NULL, PIECE_BYTES, "buffer for reading", e))) return -1;
+    int64_t extent = 1; /* elements of the file that the range can touch */
+    for (int k = 0; k < rank; k++) extent += ((rank == 1 ? count : d[k].size) - 1) * d[k].src;
+    int64_t bytes = extent < PIECE_BYTES ? extent * (int64_t)dtype_bytes(r.from) : PIECE_BYTES;
+    if (bytes > PIECE_BYTES) bytes = PIECE_BYTES;
+    if (!direct && !(r.scratch = sys_grow(NULL, (size_t)bytes, "buffer for reading", e))) return -1;
     int rc = read_part(&r, d, rank, first, count, t->offset, dst);
     sys_free(r.scratch);
     return rc;
