@@ -186,13 +186,13 @@ struct adam_tensor {
     float *m_absmax, *v_absmax;
     void *copy;                /* bf16 copy of p to refresh, or NULL */
     int64_t n;
-    float lr, weight_decay;
+    double lr, weight_decay;
 };
 struct adam_args {
     const struct adam_tensor *tensors; /* host array */
     int64_t count;
     int64_t t;                 /* step number from 1 */
-    float beta1, beta2, eps, grad_scale;
+    double beta1, beta2, eps, grad_scale;
 };
 
 /* out[i] = Σ x_i² of tensor i in a fixed order (double). out is memory of alloc(AT_HOST), filled when Q_COMPUTE gets

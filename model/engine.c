@@ -27,18 +27,26 @@ static struct backend_limits limits(const struct model *m, const struct engine_c
                                    .R = rank(c), .trains_weights = c->training && m->trainable_weights};
 }
 
-int64_t engine_cost(const struct model *m, const struct engine_config *c, int64_t *host) {
-    struct pages_config x, dx;
-    int64_t d1, h1, d2, h2;
-    engine_pages(m, c, &x, &dx);
-    pages_cost(&x, &d1, &h1), pages_cost(&dx, &d2, &h2);
+/* The working set of one chunk: saved activations, scratch, the head's input. */
+static size_t working_set(const struct model *m, const struct engine_config *c, size_t *saved, size_t *scratch, size_t *y) {
     enum dtype act = activation(m->be);
-    size_t saved = saved_bytes(&m->config, act, targets(c), rank(c), c->rows);
-    size_t own = saved + scratch_bytes(&m->config, act, c->rows, c->training) + align256((size_t)(c->rows * m->config.D) * dtype_bytes(act)) +
-                 align256((size_t)c->rows * 4) + saved * (size_t)(c->keep_layers * c->chunks);
+    *saved = saved_bytes(&m->config, act, targets(c), rank(c), c->rows);
+    *scratch = scratch_bytes(&m->config, act, c->rows, c->training);
+    *y = align256((size_t)(c->rows * m->config.D) * dtype_bytes(act));
+    return *saved + *scratch + *y + align256((size_t)c->rows * 4);
+}
+
+int engine_items(const struct model *m, const struct engine_config *c, struct plan_item *items) {
+    struct pages_config x, dx;
+    size_t saved, scratch, y, work = working_set(m, c, &saved, &scratch, &y);
     struct backend_limits l = limits(m, c);
-    *host = h1 + h2;
-    return d1 + d2 + (int64_t)own + (int64_t)m->be->workspace(m->be->self, &l);
+    engine_pages(m, c, &x, &dx);
+    items[0] = (struct plan_item){.name = x.name}, items[1] = (struct plan_item){.name = dx.name};
+    pages_cost(&x, &items[0].device, &items[0].host), pages_cost(&dx, &items[1].device, &items[1].host);
+    items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)saved * c->keep_layers * c->chunks};
+    items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)work};
+    items[4] = (struct plan_item){.name = "workspace of the ops", .device = (int64_t)m->be->workspace(m->be->self, &l)};
+    return 5;
 }
 
 int engine_open(struct engine *g, struct model *m, const struct engine_config *c, struct err *e) {
@@ -48,9 +56,7 @@ int engine_open(struct engine *g, struct model *m, const struct engine_config *c
     if (!(g->x = pages_open(m->be, &x, e)) || (c->training && !(g->dx = pages_open(m->be, &dx, e)))) goto fail;
     enum dtype act = activation(m->be);
     const struct model_config *k = &m->config;
-    g->kept_bytes = saved_bytes(k, act, targets(c), rank(c), c->rows);
-    size_t scratch = scratch_bytes(k, act, c->rows, c->training), y = align256((size_t)(c->rows * k->D) * dtype_bytes(act));
-    size_t bytes = g->kept_bytes + scratch + y + align256((size_t)c->rows * 4), kept = g->kept_bytes * (size_t)(c->keep_layers * c->chunks);
+    size_t scratch, y, bytes = working_set(m, c, &g->kept_bytes, &scratch, &y), kept = g->kept_bytes * (size_t)(c->keep_layers * c->chunks);
     if (!(g->memory = m->be->alloc(m->be->self, AT_DEVICE, bytes)) || (kept && !(g->kept = m->be->alloc(m->be->self, AT_DEVICE, kept)))) {
         err_set(e, ERR_RUN, "out of device memory: the working set of a chunk of %lld tokens needs %zu bytes; lower --vram or --cutoff_len",
                 (long long)c->rows, bytes + kept);

@@ -11,6 +11,7 @@
 #define QLORA_MODEL_ENGINE_H
 #include "model/batch.h"
 #include "model/block.h"
+#include "pager/plan.h"
 
 struct engine_config {
     int64_t rows, chunks;      /* capacity: rows of a chunk, chunks of a batch */
@@ -35,9 +36,9 @@ struct engine {
     char *kept;                /* [keep_layers * chunks] saved sets */
     size_t kept_bytes;
 };
-/* Where the pages of x and dx would live, and the bytes of everything on the device: the plan's arithmetic. */
+/* Where the pages of x and dx live, and what engine_open takes, item by item: the plan's arithmetic. */
 void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx);
-int64_t engine_cost(const struct model *m, const struct engine_config *c, int64_t *host);
+int engine_items(const struct model *m, const struct engine_config *c, struct plan_item *items); /* returns their number */
 int engine_open(struct engine *g, struct model *m, const struct engine_config *c, struct err *e);
 void engine_close(struct engine *g);
 

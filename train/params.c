@@ -166,14 +166,14 @@ void params_update(struct params *q, const struct adam_settings *s) {
             int64_t k = 0;
             for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) {
                 const struct param *p = &q->p[i + k];
-                t[k] = (struct adam_tensor){.p = value + p->offset, .g = grad + p->offset, .n = p->n, .lr = (float)s->lr,
-                                            .weight_decay = p->decay ? (float)s->weight_decay : 0};
+                t[k] = (struct adam_tensor){.p = value + p->offset, .g = grad + p->offset, .n = p->n, .lr = s->lr,
+                                            .weight_decay = p->decay ? s->weight_decay : 0};
                 if (p->small_state)
                     t[k].m8 = (uint8_t *)state + p->m, t[k].v8 = (uint8_t *)state + p->v, t[k].m_absmax = (float *)(state + p->m_absmax), t[k].v_absmax = (float *)(state + p->v_absmax);
                 else t[k].m = (float *)(state + p->m), t[k].v = (float *)(state + p->v);
             }
-            op_adam(q->be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = (float)s->beta1, .beta2 = (float)s->beta2,
-                                               .eps = (float)s->eps, .grad_scale = (float)s->grad_scale});
+            op_adam(q->be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2,
+                                               .eps = s->eps, .grad_scale = s->grad_scale});
         }
         params_value_put(q, g, 1), pages_put(q->grad, g, 0), pages_put(q->state, g, 1);
     }

@@ -1,0 +1,211 @@
+/* train/run.c - a run from options to adapter: set up, resume, the loop of steps, saving, reports. */
+#include "base/file.h"
+#include "base/log.h"
+#include "base/stop.h"
+#include "base/sys.h"
+#include "train/schedule.h"
+#include "train/train_internal.h"
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { NONFINITE_IN_A_ROW = 3 };
+
+/* The rules for an output directory that is not empty. */
+static int check_output_dir(const struct trainer *t, struct err *e) {
+    const struct train_options *o = t->o;
+    char **names;
+    int n, weights = 0, checkpoints = 0;
+    if (!path_is_dir(o->output_dir) || o->overwrite_output_dir || o->resume_from_checkpoint) return 0;
+    if (dir_list(o->output_dir, &names, &n, e)) return -1;
+    for (int i = 0; i < n; i++) {
+        checkpoints += text_starts(names[i], "checkpoint-");
+        weights += text_starts(names[i], "adapter_model") || (text_starts(names[i], "model") && text_ends(names[i], ".safetensors"));
+    }
+    int occupied = o->data.compat_new ? weights : n;
+    dir_list_free(names, n);
+    return checkpoints || !occupied ? 0 : err_set(e, ERR_INPUT, "Output directory (%s) already exists and is not empty. Please set overwrite_output_dir, or choose another output_dir", o->output_dir);
+}
+
+/* run.json names the run that owns the folder, and keeps the command line for people. */
+static int claim_output_dir(struct trainer *t, struct err *e) {
+    struct str s = {0};
+    char path[1200];
+    snprintf(t->run_id, sizeof t->run_id, "%016" PRIx64 "%08x", (uint64_t)time(NULL), (unsigned)getpid());
+    if (path_join(path, sizeof path, t->o->output_dir, "run.json", e)) return -1;
+    str_printf(&s, "{\"run\": \"%s\", \"command\": ", t->run_id);
+    const char *command = t->o->command ? t->o->command : "";
+    str_json(&s, command, strlen(command));
+    str_puts(&s, "}\n");
+    int r = s.oom ? err_set(e, ERR_RUN, "out of memory: run.json") : file_write_all(path, s.p, s.n, e);
+    str_free(&s);
+    return r;
+}
+
+static int open_report(struct trainer *t, const char *resumed, struct err *e) {
+    const struct train_options *o = t->o;
+    t->report = report_open(&(struct report_config){.dir = o->output_dir, .compat_old = !o->data.compat_new, .with_throughput = o->include_tokens_seen, .plot_loss = o->plot_loss,
+                                                    .append = resumed[0] != 0, .from_step = t->at.step, .state_dir = resumed[0] ? resumed : NULL, .logging_steps = t->log_every,
+                                                    .save_steps = t->save_every, .eval_steps = t->eval_every, .train_batch_size = o->batch, .max_steps = t->total_steps, .epochs = o->epochs}, e);
+    return t->report ? 0 : -1;
+}
+
+static void announce(const struct trainer *t) {
+    const struct train_options *o = t->o;
+    char a[32], b[32], c[32];
+    log_info("***** Running training *****\n  Num examples = %s\n  Num Epochs = %lld\n  Instantaneous batch size per device = %lld\n"
+             "  Total train batch size (w. parallel, distributed & accumulation) = %lld\n  Gradient Accumulation steps = %lld\n"
+             "  Total optimization steps = %s\n  Number of trainable parameters = %s",
+             text_thousands(a, data_count(t->train)), (long long)ceil((double)t->total_steps / (double)sampler_steps_per_epoch(t->sampler)), (long long)o->batch,
+             (long long)(o->batch * o->accumulate), (long long)o->accumulate, text_thousands(b, t->total_steps), text_thousands(c, t->params.total));
+    if (!t->at.step) return;
+    int64_t per_epoch = sampler_steps_per_epoch(t->sampler);
+    log_info("  Continuing training from checkpoint, will skip to saved global_step\n  Continuing training from epoch %lld\n  Continuing training from global step %lld\n"
+             "  Will skip the first %lld epochs then the first %lld batches in the first epoch.", (long long)(t->at.step / per_epoch), (long long)t->at.step, (long long)(t->at.step / per_epoch),
+             (long long)(t->at.step % per_epoch * o->accumulate));
+}
+
+static struct report_event event(const struct trainer *t, const struct step_result *r, double start) {
+    const struct progress *p = &t->at;
+    double seconds = p->seconds + (sys_seconds() - start), left = (double)(t->total_steps - p->step) * seconds / (double)(p->step ? p->step : 1);
+    return (struct report_event){.step = p->step, .total_steps = t->total_steps, .loss = NAN, .eval_loss = NAN, .grad_norm = r->grad_norm, .epoch = r->epoch,
+                                 .learning_rate = t->o->learning_rate * schedule_factor(t->o->schedule, p->step, t->warmup, t->total_steps),
+                                 .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = seconds > 0 ? (double)p->tokens / seconds : 0, .tokens_seen = p->tokens};
+}
+
+static int due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+
+/* Bookkeeping of a step: sums, log line, progress line. */
+static int note_step(struct trainer *t, const struct step_result *r, double start, struct err *e) {
+    struct progress *p = &t->at;
+    p->step++, p->tokens += r->rows;
+    if (r->finite) p->updates++, p->nonfinite_run = 0, p->loss_sum += r->loss;
+    else p->nonfinite++, p->nonfinite_run++;
+    p->window_sum += r->loss, p->window_steps++;
+    struct report_event ev = event(t, r, start);
+    ev.loss = isfinite(r->loss) ? r->loss : INFINITY;
+    if (!isfinite(ev.grad_norm)) ev.grad_norm = INFINITY;
+    report_progress(&ev, p->step == t->total_steps);
+    if (!due(t->log_every, p->step) && !(t->o->logging_first_step && p->step == 1)) return 0;
+    double mean = p->window_sum / (double)p->window_steps;
+    ev.loss = isfinite(mean) ? mean : INFINITY;
+    p->window_sum = 0, p->window_steps = 0;
+    return report_add(t->report, &ev, e);
+}
+
+static int evaluate(struct trainer *t, const struct step_result *r, double start, double *seconds, struct err *e) {
+    if (train_evaluate(t, &t->eval_loss, seconds, e)) return -1;
+    struct report_event ev = event(t, r, start);
+    ev.eval_loss = t->eval_loss, ev.grad_norm = NAN, ev.learning_rate = NAN;
+    return report_add(t->report, &ev, e);
+}
+
+/* Too many steps that could not be applied: three in a row, or one in a thousand. */
+static int hopeless(const struct trainer *t) {
+    const struct progress *p = &t->at;
+    return !t->o->nan_skip && (p->nonfinite_run >= NONFINITE_IN_A_ROW || (p->nonfinite > NONFINITE_IN_A_ROW && p->nonfinite * 1000 > p->step));
+}
+
+static int save(struct trainer *t, double epoch, double *start, struct err *e) {
+    double now = sys_seconds();
+    t->at.seconds += now - *start, *start = now;
+    return state_save(t, epoch, e);
+}
+
+/* The loop. Returns 0, -1, or the number of the signal that ended it. */
+static int loop(struct trainer *t, double *epoch, double *eval_seconds, struct err *e) {
+    double start = sys_seconds();
+    int64_t saved = t->at.step;
+    while (t->at.step < t->total_steps) {
+        struct step_result r;
+        if (train_step(t, t->at.step, &r, e) || note_step(t, &r, start, e)) return -1;
+        *epoch = r.epoch;
+        int last = t->at.step == t->total_steps, signal = stop_requested(), bad = hopeless(t);
+        if ((due(t->eval_every, t->at.step) || (last && t->eval_every)) && !signal && evaluate(t, &r, start, eval_seconds, e)) return -1;
+        int periodic = due(t->save_every, t->at.step) || (last && t->save_every && t->o->data.compat_new);
+        if (periodic || signal || bad || stop_save_requested()) {
+            if (save(t, r.epoch, &start, e)) return -1;
+            saved = t->at.step;
+        }
+        if (bad)
+            return err_set(e, ERR_NONFINITE, "loss or gradient was not finite in %lld of %lld steps; none of them was applied, the last good state is %s/checkpoint-%lld. "
+                           "Lower the learning rate, or go on regardless with --nan skip", (long long)t->at.nonfinite, (long long)t->at.step, t->o->output_dir, (long long)saved);
+        if (signal && !last) return log_info("stopped by signal %d after step %lld; continue with --resume_from_checkpoint true", signal, (long long)t->at.step), signal;
+    }
+    t->at.seconds += sys_seconds() - start;
+    return 0;
+}
+
+static int finish(struct trainer *t, double epoch, double eval_seconds, int64_t first, struct err *e) {
+    const struct train_options *o = t->o;
+    const struct model_config *c = &t->model.config;
+    if (state_write_weights(t, o->output_dir, 1, e)) return -1;
+    /* Arithmetic of the run: forward and backward of every weight, the head's products, no recomputation counted. */
+    double weights = (double)c->L * (double)(6 * c->D * c->D + 3 * c->D * c->F) + (double)(c->V * c->D);
+    struct report_results res = {.epoch = epoch, .train_loss = t->at.updates ? t->at.loss_sum / (double)t->at.updates : 0, .train_runtime = t->at.seconds,
+                                 .total_flos = (setup_is_lora(t) ? 4.0 : 6.0) * weights * (double)t->at.tokens, .steps = t->at.step - first,
+                                 .samples = (t->at.step - first) * o->batch * o->accumulate, .eval_loss = t->eval_loss, .eval_runtime = eval_seconds,
+                                 .eval_samples = t->eval ? data_count(t->eval) : 0, .eval_steps = t->eval ? (data_count(t->eval) + o->eval_batch - 1) / o->eval_batch : 0};
+    if (report_finish(t->report, &res, e) || report_state(t->report, o->output_dir, t->at.step, epoch, e)) return -1;
+    struct str h = {0};
+    str_printf(&h, "learning_rate: %g\ntrain_batch_size: %lld\ngradient_accumulation_steps: %lld\nseed: %llu\nnum_epochs: %g\nsteps: %lld\n", o->learning_rate, (long long)o->batch,
+               (long long)o->accumulate, (unsigned long long)o->seed, o->epochs, (long long)t->total_steps);
+    int r = h.oom ? err_set(e, ERR_RUN, "out of memory: README.md")
+                  : report_card(o->output_dir, o->model_name_or_path, setup_is_lora(t) ? o->quantization_bit ? "qlora" : "lora" : "full", o->data.dataset, h.p, e);
+    str_free(&h);
+    if (r) return -1;
+    log_info("Training completed. The %s is in %s. Talk to it:\n  qlora chat --model_name_or_path %s%s%s --template yuan", setup_is_lora(t) ? "adapter" : "model", o->output_dir,
+             setup_is_lora(t) ? o->model_name_or_path : o->output_dir, setup_is_lora(t) ? " --adapter_name_or_path " : "", setup_is_lora(t) ? o->output_dir : "");
+    return 0;
+}
+
+static void print_counts(void) {
+    int n;
+    const struct op_count *c = op_counts(&n);
+    double all = 0;
+    for (int i = 0; i < n; i++) all += c[i].seconds;
+    log_info("%-14s %9s %10s %10s %8s %6s", "op", "calls", "ms", "GFLOP/s", "GB/s", "share");
+    for (int i = 0; i < n; i++)
+        if (c[i].calls) log_info("%-14s %9lld %10.1f %10.1f %8.1f %5.1f%%", c[i].name, (long long)c[i].calls, c[i].seconds * 1e3, c[i].flops / c[i].seconds / 1e9, c[i].bytes / c[i].seconds / 1e9, 100 * c[i].seconds / all);
+}
+
+static void close_all(struct trainer *t) {
+    report_close(t->report);
+    batch_close(&t->batch), engine_close(&t->engine), params_close(&t->params), lora_free(&t->lora), model_free(&t->model);
+    sampler_close(t->sampler), data_free(t->train), data_free(t->eval), tok_close(t->tok);
+    sys_free(t->sequences);
+    backend_close(t->be);
+}
+
+int train_run(const struct train_options *o, struct err *e) {
+    struct trainer t = {.o = o, .eval_loss = NAN};
+    char resumed[1200] = "";
+    double epoch = 0, eval_seconds = NAN;
+    int r = -1;
+    if (check_output_dir(&t, e) || !(t.be = backend_open(o->backend, e))) goto out;
+    if (setup_data(&t, e) || setup_model(&t, e)) goto out;
+    if (o->dry_run) {
+        setup_show_example(&t);
+        log_info("dry run: %lld steps over %lld sequences; nothing was loaded or written", (long long)t.total_steps, (long long)data_count(t.train));
+        r = 0;
+        goto out;
+    }
+    if (dir_make(o->output_dir, e) || state_find(&t, resumed, sizeof resumed, e) || setup_memory(&t, e)) goto out;
+    if (resumed[0] ? state_load(&t, resumed, e) : claim_output_dir(&t, e)) goto out;
+    if (open_report(&t, resumed, e)) goto out;
+    if (!resumed[0]) setup_show_example(&t);
+    int64_t first = t.at.step;
+    announce(&t);
+    op_timing = o->profile;
+    op_counts_reset();
+    r = loop(&t, &epoch, &eval_seconds, e);
+    if (o->profile) print_counts();
+    if (r > 0) r = 128 + r;
+    else if (!r) r = finish(&t, epoch, eval_seconds, first, e);
+out:
+    close_all(&t);
+    return r < 0 ? (e->code ? e->code : ERR_RUN) : r;
+}

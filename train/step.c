@@ -1,0 +1,109 @@
+/* train/step.c - one update: the whole global batch goes through layer l before anything goes through layer l+1.
+ *
+ *     forward    for layer l:        weights(l) in  ->  for chunk c: x[l][c] -> block -> x[l+1][c]
+ *     head       for chunk c:        norm + lm_head + softmax + cross-entropy + gradient, in slices of tokens
+ *     backward   for layer l, down:  weights(l) in  ->  for chunk c: recompute block(x[l][c]), dx[c] = block'(dx[c]); dA, dB +=
+ *     update     clip by global norm, then AdamW over pages of (value, gradient, moments)
+ */
+#include "base/log.h"
+#include "train/schedule.h"
+#include "train/train_internal.h"
+#include <math.h>
+
+/* The step's sequences with the weight of their tokens: the mean over micro-batches of the mean over a micro-batch's
+ * counted tokens, or with --loss_norm token one mean over all. */
+static int gather(struct trainer *t, const struct sampler_step *s, struct err *e) {
+    int64_t all = 0;
+    for (int64_t m = 0; m < s->micro_batches; m++) {
+        int64_t counted = 0;
+        for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) {
+            struct sequence q;
+            if (data_get(t->train, s->index[i], &q, e)) return -1;
+            t->sequences[i] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .n = q.n};
+            for (int64_t k = 1; k < q.n; k++) counted += q.labels[k] >= 0;
+        }
+        if (!counted) log_warn("a micro-batch has no labelled token (all prompt, or cut away); it counts as loss 0");
+        int64_t parts = t->o->data.compat_new ? s->micro_batches : t->o->accumulate;
+        float weight = counted ? (float)(1.0 / ((double)counted * (double)parts)) : 0;
+        for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) t->sequences[i].weight = weight;
+        all += counted;
+    }
+    for (int64_t i = 0; t->o->loss_per_token && i < s->sequences; i++) t->sequences[i].weight = all ? (float)(1.0 / (double)all) : 0;
+    return 0;
+}
+
+static void forward(struct trainer *t, const struct dropout *drop) { engine_forward(&t->engine, &t->batch, drop); }
+
+static void head(struct trainer *t, struct head_grads *full) {
+    struct params *p = &t->params;
+    if (setup_is_lora(t)) {
+        engine_head(&t->engine, &t->batch, 1, NULL);
+        return;
+    }
+    int64_t outer = p->groups - 1;
+    float *g = pages_get(p->grad, outer, PAGE_WRITE);
+    t->be->zero(t->be->self, g, pages_bytes(p->grad, outer), Q_COMPUTE);
+    const struct tensor_place *o = t->model.outer;
+    *full = (struct head_grads){.embed = g, .head = g + o[t->model.config.tied ? OT_EMBED : OT_HEAD].offset / 4, .norm = g + o[OT_NORM].offset / 4};
+    engine_head(&t->engine, &t->batch, 1, full);
+}
+
+static void backward(struct trainer *t, const struct dropout *drop, const struct head_grads *full) {
+    struct params *p = &t->params;
+    struct pages *weights = t->model.layers;
+    for (int64_t l = t->model.config.L - 1; l >= 0; l--) {
+        void *w = pages_get(weights, l, PAGE_READ);
+        float *value = setup_is_lora(t) ? pages_get(p->value, l, PAGE_READ) : NULL, *grad = pages_get(p->grad, l, PAGE_WRITE);
+        pages_want(weights, l - 1);
+        if (value) pages_want(p->value, l - 1);
+        struct layer_grads lg;
+        if (!value) params_layer_grads(p, grad, &lg);
+        t->be->zero(t->be->self, grad, pages_bytes(p->grad, l), Q_COMPUTE);
+        engine_backward_layer(&t->engine, &t->batch, drop, l, w, value, value ? grad : NULL, value ? NULL : &lg, !value || l > 0);
+        params_norms(p, l, grad);
+        if (value) pages_put(p->value, l, 0);
+        pages_put(p->grad, l, 1), pages_put(weights, l, 0);
+    }
+    if (setup_is_lora(t)) return;
+    engine_embed_backward(&t->engine, &t->batch, full);
+    params_norms(p, p->groups - 1, full->embed);
+    pages_put(p->grad, p->groups - 1, 1);
+}
+
+/* The layers whose gradients are not finite, for the message. */
+static void name_nonfinite(const struct trainer *t, int64_t step) {
+    const struct params *p = &t->params;
+    int64_t bad = 0, first = -1;
+    for (int64_t i = 0; i < p->count; i++)
+        if (!isfinite(p->norms[i])) bad++, first = first < 0 ? i : first;
+    log_warn("step %lld: the gradient is not finite (%lld of %lld tensors, the first is %s); the step is not applied", (long long)step + 1,
+             (long long)bad, (long long)p->count, first < 0 ? "none: the sum overflows" : p->p[first].name);
+}
+
+int train_step(struct trainer *t, int64_t step, struct step_result *r, struct err *e) {
+    const struct train_options *o = t->o;
+    struct sampler_step s;
+    struct head_grads full = {0};
+    struct dropout drop = {.p = (float)o->lora.dropout, .seed = o->seed, .step = (uint32_t)step};
+    *r = (struct step_result){0};
+    if (sampler_get(t->sampler, step, &s, e) || gather(t, &s, e)) return -1;
+    batch_fill(&t->batch, &t->model.config, t->sequences, s.sequences);
+    forward(t, &drop);
+    head(t, &full);
+    backward(t, &drop, &full);
+    if (batch_losses(&t->batch, e)) return -1;
+
+    double norm2 = 0;
+    for (int64_t i = 0; i < t->params.count; i++) norm2 += t->params.norms[i];
+    for (int64_t i = 0; i < s.sequences; i++)
+        for (int64_t k = t->batch.loss_of[i]; k < t->batch.loss_of[i + 1]; k++) r->loss += (double)t->sequences[i].weight * (double)t->batch.nll[k];
+    r->grad_norm = sqrt(norm2), r->epoch = s.epoch, r->rows = t->batch.N;
+    r->finite = isfinite(norm2) && isfinite(r->loss);
+    if (!r->finite) return name_nonfinite(t, step), 0;
+
+    double clip = o->max_grad_norm > 0 ? o->max_grad_norm / (r->grad_norm + 1e-6) : 1;
+    params_update(&t->params, &(struct adam_settings){.t = t->at.updates + 1, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon,
+                                                      .lr = o->learning_rate * schedule_factor(o->schedule, step, t->warmup, t->total_steps),
+                                                      .weight_decay = o->weight_decay, .grad_scale = clip < 1 ? clip : 1});
+    return t->be->sync(t->be->self, e);
+}

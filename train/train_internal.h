@@ -1,0 +1,69 @@
+/* train/train_internal.h - one run's objects, shared by the files of train/. Owned by train_run (train/run.c). */
+#ifndef QLORA_TRAIN_INTERNAL_H
+#define QLORA_TRAIN_INTERNAL_H
+#include "datasets/datasets.h"
+#include "model/engine.h"
+#include "pager/plan.h"
+#include "tokenizer/tokenizer.h"
+#include "train/params.h"
+#include "train/report.h"
+#include "train/train.h"
+
+struct progress { /* what a resumed run must know beside weights and moments; stored as facts of a checkpoint */
+    int64_t step;             /* finished updates, applied or skipped */
+    int64_t tokens;           /* rows trained on so far */
+    int64_t updates;          /* applied ones: Adam's t */
+    double loss_sum;          /* of all steps */
+    double window_sum;        /* of the steps since the last log line */
+    int64_t window_steps;
+    double window_norm;       /* gradient norm of the last step */
+    double seconds;           /* of training so far */
+    int64_t nonfinite, nonfinite_run; /* skipped steps in all, and in a row */
+};
+
+struct trainer {
+    const struct train_options *o;
+    struct backend *be;
+    struct tok *tok;
+    struct dataset *train, *eval;
+    struct sampler *sampler;
+    int64_t total_steps, warmup, log_every, save_every, eval_every; /* 0 = never */
+    struct model model;
+    struct model_how how;
+    struct lora lora;
+    struct params params;
+    struct engine engine;
+    struct batch batch;
+    struct batch_sequence *sequences; /* [max_seqs] of the step */
+    int64_t max_seqs, max_rows, longest; /* of any step: sequences, rows; longest sequence in rows */
+    int64_t chunks_at, chunks; /* most chunks of any step when a chunk holds chunks_at rows */
+    struct plan_request request;
+    struct plan plan;
+    struct report *report;
+    struct progress at;
+    char data_hash[41], run_id[33];
+    double eval_loss;         /* of the last evaluation, NaN */
+};
+
+/* The step of the design (train/step.c). */
+struct step_result { double loss, grad_norm, epoch; int64_t rows; int finite; };
+int train_step(struct trainer *t, int64_t step, struct step_result *r, struct err *e);
+
+/* Mean evaluation loss, weighted as transformers does: batches of eval_batch, each counted by its sequences. */
+int train_evaluate(struct trainer *t, double *loss, double *seconds, struct err *e);
+
+/* train/state.c: checkpoint-N folders. */
+int state_save(struct trainer *t, double epoch, struct err *e);
+/* Finds what to resume from: *dir empty = start anew. Verifies, names what it skipped. */
+int state_find(struct trainer *t, char *dir, size_t size, struct err *e);
+int state_load(struct trainer *t, const char *dir, struct err *e);
+/* Adapter or model, tokenizer files, run description into `dir`. */
+int state_write_weights(struct trainer *t, const char *dir, int final, struct err *e);
+
+/* train/setup.c: everything up to the first step. */
+int setup_data(struct trainer *t, struct err *e);
+int setup_model(struct trainer *t, struct err *e);   /* headers, adapter shapes, plan */
+int setup_memory(struct trainer *t, struct err *e);  /* allocates what the plan says, loads weights */
+void setup_show_example(const struct trainer *t);
+int setup_is_lora(const struct trainer *t);
+#endif
