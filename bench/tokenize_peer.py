@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Speed of the sentencepiece library on one core, for comparison with bench/tokenize.c: same texts, best of five.
+"""Speed of the sentencepiece library on one core (CPU time, best of five), to compare with bench/tokenize.c.
 
     python3 -m venv VENV && VENV/bin/pip install sentencepiece
     VENV/bin/python bench/tokenize_peer.py TOKENIZER.model FILE...
@@ -17,9 +17,9 @@ ROUNDS = 5
 def best(work):
     seconds = []
     for _ in range(ROUNDS):
-        start = time.perf_counter()
+        start = time.process_time()
         result = work()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return min(seconds), result
 
 

@@ -1,5 +1,5 @@
-/* tests/tokenizer_small.h - a small BPE model, and the rules of encoding as they are written (docs/TOKENIZER.md), for the
- * unit test and the fuzz targets of the tokenizer. */
+/* tests/tokenizer_small.h - a small BPE model, and the rules of encoding as they are written
+ * (docs/TOKENIZER.md), for the unit test and the fuzz targets of the tokenizer. */
 #ifndef QLORA_TESTS_TOKENIZER_SMALL_H
 #define QLORA_TESTS_TOKENIZER_SMALL_H
 #include "tokenizer/tokenizer.h"
@@ -7,15 +7,19 @@
 
 #define BLANK "\xE2\x96\x81"
 
-/* Pieces with halves that are no pieces ("xyz"), equal scores, runs, and one that merging cannot reach ("q!q"). */
+/* Pieces with halves that are no pieces ("xyz"), equal scores, runs, and one that merging cannot reach
+ * ("q!q"). */
 static const struct tok_piece small[] = {
-    {BLANK, -20}, {"a", -20}, {"b", -20}, {"x", -20}, {"é", -20}, {"你", -20}, {"好", -20}, {"😀", -20}, {BLANK BLANK, -1},
-    {BLANK BLANK BLANK BLANK, -2}, {"aa", -3}, {"aaaa", -4}, {"ab", -3}, {"ba", -3}, {BLANK "a", -3}, {"xy", -5}, {"xyz", -5},
-    {"你好", -6}, {"q!q", 0}, {"<sep>", 0}, {"<pad>", 0}};
+    {BLANK, -20}, {"a", -20},   {"b", -20},   {"x", -20},        {"é", -20},
+    {"你", -20},  {"好", -20},  {"😀", -20},   {BLANK BLANK, -1}, {BLANK BLANK BLANK BLANK, -2},
+    {"aa", -3},   {"aaaa", -4}, {"ab", -3},   {"ba", -3},        {BLANK "a", -3},
+    {"xy", -5},   {"xyz", -5},  {"你好", -6}, {"q!q", 0},        {"<sep>", 0},
+    {"<pad>", 0}};
 enum { SMALL = sizeof small / sizeof *small };
 
 /* Opens a model of these pieces, with more bytes of protobuf behind it. */
-static inline struct tok *parse(const struct tok_piece *pieces, int n, const char *extra, size_t extra_n, struct err *e) {
+static inline struct tok *parse(const struct tok_piece *pieces, int n, const char *extra, size_t extra_n,
+                                struct err *e) {
     struct str model = {0};
     tok_model_write(pieces, n, &model, e);
     str_add(&model, extra, extra_n);
@@ -23,7 +27,9 @@ static inline struct tok *parse(const struct tok_piece *pieces, int n, const cha
     str_free(&model);
     return t;
 }
-static inline struct tok *open_small(void) { return parse(small, SMALL, "", 0, NULL); }
+static inline struct tok *open_small(void) {
+    return parse(small, SMALL, "", 0, NULL);
+}
 
 /* The text that decoding gives back: invalid bytes are U+FFFD, each U+2581 a blank. */
 static inline void plain_text(const char *text, size_t n, struct str *out) {
@@ -41,10 +47,15 @@ static inline int find_piece(const struct tok_piece *pieces, int n, const char *
     return -1;
 }
 
-/* Blank in front, blanks as U+2581, then: merge the best pair, the leftmost among equals, until none is a piece. */
+/* Blank in front, blanks as U+2581, then: merge the best pair, the leftmost among equals, until none is a
+ * piece. */
 enum { NAIVE_CHARS = 1000 };
-static inline void naive_encode(const struct tok_piece *pieces, int count, const char *text, size_t text_n, struct ids *out) {
-    struct { const char *p; size_t n; } sym[NAIVE_CHARS + 1];
+static inline void naive_encode(const struct tok_piece *pieces, int count, const char *text, size_t text_n,
+                                struct ids *out) {
+    struct {
+        const char *p;
+        size_t n;
+    } sym[NAIVE_CHARS + 1];
     struct str plain = {0}, s = {0};
     size_t n = 0;
     uint32_t c;

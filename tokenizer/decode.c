@@ -1,7 +1,9 @@
-/* tokenizer/decode.c - ids to text, one by one: what is complete UTF-8 appears at once, an unfinished character waits. */
+/* tokenizer/decode.c - ids to text, one by one: what is complete UTF-8 appears at once, an unfinished
+ * character waits. */
 #include "tokenizer/tokenizer_internal.h"
 
-/* Gives out the byte pieces held back, invalid ones as U+FFFD. Unless `all`, a tail that may yet become a character stays. */
+/* Gives out the byte pieces held back, invalid ones as U+FFFD. Unless `all`, a tail that may yet become a
+ * character stays. */
 static void flush(struct tok_stream *s, int all, struct str *out) {
     int at = 0;
     while (at < s->tail_n) {
@@ -9,13 +11,15 @@ static void flush(struct tok_stream *s, int all, struct str *out) {
         size_t n = (size_t)(s->tail_n - at);
         uint32_t c;
         int k = utf8_get(p, n, &c);
-        if (k <= 0 && !all) { /* the beginning of some character? The lowest or the highest bytes behind it tell. */
+        if (k <= 0 && !all) { /* the beginning of a character? The lowest or highest bytes behind it tell. */
             unsigned char low[8] = {0x80, 0x80, 0x80, 0x80}, high[8] = {0xBF, 0xBF, 0xBF, 0xBF};
             memcpy(low, p, n), memcpy(high, p, n);
             if (utf8_get(low, 4, &c) > (int)n || utf8_get(high, 4, &c) > (int)n) break;
         }
-        if (k > 0) str_add(out, p, (size_t)k);
-        else str_utf8(out, 0xFFFD);
+        if (k > 0)
+            str_add(out, p, (size_t)k);
+        else
+            str_utf8(out, 0xFFFD);
         s->started = 1;
         at += k > 0 ? k : 1;
     }

@@ -1,8 +1,9 @@
-/* tokenizer/merge.c - merging the symbols of one part of a text: best rank first, leftmost first among equals.
+/* tokenizer/merge.c - merging the symbols of one part of a text: best rank first, of equals the leftmost.
  *
  * Short parts scan the ranks of all neighbours for each merge. Long ones keep them in a binary heap of
- * rank << 32 | left index: O(n log n). An entry of the heap is stale when rank[left] has changed since; if it has changed
- * back, the entry is right again, since it says no more than "left and its neighbour merge with this rank". */
+ * rank << 32 | left index: O(n log n). An entry of the heap is stale when rank[left] has changed since; if
+ * it has changed back, the entry is right again, since it says no more than "left and its neighbour merge
+ * with this rank". */
 #include "base/sys.h"
 #include "tokenizer/tokenizer_internal.h"
 
@@ -80,13 +81,14 @@ static uint64_t heap_pop(uint64_t *heap, size_t *n) {
     return top;
 }
 
-/* The heap has at most 2n entries: fewer than n at first, and each of fewer than n merges takes one and adds two. */
 static void offer(const struct tok *t, struct tok_merge *m, size_t *heap_n, uint32_t left) {
     uint32_t whole = rule_find(t, m->sym[left], m->sym[m->next[left]]);
     m->rank[left] = rank_of(t, whole);
     if (whole != SYM_NONE) heap_push(m->heap, heap_n, (uint64_t)m->rank[left] << 32 | left);
 }
 
+/* The heap has at most 2n entries: fewer than n at first, and each of fewer than n merges takes one and adds
+ * two. */
 static size_t merge_long(const struct tok *t, struct tok_merge *m, size_t n) {
     uint32_t *sym = m->sym, *next = m->next, *prev = m->prev, end = (uint32_t)n;
     size_t heap_n = 0, left = 0;

@@ -1,4 +1,5 @@
-/* tokenizer/template.c - the chat template `yuan` of LLaMA-Factory: system, user and answer texts, each encoded apart.
+/* tokenizer/template.c - the chat template `yuan` of LLaMA-Factory: system, user and answer texts, each
+ * encoded apart.
  *
  *              source of turn 0              source of a later turn      target
  *     OLD      system  user <sep>            "\n"  user <sep>            answer <eod>
@@ -7,8 +8,10 @@
 #define _GNU_SOURCE /* memmem */
 #include "tokenizer/tokenizer_internal.h"
 
-/* The user's text, its first {{idx}} being the number of the turn: a slot of the template that reaches into its data. */
-static int put_user(const struct tok *t, int turn, const char *user, size_t n, struct ids *out, struct err *e) {
+/* The user's text, its first {{idx}} being the number of the turn: a slot of the template that reaches
+ * into its data. */
+static int put_user(const struct tok *t, int turn, const char *user, size_t n, struct ids *out,
+                    struct err *e) {
     static const char slot[] = "{{idx}}";
     const char *at = n ? memmem(user, n, slot, sizeof slot - 1) : NULL;
     if (!at) return tok_encode(t, user, n, TOK_SPECIAL, out, e);
@@ -32,8 +35,8 @@ int template_source(const struct tok *t, enum tok_template k, int turn, const ch
 }
 
 /* NEW is defined as one string answer + "<eod>\n": the same ids, since no special string spans the seam. */
-int template_target(const struct tok *t, enum tok_template k, const char *answer, size_t answer_n, struct ids *out,
-                    struct err *e) {
+int template_target(const struct tok *t, enum tok_template k, const char *answer, size_t answer_n,
+                    struct ids *out, struct err *e) {
     if (tok_encode(t, answer, answer_n, TOK_SPECIAL, out, e) || ids_push(out, t->eod, e)) return -1;
     return k == TEMPLATE_YUAN_NEW ? tok_encode(t, "\n", 1, 0, out, e) : 0;
 }

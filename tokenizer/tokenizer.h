@@ -1,8 +1,8 @@
 /* tokenizer/tokenizer.h - text <-> token ids with a sentencepiece BPE model, and the yuan chat template.
  *
- * The rules are those of the official Yuan 2.0 tokenizer: identity normaliser, one U+2581 in front of every stretch, pairs
- * merged by score with the leftmost first on ties, byte fallback (docs/FORMATS.md). O(n log n); a struct tok is read-only
- * after tok_open and may be used by any number of threads at once.
+ * The rules are those of the official Yuan 2.0 tokenizer: identity normaliser, one U+2581 in front of every
+ * stretch, pairs merged by score with the leftmost first on ties, byte fallback (docs/TOKENIZER.md).
+ * O(n log n); a struct tok is read-only after tok_open and may be used by any number of threads at once.
  *
  *     struct tok *t = tok_open(dir, e);          DIR/tokenizer.model, or the file itself
  *     struct ids ids = {0};
@@ -24,8 +24,8 @@ struct tok;
 struct tok *tok_open(const char *dir, struct err *e);
 struct tok *tok_parse(const void *model, size_t bytes, const char *where, struct err *e); /* ModelProto in memory */
 void tok_close(struct tok *t);
-/* Appends a model file with Yuan's flags: pieces 0..258 <unk>, <s>, </s>, <0x00> to <0xFF>, then the n given ones as normal
- * pieces (U+2581 for blanks, at most 1 KiB each). For demonstrations and tests. */
+/* Appends a model file with Yuan's flags: pieces 0..258 <unk>, <s>, </s>, <0x00> to <0xFF>, then the n
+ * given ones as normal pieces (U+2581 for blanks, at most 1 KiB each). For demonstrations and tests. */
 enum { TOK_FIXED_PIECES = 259 };
 struct tok_piece { const char *text; float score; };
 int tok_model_write(const struct tok_piece *pieces, int n, struct str *out, struct err *e);
@@ -45,14 +45,17 @@ enum { TOK_SKIP_SPECIAL = 1, TOK_BARE = 2 /* as the bare sentencepiece library: 
 /* Appends the text of ids[0..n) to out. Ids outside the vocabulary give nothing. */
 void tok_decode(const struct tok *t, const int32_t *ids, size_t n, int flags, struct str *out);
 
-/* Streaming decode: text appears as soon as it is complete UTF-8; feed ids one by one, then finish. Zero-initialise. */
+/* Streaming decode: text appears as soon as it is complete UTF-8; feed ids one by one, then finish.
+ * Zero-initialise. */
 struct tok_stream { int flags, started; unsigned char tail[8]; int tail_n; };
 void tok_stream_id(const struct tok *t, struct tok_stream *s, int32_t id, struct str *out);
 void tok_stream_end(const struct tok *t, struct tok_stream *s, struct str *out);
 
-/* The template `yuan` of LLaMA-Factory, before (OLD, v0.5.0) and after (NEW) its change. Pieces are encoded apart. */
+/* The template `yuan` of LLaMA-Factory, before (OLD, v0.5.0) and after (NEW) its change. Pieces are
+ * encoded apart. */
 enum tok_template { TEMPLATE_YUAN_OLD, TEMPLATE_YUAN_NEW };
-/* Appends the source ids of turn number `turn` (0, 1, ..): system (turn 0 only, may be NULL) and user text. */
+/* Appends the source ids of turn number `turn` (0, 1, ..): system (turn 0 only, may be NULL) and user
+ * text. */
 int template_source(const struct tok *t, enum tok_template k, int turn, const char *system, size_t system_n,
                     const char *user, size_t user_n, struct ids *out, struct err *e);
 /* Appends the target ids of an answer. */

@@ -1,17 +1,21 @@
-/* tokenizer/vocab.c - opening a tokenizer: from the pieces of a model to the tables of tokenizer_internal.h. */
+/* tokenizer/vocab.c - opening a tokenizer: from pieces to the tables of tokenizer_internal.h. */
 #include "base/file.h"
 #include "base/sys.h"
 #include "tokenizer/tokenizer_internal.h"
 
-/* In this order: the three that the official program sets when it opens its tokenizer, then the fifteen it adds. Those that
- * are no piece of the model get the ids behind the pieces. All begin with '<' and none is the beginning of another. */
+/* In this order: the three that the official program sets when it opens its tokenizer, then the fifteen it
+ * adds. Those that are no piece of the model get the ids behind the pieces. All begin with '<' and none is
+ * the beginning of another. */
+/* clang-format off */
 static const char *const special_names[SPECIALS] = {
-    "<unk>", "<s>", "<eod>", "<sep>", "<pad>", "<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>",
-    "<commit_before>", "<commit_msg>", "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>",
-    "<jupyter_output>", "<empty_output>"};
+    "<unk>", "<s>", "<eod>",
+    "<sep>", "<pad>", "<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>", "<commit_before>",
+    "<commit_msg>", "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>",
+    "<empty_output>"};
+/* clang-format on */
 
 static int table_open(struct table *s, size_t n, struct err *e) {
-    for (s->bits = 4; (size_t)1 << s->bits < 2 * n;) s->bits++;
+    for (s->bits = 4; (size_t)5 << s->bits < 8 * n;) s->bits++;
     s->slot = sys_alloc_array((size_t)1 << s->bits, sizeof *s->slot, "the hash tables of the tokenizer", e);
     return s->slot ? 0 : -1;
 }
@@ -27,11 +31,13 @@ static int table_add(struct table *s, uint64_t hash, int32_t id, int probes) {
     return -1;
 }
 
-/* A million random keys in a half full table have runs below 100; a file made to collide must not cost minutes. */
+/* A million random keys in a table 5/8 full have runs below 200; a file made to collide must not cost
+ * minutes. */
 enum { RULE_PROBES = 1000 };
 
 static size_t piece_chars(const struct tok *t, int32_t id, uint32_t *chars) {
-    const unsigned char *p = (const unsigned char *)t->blob + t->pieces[id].at, *end = p + t->pieces[id].bytes;
+    const unsigned char *p = (const unsigned char *)t->blob + t->pieces[id].at,
+                        *end = p + t->pieces[id].bytes;
     size_t n = 0;
     for (int k; p < end; p += k) chars[n++] = char_get(p, (size_t)(end - p), &k);
     return n;
@@ -46,7 +52,8 @@ static int learn_piece(struct tok *t, int32_t id, struct tok_merge *m, const cha
     left = tok_merge_run(t, m, m->sym, n);
     if (left > 2) return 0; /* never comes out of merging */
     if (left == 1 && m->sym[0] != (SYM_CHAR | chars[0]))
-        return err_set(e, ERR_INPUT, "%s: piece %d (\"%.*s\") occurs twice", where, id, p->bytes, t->blob + p->at);
+        return err_set(e, ERR_INPUT, "%s: piece %d (\"%.*s\") occurs twice", where, id, p->bytes,
+                       t->blob + p->at);
     p->left = n > 1 ? m->sym[0] : SYM_NONE;
     p->right = n > 1 ? m->sym[1] : chars[0];
     if (n == 1 && chars[0] < 0x10000) {
@@ -86,7 +93,9 @@ static int learn(struct tok *t, const char *where, struct err *e) {
         if (t->pieces[id].type == PIECE_NORMAL) order[start[piece_chars(t, id, chars)]++] = id;
     for (uint32_t i = 0; i < normal; i++)
         if (learn_piece(t, order[i], &m, where, e)) goto out;
-    r = t->sym_of[' '] < SYM_CHAR ? 0 : err_set(e, ERR_INPUT, "%s: there is no piece for the blank (U+2581)", where);
+    r = t->sym_of[' '] < SYM_CHAR
+            ? 0
+            : err_set(e, ERR_INPUT, "%s: there is no piece for the blank (U+2581)", where);
 out:
     tok_merge_free(&m);
     sys_free(order);
@@ -153,17 +162,30 @@ void tok_close(struct tok *t) {
     sys_free(t);
 }
 
-int32_t tok_count(const struct tok *t) { return t->count; }
-int32_t tok_pieces(const struct tok *t) { return t->model_pieces; }
-int32_t tok_eod(const struct tok *t) { return t->eod; }
-int32_t tok_sep(const struct tok *t) { return t->sep; }
-int tok_is_special(const struct tok *t, int32_t id) { return id >= 0 && id < t->count && t->pieces[id].special; }
+int32_t tok_count(const struct tok *t) {
+    return t->count;
+}
+int32_t tok_pieces(const struct tok *t) {
+    return t->model_pieces;
+}
+int32_t tok_eod(const struct tok *t) {
+    return t->eod;
+}
+int32_t tok_sep(const struct tok *t) {
+    return t->sep;
+}
+int tok_is_special(const struct tok *t, int32_t id) {
+    return id >= 0 && id < t->count && t->pieces[id].special;
+}
 
 static int same_text(const char *piece, size_t n, const char *text) {
     for (size_t i = 0; i < n; i++) {
-        if (piece[i] == ' ' && !strncmp(text, "\xE2\x96\x81", 3)) text += 3;
-        else if (piece[i] && *text == piece[i]) text++;
-        else return 0;
+        if (piece[i] == ' ' && !strncmp(text, "\xE2\x96\x81", 3))
+            text += 3;
+        else if (piece[i] && *text == piece[i])
+            text++;
+        else
+            return 0;
     }
     return !*text;
 }

@@ -2,14 +2,15 @@
  *
  *     make_tokenizer OUT VOCAB TEXT...       writes OUT/tokenizer.model with at most VOCAB pieces
  *
- * Byte pair encoding (Sennrich et al. 2016): the characters first, then again and again the most frequent pair of
- * neighbours becomes a piece. Pieces stay within words: a blank begins one, a line feed ends one, and letters, digits, signs
- * and Chinese stand apart. Equal counts: the pair met first wins, so the same texts give the same file. '<' and '>' join
- * nothing: the special strings, which are pieces, never come out of merging.
+ * Byte pair encoding (Sennrich et al. 2016): the characters first, then again and again the most frequent
+ * pair of neighbours becomes a piece. Pieces stay within words: a blank begins one, a line feed ends one,
+ * and letters, digits, signs and Chinese stand apart. Equal counts: the pair met first wins, so the same
+ * texts give the same file. '<' and '>' join nothing: the special strings, which are pieces, never come
+ * out of merging.
  *
- * Each different word lies once in an array of places. A pair knows its count and its places, a list threaded through that
- * array, and merging it touches only these and their neighbours. A heap holds the pairs by count; counts of old pairs only
- * fall, so an entry is corrected when it comes up. */
+ * Each different word lies once in an array of places. A pair knows its count and its places, a list
+ * threaded through that array, and merging it touches only these and their neighbours. A heap holds the
+ * pairs by count; counts of old pairs only fall, so an entry is corrected when it comes up. */
 #include "base/file.h"
 #include "base/sys.h"
 #include "tokenizer/tokenizer.h"
@@ -17,16 +18,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const specials[] = {
-    "<eod>", "<n>", "<sep>", "<pad>", "<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>", "<commit_before>",
-    "<commit_msg>", "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>",
-    "<empty_output>"};
+static const char *const specials[] = {"<eod>",           "<n>",
+                                       "<sep>",           "<pad>",
+                                       "<mask>",          "<predict>",
+                                       "<FIM_SUFFIX>",    "<FIM_PREFIX>",
+                                       "<FIM_MIDDLE>",    "<commit_before>",
+                                       "<commit_msg>",    "<commit_after>",
+                                       "<jupyter_start>", "<jupyter_text>",
+                                       "<jupyter_code>",  "<jupyter_output>",
+                                       "<empty_output>"};
 enum { SPECIALS = sizeof specials / sizeof *specials, CODE_POINTS = 0x110000, BLANK = 0x2581, NONE = -1 };
 enum { PIECE_BYTES = 48, TEXT_BYTES = 1 << 26 };
 
-struct word { const char *p; int32_t bytes, count; };
-struct place { int32_t symbol, prev, next, count, pair, pair_prev, pair_next; }; /* prev and next: in the word */
-struct pair { int32_t left, right, first; int64_t count; };
+struct word {
+    const char *p;
+    int32_t bytes, count;
+};
+struct place {
+    int32_t symbol, prev, next, count, pair, pair_prev, pair_next;
+}; /* prev and next: in the word */
+struct pair {
+    int32_t left, right, first;
+    int64_t count;
+};
 
 struct trainer {
     char (*text)[PIECE_BYTES + 1]; /* [symbol_max] */
@@ -52,8 +66,10 @@ static int read_texts(char **paths, struct str *all, struct err *e) {
             uint32_t c;
             int bytes = utf8_get((unsigned char *)text + at, n - at, &c);
             k = bytes > 0 ? (size_t)bytes : 1;
-            if (bytes > 0 && c == '\n') str_puts(all, "\n ");
-            else if (bytes > 0 && c >= ' ' && c != 0x7F) str_add(all, text + at, k);
+            if (bytes > 0 && c == '\n')
+                str_puts(all, "\n ");
+            else if (bytes > 0 && c >= ' ' && c != 0x7F)
+                str_add(all, text + at, k);
         }
         sys_free(text);
     }
@@ -85,7 +101,8 @@ static struct word *split_words(const struct str *all, int32_t *count, struct er
     for (size_t at = 0; at < all->n;) {
         uint32_t c;
         int k = utf8_get((unsigned char *)all->p + at, all->n - at, &c), kind = kind_of(c);
-        if (last == K_LINE || (kind != last && last != K_BLANK)) words[n++] = (struct word){all->p + at, 0, 1};
+        if (last == K_LINE || (kind != last && last != K_BLANK))
+            words[n++] = (struct word){all->p + at, 0, 1};
         words[n - 1].bytes += k;
         at += (size_t)k;
         last = kind;
@@ -94,15 +111,20 @@ static struct word *split_words(const struct str *all, int32_t *count, struct er
     *count = 0;
     for (int32_t i = 0; i < n; i++) {
         if (words[i].p[0] == '\n') continue;
-        if (*count && !by_bytes(&words[*count - 1], &words[i])) words[*count - 1].count++;
-        else words[(*count)++] = words[i];
+        if (*count && !by_bytes(&words[*count - 1], &words[i]))
+            words[*count - 1].count++;
+        else
+            words[(*count)++] = words[i];
     }
     return words;
 }
 
 /* ---- characters ---- */
 
-struct character { uint32_t c; int64_t count; };
+struct character {
+    uint32_t c;
+    int64_t count;
+};
 static int by_count(const void *a, const void *b) {
     const struct character *x = a, *y = b;
     return x->count != y->count ? (x->count < y->count ? 1 : -1) : x->c < y->c ? -1 : 1;
@@ -114,10 +136,10 @@ static uint32_t char_at(const struct word *w, int32_t at, int *bytes) {
     return c == ' ' ? BLANK : c;
 }
 
-/* The most frequent characters become the first symbols: 99.95 % of the text, or half of what there is room for; the others
- * stay bytes. symbol_of[c] is NONE for those. */
-static int choose_characters(struct trainer *t, const struct word *words, int32_t word_count, int32_t *symbol_of,
-                             struct err *e) {
+/* The most frequent characters become the first symbols: 99.95 % of the text, or half of what there is
+ * room for; the others stay bytes. symbol_of[c] is NONE for those. */
+static int choose_characters(struct trainer *t, const struct word *words, int32_t word_count,
+                             int32_t *symbol_of, struct err *e) {
     struct character *chars = sys_alloc_array(CODE_POINTS, sizeof *chars, "characters", e);
     int64_t total = 0, covered = 0;
     struct str utf8 = {0};
@@ -129,7 +151,8 @@ static int choose_characters(struct trainer *t, const struct word *words, int32_
     chars[BLANK].count += total + 1; /* always, and first */
     covered -= total + 1;
     qsort(chars, CODE_POINTS, sizeof *chars, by_count);
-    for (int32_t i = 0; chars[i].count && i < t->symbol_max / 2 && (double)covered < 0.9995 * (double)total; i++) {
+    for (int32_t i = 0; chars[i].count && i < t->symbol_max / 2 && (double)covered < 0.9995 * (double)total;
+         i++) {
         str_clear(&utf8);
         str_utf8(&utf8, chars[i].c);
         if (utf8.oom) break;
@@ -188,7 +211,8 @@ static void enter(struct trainer *t, int32_t at) {
     struct place *a = &t->places[at];
     int32_t left = a->symbol, right = a->next == NONE ? NONE : t->places[a->next].symbol;
     a->pair = NONE;
-    if (left == NONE || right == NONE || strchr("<>", t->text[left][0]) || strchr("<>", t->text[right][0])) return;
+    if (left == NONE || right == NONE || strchr("<>", t->text[left][0]) || strchr("<>", t->text[right][0]))
+        return;
     a->pair = find_pair(t, left, right);
     struct pair *p = &t->pairs[a->pair];
     a->pair_prev = NONE;
@@ -202,8 +226,10 @@ static void leave(struct trainer *t, int32_t at) {
     struct place *a = &t->places[at];
     if (a->pair == NONE) return;
     struct pair *p = &t->pairs[a->pair];
-    if (a->pair_prev == NONE) p->first = a->pair_next;
-    else t->places[a->pair_prev].pair_next = a->pair_next;
+    if (a->pair_prev == NONE)
+        p->first = a->pair_next;
+    else
+        t->places[a->pair_prev].pair_next = a->pair_next;
     if (a->pair_next != NONE) t->places[a->pair_next].pair_prev = a->pair_prev;
     p->count -= a->count;
 }
@@ -223,8 +249,10 @@ static void merge_places(struct trainer *t, int32_t pair, int32_t symbol) {
     }
 }
 
-/* Each word once, as the symbols of its characters; its pairs entered from the end, so that lists begin at the left. */
-static int lay_out(struct trainer *t, const struct word *words, int32_t word_count, const int32_t *symbol_of, struct err *e) {
+/* Each word once, as the symbols of its characters; its pairs entered from the end, so that lists begin at
+ * the left. */
+static int lay_out(struct trainer *t, const struct word *words, int32_t word_count, const int32_t *symbol_of,
+                   struct err *e) {
     size_t chars = 0;
     for (int32_t i = 0; i < word_count; i++)
         for (int32_t at = 0, k; at < words[i].bytes; at += k, chars++) char_at(&words[i], at, &k);
@@ -241,7 +269,9 @@ static int lay_out(struct trainer *t, const struct word *words, int32_t word_cou
     for (int32_t i = 0; i < word_count; i++)
         for (int32_t at = 0, k; at < words[i].bytes; at += k) {
             int32_t n = t->place_count++, symbol = symbol_of[char_at(&words[i], at, &k)];
-            t->places[n] = (struct place){.symbol = symbol, .prev = at ? n - 1 : NONE, .count = words[i].count,
+            t->places[n] = (struct place){.symbol = symbol,
+                                          .prev = at ? n - 1 : NONE,
+                                          .count = words[i].count,
                                           .next = at + k < words[i].bytes ? n + 1 : NONE};
         }
     for (int32_t n = t->place_count; n-- > 0;) enter(t, n);
@@ -268,10 +298,11 @@ static void learn(struct trainer *t) {
     }
 }
 
-/* Merged pieces in the order of learning, then characters, then the special strings with the highest score, as Yuan has
- * them. */
+/* Merged pieces in the order of learning, then characters, then the special strings with the highest
+ * score, as Yuan has them. */
 static int write_model(const struct trainer *t, int32_t characters, const char *folder, struct err *e) {
-    struct tok_piece *pieces = sys_alloc_array((size_t)t->symbol_count + SPECIALS, sizeof *pieces, "pieces", e);
+    struct tok_piece *pieces =
+        sys_alloc_array((size_t)t->symbol_count + SPECIALS, sizeof *pieces, "pieces", e);
     struct str model = {0};
     char path[4096];
     int n = 0, r = -1;
@@ -286,7 +317,8 @@ static int write_model(const struct trainer *t, int32_t characters, const char *
     if (!check) goto out;
     tok_close(check);
     if (dir_make(folder, e) || path_join(path, sizeof path, folder, "tokenizer.model", e)) goto out;
-    if (!(r = file_write_all(path, model.p, model.n, e))) printf("%s: %d pieces\n", path, TOK_FIXED_PIECES + n);
+    if (!(r = file_write_all(path, model.p, model.n, e)))
+        printf("%s: %d pieces\n", path, TOK_FIXED_PIECES + n);
 out:
     str_free(&model);
     sys_free(pieces);
@@ -298,8 +330,10 @@ static int train(struct trainer *t, const char *folder, char **texts, struct err
     struct word *words = NULL;
     int32_t word_count, r = -1, *symbol_of = sys_alloc_array(CODE_POINTS, sizeof *symbol_of, "characters", e);
     t->text = sys_alloc_array((size_t)t->symbol_max, sizeof *t->text, "pieces", e);
-    if (!symbol_of || !t->text || read_texts(texts, &all, e) || !(words = split_words(&all, &word_count, e))) goto out;
-    if (choose_characters(t, words, word_count, symbol_of, e) || lay_out(t, words, word_count, symbol_of, e)) goto out;
+    if (!symbol_of || !t->text || read_texts(texts, &all, e) || !(words = split_words(&all, &word_count, e)))
+        goto out;
+    if (choose_characters(t, words, word_count, symbol_of, e) || lay_out(t, words, word_count, symbol_of, e))
+        goto out;
     int32_t characters = t->symbol_count;
     learn(t);
     r = write_model(t, characters, folder, e);

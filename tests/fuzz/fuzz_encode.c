@@ -1,5 +1,5 @@
-/* tests/fuzz/fuzz_encode.c - tokenizer: any bytes, encoded with a small model, come back; short ones have the ids that the
- * naive merger gives; a stream gives what decoding at once gives. */
+/* tests/fuzz/fuzz_encode.c - tokenizer: any bytes, encoded with a small model, come back; short ones have
+ * the ids that the naive merger gives; a stream gives what decoding at once gives. */
 #include "tests/tokenizer_small.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +11,9 @@ static void need(int ok, const char *what) {
     fprintf(stderr, "%s\n", what);
     abort();
 }
-static int same(const struct str *a, const struct str *b) { return a->n == b->n && (!a->n || !memcmp(a->p, b->p, a->n)); }
+static int same(const struct str *a, const struct str *b) {
+    return a->n == b->n && (!a->n || !memcmp(a->p, b->p, a->n));
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static struct tok *t;
@@ -37,7 +39,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (!flags && size < 64) {
             struct ids naive = {0};
             naive_encode(small, SMALL, text, size, &naive);
-            need(naive.n == ids.n && (!ids.n || !memcmp(naive.p, ids.p, ids.n * sizeof *ids.p)), "other ids than the rules give");
+            need(naive.n == ids.n && (!ids.n || !memcmp(naive.p, ids.p, ids.n * sizeof *ids.p)),
+                 "other ids than the rules give");
             ids_free(&naive);
         }
         ids_free(&ids), str_free(&whole), str_free(&streamed);

@@ -1,4 +1,5 @@
-/* The tokenizer on small models made here: against a naive merger, at its limits, and with files it must refuse. */
+/* The tokenizer on small models made here: against a naive merger, at its limits, and with files it must
+ * refuse. */
 #include "base/file.h"
 #include "base/rng.h"
 #include "base/sys.h"
@@ -53,7 +54,8 @@ TEST(random_models_agree_with_the_naive_merger) {
             struct ids want = {0}, got = {0};
             random_text(&g, text, mt_next(&g) % (k % 6 ? 40 : 300));
             if (k % 2)
-                for (char *p = text; (p = strstr(p, BLANK));) *p = ' ', memmove(p + 1, p + 3, strlen(p + 3) + 1);
+                for (char *p = text; (p = strstr(p, BLANK));)
+                    *p = ' ', memmove(p + 1, p + 3, strlen(p + 3) + 1);
             naive_encode(pieces, n, text, strlen(text), &want);
             CHECK(!tok_encode(t, text, strlen(text), 0, &got, &e), "%s", e.text);
             CHECK(got.n == want.n && (!got.n || !memcmp(got.p, want.p, got.n * sizeof *got.p)),
@@ -65,19 +67,26 @@ TEST(random_models_agree_with_the_naive_merger) {
 }
 
 TEST(merging_by_hand) {
-    static const struct { const char *text, *ids; } table[] = {
+    static const struct {
+        const char *text, *ids;
+    } table[] = {
         {"", ""},
-        {"a", "273"},                     /* blank + a */
-        {"aa", "273 260"},                /* blank + a ties with aa: the leftmost wins */
+        {"a", "273"},      /* blank + a */
+        {"aa", "273 260"}, /* blank + a ties with aa: the leftmost wins */
         {"aaa", "273 269"},
         {"ab", "273 261"},
-        {"bab", "259 272 261"},           /* ba before ab */
-        {"xyz", "259 275"},               /* y and z are no pieces */
-        {"xy", "259 274"}, {"yz", "259 124 125"}, {"zx", "259 125 262"},
-        {"q!q", "259 116 36 116"},        /* a piece that cannot be reached */
-        {"   ", "268"},                   /* with the one in front: four */
+        {"bab", "259 272 261"}, /* ba before ab */
+        {"xyz", "259 275"},     /* y and z are no pieces */
+        {"xy", "259 274"},
+        {"yz", "259 124 125"},
+        {"zx", "259 125 262"},
+        {"q!q", "259 116 36 116"}, /* a piece that cannot be reached */
+        {"   ", "268"},            /* with the one in front: four */
         {" a", "267 260"},
-        {"你好", "259 276"}, {"好你", "259 265 264"}, {"😀é", "259 266 263"}, {"🙂", "259 243 162 156 133"},
+        {"你好", "259 276"},
+        {"好你", "259 265 264"},
+        {"😀é", "259 266 263"},
+        {"🙂", "259 243 162 156 133"},
         {"\n\t", "259 13 12"},
         {"<sep>", "259 63 118 104 115 65"},
     };
@@ -93,10 +102,19 @@ TEST(merging_by_hand) {
 /* ---- special strings, decoding, template ---- */
 
 TEST(special_strings) {
-    static const struct { const char *text, *ids; } table[] = {
-        {"<sep>", "278"}, {"<sep><pad>", "278 279"}, {"a<sep>a", "273 278 273"}, {"<<s>", "259 63 1"}, {"<sep", "259 63 118 104 115"},
-        {"</s>", "259 63 50 118 65"}, {"<SEP>", "259 63 86 72 83 65"}, {"<unk>", "0"},
-        {"<eod>", "280"}, {"<mask><predict><empty_output>", "281 282 293"}, /* none of the pieces: appended in their order */
+    static const struct {
+        const char *text, *ids;
+    } table[] = {
+        {"<sep>", "278"},
+        {"<sep><pad>", "278 279"},
+        {"a<sep>a", "273 278 273"},
+        {"<<s>", "259 63 1"},
+        {"<sep", "259 63 118 104 115"},
+        {"</s>", "259 63 50 118 65"},
+        {"<SEP>", "259 63 86 72 83 65"},
+        {"<unk>", "0"},
+        {"<eod>", "280"},
+        {"<mask><predict><empty_output>", "281 282 293"}, /* none of the pieces: appended in their order */
     };
     struct tok *t = open_small();
     REQUIRE(t, "no model");
@@ -106,30 +124,45 @@ TEST(special_strings) {
     }
     CHECK(tok_pieces(t) == 280 && tok_count(t) == 294, "%d, %d", tok_pieces(t), tok_count(t));
     CHECK(tok_sep(t) == 278 && tok_eod(t) == 280, "%d, %d", tok_sep(t), tok_eod(t));
-    CHECK(tok_id(t, BLANK "a") == 273 && tok_id(t, " a") == 273 && tok_id(t, "") == -1, "%d", tok_id(t, " a"));
+    CHECK(tok_id(t, BLANK "a") == 273 && tok_id(t, " a") == 273 && tok_id(t, "") == -1, "%d",
+          tok_id(t, " a"));
     tok_close(t);
 }
 
 TEST(decoding) {
-    static const struct { int flags; int32_t ids[6]; int n; const char *text; } table[] = {
-        {0, {273, 278, 273}, 3, "a<sep>a"},            /* each stretch drops its own blank */
+    static const struct {
+        int flags;
+        int32_t ids[6];
+        int n;
+        const char *text;
+    } table[] = {
+        {0, {273, 278, 273}, 3, "a<sep>a"}, /* each stretch drops its own blank */
         {TOK_SKIP_SPECIAL, {273, 278, 273}, 3, "aa"},
-        {TOK_BARE, {273, 278, 273}, 3, "a<sep> a"},    /* an ordinary piece there */
-        {0, {0, 1, 2, 273}, 4, "<unk><s>a"}, {TOK_BARE, {1, 2, 0, 273}, 4, " \xE2\x81\x87  a"},
-        {0, {2, 273, 273}, 3, "a a"},                  /* nothing came before the first blank */
+        {TOK_BARE, {273, 278, 273}, 3, "a<sep> a"}, /* an ordinary piece there */
+        {0, {0, 1, 2, 273}, 4, "<unk><s>a"},
+        {TOK_BARE, {1, 2, 0, 273}, 4, " \xE2\x81\x87  a"},
+        {0, {2, 273, 273}, 3, "a a"}, /* nothing came before the first blank */
         {0, {13, 273}, 2, "\n a"},
         {0, {267, 259}, 2, "  "},
-        {0, {231, 192, 163}, 3, "你"}, {0, {231, 192, 261}, 3, "\xEF\xBF\xBD\xEF\xBF\xBD" "b"},
-        {0, {231, 231, 192, 163}, 4, "\xEF\xBF\xBD你"}, {0, {163, 243, 2, 162}, 4, "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"},
+        {0, {231, 192, 163}, 3, "你"},
+        {0,
+         {231, 192, 261},
+         3,
+         "\xEF\xBF\xBD\xEF\xBF\xBD"
+         "b"},
+        {0, {231, 231, 192, 163}, 4, "\xEF\xBF\xBD你"},
+        {0, {163, 243, 2, 162}, 4, "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"},
         {0, {240 + 3, 0x80 + 3, 0x80 + 3}, 3, "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"}, /* F0 80: overlong */
-        {0, {-1, 273, 294, 1 << 30}, 4, "a"}, {TOK_BARE, {273, 280, 293}, 3, "a"},
+        {0, {-1, 273, 294, 1 << 30}, 4, "a"},
+        {TOK_BARE, {273, 280, 293}, 3, "a"},
     };
     struct tok *t = open_small();
     REQUIRE(t, "no model");
     for (int i = 0; i < COUNT(table); i++) {
         struct str got = {0};
         tok_decode(t, table[i].ids, (size_t)table[i].n, table[i].flags, &got);
-        CHECK(got.n == strlen(table[i].text) && !strcmp(got.p, table[i].text), "%d: \"%s\", not \"%s\"", i, got.p, table[i].text);
+        CHECK(got.n == strlen(table[i].text) && !strcmp(got.p, table[i].text), "%d: \"%s\", not \"%s\"", i,
+              got.p, table[i].text);
         str_free(&got);
     }
     tok_close(t);
@@ -145,7 +178,8 @@ TEST(streaming_gives_whole_characters) {
     for (size_t i = 0; i < ids.n; i++) {
         uint32_t c;
         tok_stream_id(t, &s, ids.p[i], &got);
-        CHECK(got.n <= strlen(text) && !strncmp(got.p ? got.p : "", text, got.n), "after %zu ids: \"%s\"", i + 1, got.p);
+        CHECK(got.n <= strlen(text) && !strncmp(got.p ? got.p : "", text, got.n), "after %zu ids: \"%s\"",
+              i + 1, got.p);
         for (size_t at = 0, k; at < got.n; at += k) {
             k = (size_t)utf8_get((unsigned char *)got.p + at, got.n - at, &c);
             REQUIRE(k > 0, "half a character after %zu ids", i + 1);
@@ -160,8 +194,8 @@ TEST(streaming_gives_whole_characters) {
     ids_free(&ids), str_free(&got), tok_close(t);
 }
 
-static void check_turn(const struct tok *t, enum tok_template k, int turn, const char *system, const char *user,
-                       const char *answer, const char *want) {
+static void check_turn(const struct tok *t, enum tok_template k, int turn, const char *system,
+                       const char *user, const char *answer, const char *want) {
     struct ids ids = {0};
     struct str got = {0};
     template_source(t, k, turn, system, system ? strlen(system) : 0, user, strlen(user), &ids, NULL);
@@ -179,12 +213,15 @@ TEST(templates) {
     check_turn(t, TEMPLATE_YUAN_OLD, 1, NULL, "a", "a", "259 13 273 278 273 280");
     check_turn(t, TEMPLATE_YUAN_NEW, 1, NULL, "a", "a", "273 278 273 280 259 13");
     check_turn(t, TEMPLATE_YUAN_OLD, 0, "b", "a", "", "259 261 273 278 280");
-    check_turn(t, TEMPLATE_YUAN_NEW, 1, "b", "a", "", "273 278 280 259 13"); /* the system text belongs to turn 0 */
+    check_turn(t, TEMPLATE_YUAN_NEW, 1, "b", "a", "",
+               "273 278 280 259 13"); /* the system text belongs to turn 0 */
     check_turn(t, TEMPLATE_YUAN_NEW, 0, "", "", "", "278 280 259 13");
     check_turn(t, TEMPLATE_YUAN_NEW, 0, NULL, "a<pad>", "a<eod>", "273 279 278 273 280 280 259 13");
     /* the first {{idx}} of a user text is the number of the turn: 3 and 7 are no pieces, the second one stays */
-    check_turn(t, TEMPLATE_YUAN_NEW, 37, "{{idx}}", "{{idx}}{{", "{{", "259 54 58 126 126 278 259 126 126 280 259 13");
-    check_turn(t, TEMPLATE_YUAN_OLD, 7, NULL, "a{{idx}}a{{idx}}", "", "259 13 273 58 260 126 126 108 103 262 128 128 278 280");
+    check_turn(t, TEMPLATE_YUAN_NEW, 37, "{{idx}}", "{{idx}}{{", "{{",
+               "259 54 58 126 126 278 259 126 126 280 259 13");
+    check_turn(t, TEMPLATE_YUAN_OLD, 7, NULL, "a{{idx}}a{{idx}}", "",
+               "259 13 273 58 260 126 126 108 103 262 128 128 278 280");
     tok_close(t);
 }
 
@@ -221,7 +258,8 @@ static void *encode_often(void *arg) {
     const struct tok *t = arg;
     for (int k = 0; k < 100; k++) {
         struct ids ids = {0};
-        int r = tok_encode(t, "ab  aaaaaab <sep>xyz 你好 ababababababababababababababababababababa", 66, TOK_SPECIAL, &ids, NULL);
+        int r = tok_encode(t, "ab  aaaaaab <sep>xyz 你好 ababababababababababababababababababababa", 66,
+                           TOK_SPECIAL, &ids, NULL);
         int bad = r || ids.n < 10 || ids.p[0] != 273;
         ids_free(&ids);
         if (bad) return arg;
@@ -234,7 +272,8 @@ TEST(threads_share_a_tokenizer) {
     pthread_t thread[4];
     void *bad;
     REQUIRE(t, "no model");
-    for (int i = 0; i < COUNT(thread); i++) REQUIRE(!pthread_create(&thread[i], NULL, encode_often, t), "no thread");
+    for (int i = 0; i < COUNT(thread); i++)
+        REQUIRE(!pthread_create(&thread[i], NULL, encode_often, t), "no thread");
     for (int i = 0; i < COUNT(thread); i++) {
         pthread_join(thread[i], &bad);
         CHECK(!bad, "thread %d got other ids", i);
@@ -242,7 +281,8 @@ TEST(threads_share_a_tokenizer) {
     tok_close(t);
 }
 
-/* Every allocation fails once: an error of code ERR_RUN, nothing leaks (ASan, valgrind), nothing half done is left over. */
+/* Every allocation fails once: an error of code ERR_RUN, nothing leaks (ASan, valgrind), nothing half done
+ * is left over. */
 TEST(out_of_memory) {
     struct str model = {0};
     int failures[2] = {0};
@@ -255,8 +295,10 @@ TEST(out_of_memory) {
             char text[400];
             memset(text, 'a', sizeof text);
             sys_fault = (struct sys_fault){.kinds = "a", .at = at};
-            if (kind) more = tok_encode(t, text, sizeof text, 0, &ids, &e) != 0;
-            else more = !(t = tok_parse(model.p, model.n, "test.model", &e));
+            if (kind)
+                more = tok_encode(t, text, sizeof text, 0, &ids, &e) != 0;
+            else
+                more = !(t = tok_parse(model.p, model.n, "test.model", &e));
             sys_fault = (struct sys_fault){0};
             CHECK(more == (e.code == ERR_RUN), "allocation %d: code %d, %s", at, e.code, e.text);
             failures[kind] += more;
@@ -272,34 +314,63 @@ TEST(out_of_memory) {
 TEST(refuses_other_models) {
 #define EXTRA(bytes) bytes, sizeof bytes - 1
     /* Appended to a good model: protobuf takes the last value of a field. */
-    static const struct { const char *extra; size_t n; const char *why; } table[] = {
-        {EXTRA("\x12\x02\x18\x01"), "unigram"}, {EXTRA("\x12\x02\x18\x03"), "word"}, {EXTRA("\x12\x02\x18\x04"), "character"},
+    static const struct {
+        const char *extra;
+        size_t n;
+        const char *why;
+    } table[] = {
+        {EXTRA("\x12\x02\x18\x01"), "unigram"},
+        {EXTRA("\x12\x02\x18\x03"), "word"},
+        {EXTRA("\x12\x02\x18\x04"), "character"},
         {EXTRA("\x12\x02\x18\x63"), "no known kind"},
-        {EXTRA("\x12\x03\x98\x02\x00"), "byte_fallback"}, {EXTRA("\x12\x03\xC0\x01\x01"), "treat_whitespace_as_suffix"},
-        {EXTRA("\x1A\x03\x12\x01x"), "precompiled_charsmap"}, {EXTRA("\x1A\x02\x18\x00"), "add_dummy_prefix"},
-        {EXTRA("\x1A\x02\x20\x01"), "remove_extra_whitespaces"}, {EXTRA("\x1A\x02\x28\x00"), "escape_whitespaces"},
-        {EXTRA("\x12\x03\x1A\x01x"), "damaged"}, {EXTRA("\x1A\x02\x10\x00"), "damaged"}, {EXTRA("\x1A\x03\x1A\x01x"), "damaged"}, {EXTRA("\x10\x01"), "damaged"},
-        {EXTRA("\x0B"), "damaged"}, {EXTRA("\x00\x00"), "damaged"}, {EXTRA("\x0A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01"), "damaged"},
-        {EXTRA("\x0A\x05x"), "damaged"}, {EXTRA("\x25\x01\x02"), "damaged"}, {EXTRA("\x0A"), "damaged"},
-        {EXTRA("\x0A\x00"), "280 has 0 bytes"}, {EXTRA("\x0A\x03\x0A\x01 "), "U+2581"}, {EXTRA("\x0A\x03\x0A\x01\xFF"), "not UTF-8"},
-        {EXTRA("\x0A\x03\x0A\x01z\x0A\x05\x0A\x03xyz"), "281 (\"xyz\") occurs twice"}, {EXTRA("\x0A\x03\x0A\x01" "a"), "280 (\"a\") occurs twice"},
+        {EXTRA("\x12\x03\x98\x02\x00"), "byte_fallback"},
+        {EXTRA("\x12\x03\xC0\x01\x01"), "treat_whitespace_as_suffix"},
+        {EXTRA("\x1A\x03\x12\x01x"), "precompiled_charsmap"},
+        {EXTRA("\x1A\x02\x18\x00"), "add_dummy_prefix"},
+        {EXTRA("\x1A\x02\x20\x01"), "remove_extra_whitespaces"},
+        {EXTRA("\x1A\x02\x28\x00"), "escape_whitespaces"},
+        {EXTRA("\x12\x03\x1A\x01x"), "damaged"},
+        {EXTRA("\x1A\x02\x10\x00"), "damaged"},
+        {EXTRA("\x1A\x03\x1A\x01x"), "damaged"},
+        {EXTRA("\x10\x01"), "damaged"},
+        {EXTRA("\x0B"), "damaged"},
+        {EXTRA("\x00\x00"), "damaged"},
+        {EXTRA("\x0A\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x01"), "damaged"},
+        {EXTRA("\x0A\x05x"), "damaged"},
+        {EXTRA("\x25\x01\x02"), "damaged"},
+        {EXTRA("\x0A"), "damaged"},
+        {EXTRA("\x0A\x00"), "280 has 0 bytes"},
+        {EXTRA("\x0A\x03\x0A\x01 "), "U+2581"},
+        {EXTRA("\x0A\x03\x0A\x01\xFF"), "not UTF-8"},
+        {EXTRA("\x0A\x03\x0A\x01z\x0A\x05\x0A\x03xyz"), "281 (\"xyz\") occurs twice"},
+        {EXTRA("\x0A\x03\x0A\x01"
+               "a"),
+         "280 (\"a\") occurs twice"},
         {EXTRA("\x0A\x06\x0A\x04😀"), "occurs twice"},
-        {EXTRA("\x0A\x05\x0A\x01z\x18\x04"), "type 4"}, {EXTRA("\x0A\x05\x0A\x01z\x18\x05"), "type 5"}, {EXTRA("\x0A\x05\x0A\x01z\x18\x00"), "type 0"},
-        {EXTRA("\x0A\x05\x0A\x01z\x18\x02"), "pieces 0 and 280"}, {EXTRA("\x0A\x0A\x0A\x06<0x41>\x18\x06"), "pieces 68 and 280"},
-        {EXTRA("\x0A\x0A\x0A\x06<0x4a>\x18\x06"), "<0xFF>"}, {EXTRA("\x0A\x05\x0A\x01z\x18\x06"), "<0xFF>"},
-        {EXTRA("\x0A\x08\x0A\x01z\x15\x00\x00\xC0\x7F"), "score"}, {EXTRA("\x0A\x08\x0A\x01z\x15\x00\x00\x80\xFF"), "score"},
-        {EXTRA("\x0A\x05\x0A\x01z\x10\x00"), "piece 280 is broken"}, {EXTRA("\x0A\x02\x08\x01"), "broken"}, {EXTRA("\x0A\x02\x0A\x05"), "broken"},
+        {EXTRA("\x0A\x05\x0A\x01z\x18\x04"), "type 4"},
+        {EXTRA("\x0A\x05\x0A\x01z\x18\x05"), "type 5"},
+        {EXTRA("\x0A\x05\x0A\x01z\x18\x00"), "type 0"},
+        {EXTRA("\x0A\x05\x0A\x01z\x18\x02"), "pieces 0 and 280"},
+        {EXTRA("\x0A\x0A\x0A\x06<0x41>\x18\x06"), "pieces 68 and 280"},
+        {EXTRA("\x0A\x0A\x0A\x06<0x4a>\x18\x06"), "<0xFF>"},
+        {EXTRA("\x0A\x05\x0A\x01z\x18\x06"), "<0xFF>"},
+        {EXTRA("\x0A\x08\x0A\x01z\x15\x00\x00\xC0\x7F"), "score"},
+        {EXTRA("\x0A\x08\x0A\x01z\x15\x00\x00\x80\xFF"), "score"},
+        {EXTRA("\x0A\x05\x0A\x01z\x10\x00"), "piece 280 is broken"},
+        {EXTRA("\x0A\x02\x08\x01"), "broken"},
+        {EXTRA("\x0A\x02\x0A\x05"), "broken"},
     };
     for (int i = 0; i < COUNT(table); i++) {
         struct err e = {0};
         struct tok *t = parse(small, SMALL, table[i].extra, table[i].n, &e);
-        CHECK(!t && e.code == ERR_INPUT && strstr(e.text, table[i].why) && strstr(e.text, "test.model"), "%d (%s): %s", i,
-              table[i].why, t ? "was taken" : e.text);
+        CHECK(!t && e.code == ERR_INPUT && strstr(e.text, table[i].why) && strstr(e.text, "test.model"),
+              "%d (%s): %s", i, table[i].why, t ? "was taken" : e.text);
         tok_close(t);
     }
     /* Fields of no consequence are passed over, of any wire type. */
     struct err e = {0};
-    static const char other[] = "\x22\x03xyz\x78\x07\xF9\x01xxxxxxxx\xFD\x01xxxx\x12\x04\x0A\x02hi\x0A\x08\x0A\x01z\x25\x01\x01\x01\x01";
+    static const char other[] = "\x22\x03xyz\x78\x07\xF9\x01xxxxxxxx\xFD\x01xxxx\x12\x04\x0A\x02hi\x0A\x08"
+                                "\x0A\x01z\x25\x01\x01\x01\x01";
     struct tok *t = parse(small, SMALL, other, sizeof other - 1, &e);
     CHECK(t && tok_id(t, "z") == 280, "%s", e.text);
     tok_close(t);
