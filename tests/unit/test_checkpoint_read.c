@@ -16,7 +16,9 @@ __attribute__((constructor)) static void set_up(void) {
     if (!mkdtemp(dir)) abort();
 }
 
-__attribute__((destructor)) static void tear_down(void) { dir_remove(dir, NULL); }
+__attribute__((destructor)) static void tear_down(void) {
+    dir_remove(dir, NULL);
+}
 
 static struct ckpt *open_bin(const struct bin *b, struct err *e) {
     snprintf(path, sizeof path, "%s/model.bin", dir);
@@ -157,10 +159,39 @@ TEST(sixteen_bit_patterns_convert_exactly) {
     }
 }
 
+/* Transposed matrices of every element size, raw. */
+TEST(every_size_turns) {
+    static const struct {
+        const char *class;
+        enum dtype type;
+    } types[] = {{"Byte", DT_U8},  {"Char", DT_I8}, {"Bool", DT_BOOL}, {"Short", DT_I16},
+                 {"Half", DT_F16}, {"Int", DT_I32}, {"Long", DT_I64},  {"Double", DT_F64}};
+    const int64_t size[] = {7, 5}, stride[] = {1, 7};
+    unsigned char data[35 * 8], got[35 * 8];
+    for (size_t i = 0; i < sizeof data; i++) data[i] = (unsigned char)(i * 37 + i / 8);
+    for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
+        size_t n = dtype_bytes(types[k].type), wrong = 0;
+        struct bin b = {0};
+        struct err e = {0};
+        one_tensor(&b, types[k].class, data, 35 * n, 35, 0, 2, size, stride);
+        struct ckpt *c = open_bin(&b, &e);
+        REQUIRE(c && ckpt_at(c, 0)->type == types[k].type &&
+                    !ckpt_read_all(c, ckpt_at(c, 0), types[k].type, got, &e),
+                "%s", e.text);
+        for (size_t i = 0; i < 7; i++)
+            for (size_t j = 0; j < 5; j++)
+                wrong += memcmp(got + (i * 5 + j) * n, data + (j * 7 + i) * n, n) != 0;
+        CHECK(!wrong, "%s: %zu wrong", types[k].class, wrong);
+        ckpt_close(c);
+        bin_free(&b);
+    }
+}
+
 TEST(doubles_and_integers) {
     const double x[] = {0.1, -1e300, 3.0, 1e-320, INFINITY, 1.00390625 + 1e-9};
     const int64_t size[] = {2, 3}, stride[] = {3, 1}, id[] = {-5, 1ll << 40, 7};
     float f[6];
+    uint16_t h[6];
     int64_t same[3];
     struct bin b = {0}, b2 = {0};
     struct err e = {0};
@@ -168,6 +199,8 @@ TEST(doubles_and_integers) {
     struct ckpt *c = open_bin(&b, &e);
     REQUIRE(c && !ckpt_read_all(c, ckpt_at(c, 0), DT_F32, f, &e), "%s", e.text);
     for (int i = 0; i < 6; i++) CHECK(f[i] == (float)x[i], "%g is %g", x[i], (double)f[i]);
+    REQUIRE(!ckpt_read_all(c, ckpt_at(c, 0), DT_BF16, h, &e), "%s", e.text);
+    for (int i = 0; i < 6; i++) CHECK(h[i] == f32_to_bf16((float)x[i]), "%g is %04x", x[i], h[i]);
     ckpt_close(c);
     one_tensor(&b2, "Long", id, sizeof id, 3, 0, 1, size + 1, stride + 1);
     c = open_bin(&b2, &e);
@@ -234,6 +267,123 @@ TEST(containers_and_pickles_of_other_writers) {
         bin_free(&b);
         str_free(&s);
     }
+}
+
+/* Places beyond 4 GiB: sparse files, of which only the ends are written and read. */
+TEST(files_beyond_4_gib) {
+    const int64_t large = (5ll << 30) + 3, size[] = {4}, stride[] = {1};
+    struct err e = {0};
+    struct str pickle = {0}, s = {0};
+    unsigned char got[4] = {0};
+    snprintf(path, sizeof path, "%s/large.safetensors", dir);
+    str_printf(&s, "........{\"a\":{\"dtype\":\"U8\",\"shape\":[%lld],\"data_offsets\":[0,%lld]},",
+               (long long)large, (long long)large);
+    str_printf(&s, "\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[%lld,%lld]}}", (long long)large,
+               (long long)large + 4);
+    poke(&s, 0, s.n - 8, 8);
+    FILE *f = fopen(path, "w");
+    REQUIRE(f && fwrite(s.p, 1, s.n, f) == s.n && !fseeko(f, large - 1, SEEK_CUR) &&
+                fwrite("\x07wxyz", 1, 5, f) == 5 && !fclose(f),
+            "cannot write");
+    struct ckpt *c = ckpt_open(path, &e);
+    REQUIRE(c && ckpt_count(c) == 2, "%s", e.text);
+    CHECK(!ckpt_read_all(c, ckpt_at(c, 1), DT_U8, got, &e) && !memcmp(got, "wxyz", 4), "%s", e.text);
+    CHECK(!ckpt_read_range(c, ckpt_at(c, 0), large - 2, 2, DT_U8, got, &e) && !got[0] && got[1] == 7, "%s",
+          e.text);
+    ckpt_close(c);
+    unlink(path);
+
+    /* torch .bin: storage 0 is large (never read: its CRC is not checked), storage 1 behind it, sizes and places in ZIP64 */
+    struct bin b = {0};
+    str_puts(&pickle, "\x80\2}("), pk_text(&pickle, "a"),
+        pk_tensor(&pickle, "Byte", "0", large, large - 4, 1, size, stride);
+    pk_text(&pickle, "b"), pk_tensor(&pickle, "Byte", "1", 4, 0, 1, size, stride), str_puts(&pickle, "u.");
+    bin_add(&b, "m/data.pkl", pickle.p, pickle.n), bin_add(&b, "m/data/0", "", 0);
+    size_t before = b.local[1] + 30 + 8;
+    before += (unsigned char)b.file.p[b.local[1] + 28]; /* where storage 0 begins: name and padding passed */
+    struct bin tail = {0};
+    bin_add(&tail, "m/data/1", "wxyz", 4);
+    int64_t second = (int64_t)before + large;
+    struct str *d = &b.directory;
+    poke(d, b.central[1] + 20, UINT64_MAX, 8), poke(d, b.central[1] + 30, 20, 2);
+    put_le(d, 1, 2), put_le(d, 16, 2), put_le(d, (uint64_t)large, 8), put_le(d, (uint64_t)large, 8);
+    size_t entry = d->n;
+    str_add(d, tail.directory.p, tail.directory.n);
+    poke(d, entry + 30, 12, 2), poke(d, entry + 42, 0xffffffff, 4);
+    put_le(d, 1, 2), put_le(d, 8, 2), put_le(d, (uint64_t)second, 8);
+    int64_t start = second + (int64_t)tail.file.n;
+    struct str end = {0};
+    put_le(&end, 0x06064b50, 4), put_le(&end, 44, 8), put_le(&end, 0x2d031e, 4), put_le(&end, 0, 8),
+        put_le(&end, 3, 8);
+    put_le(&end, 3, 8), put_le(&end, d->n, 8), put_le(&end, (uint64_t)start, 8);
+    put_le(&end, 0x07064b50, 4), put_le(&end, 0, 4), put_le(&end, (uint64_t)start + d->n, 8),
+        put_le(&end, 1, 4);
+    put_le(&end, 0x06054b50, 4), put_le(&end, 0, 4), put_le(&end, 3, 2), put_le(&end, 3, 2),
+        put_le(&end, d->n, 4);
+    put_le(&end, 0xffffffff, 4), put_le(&end, 0, 2);
+    snprintf(path, sizeof path, "%s/large.bin", dir);
+    REQUIRE((f = fopen(path, "w")) && fwrite(b.file.p, 1, before, f) == before &&
+                !fseeko(f, second, SEEK_SET),
+            "cannot write");
+    fwrite(tail.file.p, 1, tail.file.n, f), fwrite(d->p, 1, d->n, f), fwrite(end.p, 1, end.n, f);
+    REQUIRE(!fclose(f), "cannot write");
+    c = ckpt_open(path, &e);
+    REQUIRE(c && ckpt_count(c) == 2, "%s", e.text);
+    CHECK(!ckpt_read_all(c, ckpt_find(c, "b"), DT_U8, got, &e) && !memcmp(got, "wxyz", 4), "%s", e.text);
+    CHECK(ckpt_find(c, "a")->offset == second - 4, "a lies at %lld", (long long)ckpt_find(c, "a")->offset);
+    ckpt_close(c);
+    unlink(path);
+    bin_free(&b), bin_free(&tail), str_free(&pickle), str_free(&s), str_free(&end);
+}
+
+TEST(names_with_escapes) {
+    static const char header[] =
+        "{\"\\u00e9\\u4F60\\ud83d\\ude00\\\"\\/\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}x";
+    struct str s = {0};
+    struct err e = {0};
+    put_le(&s, sizeof header - 2, 8), str_puts(&s, header);
+    snprintf(path, sizeof path, "%s/names.safetensors", dir);
+    REQUIRE(!file_write_all(path, s.p, s.n, &e), "%s", e.text);
+    struct ckpt *c = ckpt_open(path, &e);
+    CHECK(c && ckpt_find(c, "\xc3\xa9\xe4\xbd\xa0\xf0\x9f\x98\x80\"/"), "%s",
+          c ? ckpt_at(c, 0)->name : e.text);
+    ckpt_close(c);
+    str_free(&s);
+}
+
+/* More than 256 values kept: the long forms of PUT and GET, as in every real model. */
+TEST(many_tensors) {
+    enum { TENSORS = 700 };
+    float data[TENSORS], got;
+    struct str s = {0};
+    struct bin b = {0};
+    struct err e = {0};
+    int kept = 0;
+    str_puts(&s, "\x80\2}(");
+    for (int i = 0; i < TENSORS; i++) {
+        char name[20];
+        data[i] = (float)i;
+        snprintf(name, sizeof name, "layer.%d", i);
+        pk_text(&s, name);
+        if (i % 2) { /* the tensor of the name before, which is kept at place i / 2 */
+            str_putc(&s, i / 2 < 256 ? 'h' : 'j'), put_le(&s, (uint64_t)(i / 2), i / 2 < 256 ? 1 : 4);
+            continue;
+        }
+        pk_tensor(&s, "Float", "0", TENSORS, i, 0, NULL, NULL);
+        str_putc(&s, kept < 256 ? 'q' : 'r'), put_le(&s, (uint64_t)kept, kept < 256 ? 1 : 4), kept++;
+    }
+    str_puts(&s, "u.");
+    bin_add(&b, "m/data.pkl", s.p, s.n), bin_add(&b, "m/data/0", data, sizeof data), bin_end(&b);
+    struct ckpt *c = open_bin(&b, &e);
+    REQUIRE(c && ckpt_count(c) == TENSORS, "%s", e.text);
+    for (int i = 0; i < TENSORS; i++) {
+        char name[20];
+        snprintf(name, sizeof name, "layer.%d", i);
+        const struct ckpt_tensor *t = ckpt_find(c, name);
+        CHECK(t && !ckpt_read_all(c, t, DT_F32, &got, &e) && got == (float)(i / 2 * 2), "%s", name);
+    }
+    ckpt_close(c);
+    bin_free(&b), str_free(&s);
 }
 
 /* A byte changed in a storage is found when that storage is read, before any of it is given out. */

@@ -400,7 +400,20 @@ TEST(other_containers_are_refused) {
     write_file("hostile.bin", b[5].file.p, b[5].file.n);
     check_refused("no folder", "hostile.bin", "hostile.bin", "one folder");
     for (int i = 0; i < 6; i++) bin_free(&b[i]);
-    bin_free(&whole);
+
+    /* A member inside the contents of another, complete with a local header: the same bytes as two storages. */
+    struct bin outer = {0}, inner = {0};
+    bin_add(&inner, "m/data/1", data, 64);
+    bin_add(&outer, "m/data.pkl", pickle, sizeof pickle - 1);
+    bin_add(&outer, "m/data/0", inner.file.p, inner.file.n);
+    size_t at = outer.file.n - 16 - inner.file.n; /* in front of the descriptor */
+    poke(&inner.directory, 42, at, 4);
+    outer.central[outer.members++] = outer.directory.n;
+    str_add(&outer.directory, inner.directory.p, inner.directory.n);
+    bin_end(&outer);
+    write_file("hostile.bin", outer.file.p, outer.file.n);
+    check_refused("member inside another", "hostile.bin", "hostile.bin", "two members overlap");
+    bin_free(&outer), bin_free(&inner), bin_free(&whole);
     str_free(&s);
 }
 
@@ -536,6 +549,7 @@ TEST(indices_are_refused) {
                  {"a device as a file", "{\"weight_map\":{\"a\":\"device.bin\"}}", "regular file is needed"},
                  {"tensor not in the file", "{\"weight_map\":{\"b\":\"a.safetensors\"}}", "'b' should be in a.safetensors"},
                  {"tensor in another file", "{\"weight_map\":{\"a\":\"c.safetensors\",\"c\":\"c.safetensors\"}}", "'a' should be in"},
+                 {"two tensors exchanged", "{\"weight_map\":{\"a\":\"c.safetensors\",\"c\":\"a.safetensors\"}}", "'a' should be in c.safetensors"},
                  {"tensor twice, not listed", "{\"weight_map\":{\"c\":\"c.safetensors\",\"d\":\"d.safetensors\"}}", "twice"},
                  {"name twice", "{\"weight_map\":{\"a\":\"a.safetensors\",\"a\":\"a.safetensors\"}}", "hostile.safetensors.index.json"},
                  {"no map", "{\"metadata\":{}}", "missing or empty"},
@@ -600,6 +614,8 @@ static void quantised(const char *state, const struct part *change) {
     for (struct part *p = parts; p->name; p++) {
         if (change && !strcmp(p->name, change->name)) *p = *change;
         int64_t n = p->rows * (!strcmp(p->type, "F32") ? 4 : !strcmp(p->type, "F64") ? 8 : 1);
+        int nan = !strcmp(p->type, "NaN"); /* F32 with all bits set */
+        if (nan) p->type = "F32", n *= 4;
         if (p->rows < 0) continue;
         str_printf(&header, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%lld],\"data_offsets\":[%lld,%lld]}",
                    header.n ? "," : "{", p->name, p->type, (long long)p->rows, (long long)at,
@@ -608,7 +624,7 @@ static void quantised(const char *state, const struct part *change) {
         if (strstr(p->name, "quant_state") && p->rows == (int64_t)strlen(state))
             str_puts(&data, state);
         else
-            put_le(&data, 0, (int)n);
+            for (int64_t k = 0; k < n; k++) str_putc(&data, nan ? (char)0xff : 0);
     }
     str_puts(&header, "}");
     struct str file = {0};
@@ -660,6 +676,7 @@ TEST(quantised_matrices_are_refused) {
         {"no scales", GOOD, {"q.weight.absmax", "U8", -1}, "'q.weight.absmax' is missing"},
         {"17 levels", GOOD, {"q.weight.quant_map", "F32", 17}, "16 of type F32 are needed"},
         {"no levels", GOOD, {"q.weight.quant_map", "F32", -1}, "'q.weight.quant_map' is missing"},
+        {"level that is not a number", GOOD, {"q.weight.quant_map", "NaN", 16}, "nan"},
         {"nested scales", GOOD, {"q.weight.nested_absmax", "F64", 1}, "1 of type F32 are needed"},
         {"nested map", GOOD, {"q.weight.nested_quant_map", "F32", 255}, "256 of type F32 are needed"},
         {"no state", GOOD, {"q.weight.quant_state.bitsandbytes__nf4", "U8", -1}, "is missing"}};
