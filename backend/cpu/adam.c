@@ -36,26 +36,31 @@ void cpu_adam(void *self, const struct adam_args *a) {
     }
 }
 
-/* Pieces of all tensors in a row, BATCH at a time: their sums are made in parallel and added in order. */
+enum { BATCH = 1024 };
+struct batch { /* pieces whose sums are made together */
+    int count;
+    struct { const float *x; int64_t n, tensor; } piece[BATCH];
+};
+
+static void add_batch(const struct cpu *c, struct batch *b, double *out) {
+    double sum[BATCH];
+#pragma omp parallel for num_threads(cpu_threads(c, (int64_t)b->count * 1000))
+    for (int i = 0; i < b->count; i++) sum[i] = c->k->dot(b->piece[i].x, b->piece[i].x, b->piece[i].n);
+    for (int i = 0; i < b->count; i++) out[b->piece[i].tensor] += sum[i]; /* in order, whoever made them */
+    b->count = 0;
+}
+
 void cpu_sqsum(void *self, const struct sqsum_args *a) {
-    const struct cpu *c = self;
-    enum { BATCH = 1024 };
-    double part[BATCH];
-    struct piece { int64_t tensor, first, n; } piece[BATCH];
-    int count = 0;
+    struct batch b;
+    b.count = 0;
     for (int64_t i = 0; i < a->count; i++) {
         a->out[i] = 0;
         for (int64_t j = 0; j < a->n[i]; j += PIECE) {
-            piece[count++] = (struct piece){i, j, a->n[i] - j < PIECE ? a->n[i] - j : PIECE};
-            int last = i + 1 == a->count && j + PIECE >= a->n[i];
-            if (count < BATCH && !last) continue;
-#pragma omp parallel for num_threads(cpu_threads(c, (int64_t)count * 1000))
-            for (int b = 0; b < count; b++) {
-                const float *x = a->x[piece[b].tensor] + piece[b].first;
-                part[b] = c->k->dot(x, x, piece[b].n);
-            }
-            for (int b = 0; b < count; b++) a->out[piece[b].tensor] += part[b];
-            count = 0;
+            b.piece[b.count].x = a->x[i] + j;
+            b.piece[b.count].n = a->n[i] - j < PIECE ? a->n[i] - j : PIECE;
+            b.piece[b.count].tensor = i;
+            if (++b.count == BATCH) add_batch(self, &b, a->out);
         }
     }
+    add_batch(self, &b, a->out);
 }

@@ -104,6 +104,7 @@ void cpu_attend(void *self, const struct attend_args *a) {
     const struct cpu *c = self;
     const int32_t *start = a->rows->start;
     int64_t N = a->q.rows, spans = (N + TQ - 1) / TQ;
+    WITHIN(a->K, c->limits.K);
     int threads = cpu_threads(c, N * (a->past + N) * a->H * a->K / 16);
 #pragma omp parallel num_threads(threads)
     {
@@ -182,6 +183,7 @@ static void attend_bwd_head(const struct cpu_kernels *k, const struct attend_arg
 void cpu_attend_bwd(void *self, const struct attend_args *a) {
     const struct cpu *c = self;
     const struct rows *r = a->rows;
+    WITHIN(a->K, c->limits.K);
 #pragma omp parallel num_threads(cpu_threads(c, r->N * a->H * a->K))
     {
         struct tiles t;

@@ -61,7 +61,7 @@ static int64_t loss_rows(const struct backend_limits *l) {
 
 /* Cuts the workspace at p (NULL: only its size is wanted) for these limits. */
 static size_t lay_workspace(struct cpu *c, const struct backend_limits *l, char *p) {
-    size_t at = 0, slice = (size_t)loss_rows(l), widest = (size_t)max64(max64(l->D, l->F), 1);
+    size_t at = 0, slice = (size_t)loss_rows(l), widest = (size_t)max64(l->D, l->F);
     size_t scratch = product_scratch_bytes(), attend = attend_scratch_bytes(c->k, l->K);
     c->scratch_bytes = ((scratch > attend ? scratch : attend) + 4095) / 4096 * 4096;
     const struct { void **part; size_t bytes; } part[] = {
@@ -91,10 +91,11 @@ static int cpu_reserve(void *self, const struct backend_limits *l, struct err *e
     ASSERT(l->K <= HEAD_MAX, "head size %lld", (long long)l->K);
     sys_free(c->work);
     c->work = sys_alloc(lay_workspace(c, l, NULL), "the workspace of the CPU backend", e);
+    c->limits = c->work ? *l : (struct backend_limits){0};
+    c->limits.loss_slice = loss_rows(l);
+    c->widest = max64(c->limits.D, c->limits.F);
     if (!c->work) return -1;
     lay_workspace(c, l, c->work);
-    c->limits = *l;
-    c->limits.loss_slice = loss_rows(l);
     return 0;
 }
 

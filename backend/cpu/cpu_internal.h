@@ -61,6 +61,7 @@ struct cpu {
     char *scratch;                /* `threads` pieces of scratch_bytes */
     size_t scratch_bytes;
     float *rank;                  /* (rows, LINEAR_MAX, R): dy B of linear_bwd */
+    int64_t widest;               /* of D and F */
     float *vector;                /* [widest]: a bias or norm weight in fp32 */
     float *slice;                 /* (DROP_ROWS, widest), or the three of the loss: */
     float *logits, *loss_y, *loss_dy; /* (loss_slice, V), (loss_slice, D) twice */
@@ -74,6 +75,9 @@ static inline char *cpu_scratch(const struct cpu *c) { /* of the calling thread 
 }
 /* Threads for an op of so many elements (at about one a nanosecond): waking others takes some microseconds. */
 static inline int cpu_threads(const struct cpu *c, int64_t elements) { return elements < 20000 ? 1 : c->threads; }
+/* The workspace was cut for `limit` of them. */
+#define WITHIN(n, limit)                                                                                               \
+    ASSERT((n) <= (limit), "%s: %lld, reserved for %lld", __func__, (long long)(n), (long long)(limit))
 static inline float *mat_f32(const struct mat *m) {
     ASSERT(m->type == DT_F32, "%s matrix on the CPU", dtype_name(m->type));
     return m->data;

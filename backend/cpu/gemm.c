@@ -111,6 +111,7 @@ static void start_tile(const struct cpu_kernels *k, const struct product *p, int
 void product_run(const struct cpu *cpu, const struct product *p) {
     const struct cpu_kernels *k = cpu->k;
     int64_t all_k = 0, mr = k->mr;
+    ASSERT(cpu->work, "no workspace for a product of %lld rows", (long long)p->M);
     for (int i = 0; i < p->n_terms; i++) {
         ASSERT(p->term[i].K > 0, "term %d has K %lld", i, (long long)p->term[i].K);
         all_k += p->term[i].K;

@@ -212,8 +212,8 @@ ALWAYS_INLINE float exp_fast(float x) {
     const float low = -87.33654f, high = 88.37f, magic = 0x1.8p23f; /* adding magic rounds to an integer */
     float y = x > high ? high : x < low ? low : x;
     float t = FMA(y, 0x1.715476p+0f, magic), k = t - magic;
-    float r = FMA(k, -0x1.62e430p-1f, y);
-    r = FMA(k, 0x1.05c610p-29f, r); /* ln2 in two parts */
+    float r = FMA(k, -0x1.62e400p-1f, y); /* ln2 in two parts: k times the first is exact */
+    r = FMA(k, -0x1.7f7d1cp-20f, r);
     float p = FMA(r, 1 / 5040.f, 1 / 720.f);
     p = FMA(p, r, 1 / 120.f);
     p = FMA(p, r, 1 / 24.f);

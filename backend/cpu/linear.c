@@ -43,6 +43,7 @@ static void weight_gradient(const struct cpu *cpu, const struct rows *rows, stru
 static void dropped_gradient(const struct cpu *cpu, const struct linear_args *a, const struct linear_out *o,
                              struct view dyB) {
     int64_t in = a->dx.cols;
+    WITHIN(in, cpu->widest);
     for (int64_t t = 0; t < a->dx.rows; t += DROP_ROWS) {
         int64_t rows = a->dx.rows - t < DROP_ROWS ? a->dx.rows - t : DROP_ROWS;
         struct view part = {.p = dyB.p + t * dyB.ld, .ld = dyB.ld};
@@ -68,6 +69,8 @@ void cpu_linear_bwd(void *self, const struct linear_args *a) {
         if (o->dW.data) weight_gradient(cpu, a->rows, dy, x, 1, &o->dW);
         if (!has_lora(o) || (!a->dx.data && !o->lora.dA.data && !o->lora.dB.data)) continue;
         const struct adapter *l = &o->lora;
+        WITHIN(a->x.rows, cpu->limits.rows);
+        WITHIN(l->B.cols, cpu->limits.R);
         dyB[i] = (struct view){.p = cpu->rank + i * cpu->limits.R, .ld = ld_rank};
         product_run(cpu, &(struct product){
             .M = o->dy.rows, .N = l->B.cols, .c = cpu->rank + i * cpu->limits.R, .ldc = ld_rank, .n_terms = 1,

@@ -26,6 +26,8 @@ void cpu_loss(void *self, const struct loss_args *a) {
     const struct cpu *c = self;
     const struct cpu_kernels *k = c->k;
     int64_t D = a->y.cols, V = a->E.rows;
+    WITHIN(D, c->limits.D);
+    WITHIN(V, c->limits.V);
     int backward = a->dy.data || a->dE.data, seq = 0;
     if (a->dy.data) {
 #pragma omp parallel for num_threads(cpu_threads(c, a->dy.rows * D))

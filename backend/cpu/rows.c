@@ -5,6 +5,7 @@
 
 const float *cpu_vector(const struct cpu *c, const void *x, enum dtype type, int64_t n) {
     if (type == DT_F32) return x;
+    WITHIN(n, c->widest);
     c->k->from_bf16(x, n, c->vector);
     return c->vector;
 }
@@ -77,6 +78,7 @@ void cpu_norm_bwd(void *self, const struct norm_args *a) {
 void cpu_rope(void *self, const struct rope_args *a) {
     const struct cpu *c = self;
     int64_t half = a->K / 2;
+    WITHIN(a->K, HEAD_MAX); /* its sines fit the scratch */
 #pragma omp parallel num_threads(cpu_threads(c, a->x.rows * a->x.cols))
     {
         float *theta = (float *)(void *)cpu_scratch(c), *cosine = theta + half, *sine = cosine + half;

@@ -1,0 +1,96 @@
+/* AdamW with both kinds of state, and the sum of squares. */
+#include "tests/ops/ops.h"
+
+TEST(adam_follows_its_formula) { /* Loshchilov & Hutter 2019, in double, over several steps and odd sizes */
+    static const int64_t sizes[] = {1, 7, 64, 515, 40001};
+    FOR_KERNELS(k) {
+        struct backend *b = backend_for(*k, 2, 1, 64);
+        for (int s = 0; s < 5; s++) {
+            int64_t n = sizes[s];
+            struct mat p = mat_random(1, n, 0, 1), g = mat_new(1, n, 0), m = mat_new(1, n, 0), v = mat_new(1, n, 0);
+            double *P = doubles_of(p), *M = calloc((size_t)n, 8), *V = calloc((size_t)n, 8);
+            uint16_t *copy = calloc((size_t)n + 1, 2);
+            memset(m.data, 0, (size_t)n * 4), memset(v.data, 0, (size_t)n * 4);
+            copy[n] = 0x1234;
+            for (int t = 1; t <= 3; t++) {
+                floats_random(g.data, n, 2);
+                struct adam_tensor x = {.p = p.data, .g = g.data, .m = m.data, .v = v.data, .copy = copy, .n = n, .lr = 1e-2, .weight_decay = 0.1};
+                op_adam(b, &(struct adam_args){.tensors = &x, .count = 1, .t = t, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.5});
+                for (int64_t i = 0; i < n; i++) {
+                    double G = 0.5 * (double)*at(&g, 0, i);
+                    P[i] *= 1 - 1e-2 * 0.1;
+                    M[i] = 0.9 * M[i] + 0.1 * G, V[i] = 0.95 * V[i] + 0.05 * G * G;
+                    P[i] -= 1e-2 * (M[i] / (1 - pow(0.9, t))) / (sqrt(V[i] / (1 - pow(0.95, t))) + 1e-8);
+                }
+            }
+            NEAR(p, P, 5e-7);
+            NEAR(m, M, 5e-7);
+            NEAR(v, V, 5e-7);
+            for (int64_t i = 0; i < n; i++) CHECK(copy[i] == f32_to_bf16(*at(&p, 0, i)), "copy %lld", (long long)i);
+            CHECK(copy[n] == 0x1234, "written behind the copy");
+            free(P), free(M), free(V), free(copy);
+            mat_free(&p), mat_free(&g), mat_free(&m), mat_free(&v);
+        }
+        backend_close(b);
+    }
+}
+
+TEST(adam_takes_many_tensors_and_any_threads) {
+    enum { COUNT = 9 };
+    int64_t sizes[COUNT] = {3, 20000, 1, 4096, 16384, 16385, 700, 40000, 5000};
+    float *out[2][COUNT];
+    for (int run = 0; run < 2; run++) {
+        struct backend *b = backend_for(cpu_kernels_best(), run ? 3 : 1, 1, 64);
+        struct adam_tensor x[COUNT];
+        struct mat g[COUNT], m[COUNT], v[COUNT];
+        uint8_t *q[COUNT];
+        seed_now = 3;
+        for (int i = 0; i < COUNT; i++) {
+            int64_t n = sizes[i], blocks = (n + 255) / 256;
+            out[run][i] = malloc((size_t)n * 4), floats_random(out[run][i], n, 1);
+            g[i] = mat_random(1, n, 0, 1), m[i] = mat_new(1, n, 0), v[i] = mat_new(1, n, 0), q[i] = calloc((size_t)n, 2);
+            memset(m[i].data, 0, (size_t)n * 4), memset(v[i].data, 0, (size_t)n * 4);
+            x[i] = (struct adam_tensor){.p = out[run][i], .g = g[i].data, .n = n, .lr = 1e-3, .weight_decay = i % 2 ? 0.1 : 0};
+            if (i % 3) x[i].m = m[i].data, x[i].v = v[i].data;
+            else x[i].m8 = q[i], x[i].v8 = q[i] + n, x[i].m_absmax = m[i].data, x[i].v_absmax = v[i].data, (void)blocks;
+        }
+        for (int t = 1; t <= 2; t++)
+            op_adam(b, &(struct adam_args){.tensors = x, .count = COUNT, .t = t, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 1});
+        for (int i = 0; i < COUNT; i++) mat_free(&g[i]), mat_free(&m[i]), mat_free(&v[i]), free(q[i]);
+        backend_close(b);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        CHECK(!memcmp(out[0][i], out[1][i], (size_t)sizes[i] * 4), "tensor %d", i);
+        free(out[0][i]), free(out[1][i]);
+    }
+}
+
+TEST(squares_are_summed_in_a_fixed_order) {
+    enum { COUNT = 6 };
+    int64_t n[COUNT] = {1, 0, 16384, 16385, 50001, 3};
+    const float *x[COUNT];
+    float *data = malloc(100000 * 4);
+    int64_t used = 0;
+    floats_random(data, 100000, 1);
+    for (int i = 0; i < COUNT; i++) x[i] = data + used, used += n[i];
+    FOR_KERNELS(k) {
+        double one[COUNT], three[COUNT];
+        struct backend *b = backend_for(*k, 1, 1, 64), *b3 = backend_for(*k, 3, 1, 64);
+        op_sqsum(b, &(struct sqsum_args){x, n, COUNT, one});
+        op_sqsum(b3, &(struct sqsum_args){x, n, COUNT, three});
+        for (int i = 0; i < COUNT; i++) {
+            double s = 0;
+            for (int64_t j = 0; j < n[i]; j++) s += (double)x[i][j] * (double)x[i][j];
+            CHECK(fabs(one[i] - s) <= 1e-12 * s && one[i] == three[i], "tensor %d: %g, %g, expected %g", i, one[i], three[i], s);
+        }
+        backend_close(b), backend_close(b3);
+    }
+    n[0] = 0, n[5] = 0; /* the last tensors may be empty */
+    struct backend *b = backend_for(cpu_kernels_best(), 1, 1, 64);
+    double out[COUNT];
+    op_sqsum(b, &(struct sqsum_args){x, n, COUNT, out});
+    CHECK(out[0] == 0 && out[5] == 0 && out[4] > 0, "%g %g %g", out[0], out[5], out[4]);
+    backend_close(b);
+    free(data);
+}
+TEST_MAIN
