@@ -1,0 +1,174 @@
+/* model/generate.c - see generate.h */
+#include "model/generate.h"
+#include "base/half.h"
+#include "base/rng.h"
+#include "base/sys.h"
+#include "model/engine.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PREFILL_ROWS = 256 };
+
+static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
+
+int generator_open(struct generator *g, struct model *m, const struct lora *lora, struct pages *adapters, int64_t capacity, struct err *e) {
+    const struct model_config *c = &m->config;
+    struct backend *be = m->be;
+    struct backend_info info;
+    be->info(be->self, &info);
+    enum dtype act = info.activation;
+    size_t size = dtype_bytes(act);
+    *g = (struct generator){.m = m, .be = be, .lora = lora, .adapters = adapters, .capacity = capacity, .rows = capacity < PREFILL_ROWS ? capacity : PREFILL_ROWS};
+    unsigned targets = lora ? lora->config.targets : 0;
+    int64_t R = lora ? lora->config.rank : 0;
+    size_t qk = align256((size_t)(capacity * 2 * c->D) * size), v = align256((size_t)(capacity * c->D) * size), row = align256((size_t)c->D * size);
+    size_t layer = qk + v + 2 * row, x = align256((size_t)(g->rows * c->D) * size), saved = saved_bytes(c, act, targets, R, g->rows);
+    size_t scratch = scratch_bytes(c, act, g->rows, 0), total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
+    g->layer = sys_alloc_array((size_t)c->L, sizeof *g->layer, "layer caches", e);
+    g->logits = sys_alloc_array((size_t)c->V, sizeof *g->logits, "logits", e);
+    g->raw = be->alloc(be->self, AT_HOST, (size_t)c->V * size);
+    g->host = be->alloc(be->self, AT_HOST, (size_t)g->rows * 16);
+    g->dev = be->alloc(be->self, AT_DEVICE, (size_t)g->rows * 16);
+    g->memory = be->alloc(be->self, AT_DEVICE, total);
+    if (!g->layer || !g->logits || !g->raw || !g->host || !g->dev || !g->memory) {
+        char text[24];
+        err_set(e, ERR_RUN, "out of memory: a context of %lld tokens needs %s; ask for fewer with --max_new_tokens", (long long)capacity, text_bytes(text, (int64_t)total));
+        generator_close(g);
+        return -1;
+    }
+    char *p = g->memory;
+    for (int64_t l = 0; l < c->L; l++, p += layer)
+        g->layer[l] = (struct layer_cache){.qk = {p, capacity, 2 * c->D, 2 * c->D, act}, .v = {p + qk, capacity, c->D, c->D, act},
+                                           .a = {p + qk + v, 1, c->D, c->D, act}, .u = {p + qk + v + row, 1, c->D / 2, c->D / 2, act}};
+    saved_view(c, act, targets, R, g->rows, p, &g->saved);
+    scratch_view(c, act, g->rows, 0, p + saved, &g->scratch);
+    p += saved + scratch;
+    g->x = (struct mat){p, g->rows, c->D, c->D, act}, g->y = (struct mat){p + x, g->rows, c->D, c->D, act};
+    g->out = (struct mat){p + 2 * x, 1, c->V, c->V, act};
+    struct backend_limits lim = {.rows = g->rows, .sequence = capacity, .D = c->D, .F = c->F, .H = c->H, .K = c->K, .V = c->V, .R = R};
+    if (!be->reserve(be->self, &lim, e)) return 0;
+    generator_close(g);
+    return -1;
+}
+
+void generator_close(struct generator *g) {
+    if (!g->be) return;
+    if (g->raw) g->be->release(g->be->self, AT_HOST, g->raw);
+    if (g->host) g->be->release(g->be->self, AT_HOST, g->host);
+    if (g->dev) g->be->release(g->be->self, AT_DEVICE, g->dev);
+    if (g->memory) g->be->release(g->be->self, AT_DEVICE, g->memory);
+    sys_free(g->layer), sys_free(g->logits);
+    *g = (struct generator){0};
+}
+
+void generator_reset(struct generator *g) { g->past = g->document = 0; }
+
+/* One piece of at most g->rows tokens through all layers. The last hidden rows are left in g->x. */
+static void piece(struct generator *g, const int32_t *ids, int64_t n) {
+    struct model *m = g->m;
+    const struct model_config *c = &m->config;
+    int32_t starts[2] = {0, (int32_t)n};
+    for (int64_t t = 0; t < n; t++) {
+        g->host[t] = ids[t];
+        g->host[g->rows + t] = (int32_t)(g->past + t);
+        g->host[2 * g->rows + t] = (int32_t)g->document;
+        g->host[3 * g->rows + t] = 0;
+        if (c->document_mask && ids[t] == c->eod) g->document = g->past + t + 1;
+    }
+    for (int i = 0; i < 4; i++) g->be->put(g->be->self, g->dev + i * g->rows, g->host + i * g->rows, (size_t)n * 4, Q_COMPUTE);
+    struct rows rows = {.N = n, .n_seqs = 1, .seq_start = starts, .position = g->dev + g->rows, .first = g->dev + 2 * g->rows, .start = g->dev + 3 * g->rows};
+    void *outer = pages_get(m->outer_page, 0, PAGE_READ);
+    struct weight E = model_embed(m, outer);
+    struct mat x = mat_rows(g->x, 0, n), y = mat_rows(g->y, 0, n);
+    op_embed(g->be, &(struct embed_args){.rows = &rows, .ids = g->dev, .y = x, .skip = -1, .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
+    pages_put(m->outer_page, 0, 0);
+    struct engine_config ec = {.lora = g->lora};
+    struct engine view = {.c = ec, .m = m};
+    for (int64_t l = 0; l < c->L; l++) {
+        struct layer w;
+        struct adapter lora[PROJ_COUNT];
+        model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
+        float *value = g->adapters ? pages_get(g->adapters, l, PAGE_READ) : NULL;
+        pages_want(m->layers, l + 1);
+        engine_adapters(&view, value, NULL, lora);
+        g->layer[l].past = g->past;
+        block_forward(&(struct block){.be = g->be, .config = c, .rows = &rows, .w = &w, .lora = value ? lora : NULL, .cache = &g->layer[l], .s = &g->saved, .t = &g->scratch}, x, y);
+        struct mat swap = x;
+        x = y, y = swap;
+        if (value) pages_put(g->adapters, l, 0);
+        pages_put(m->layers, l, 0);
+    }
+    g->past += n;
+    if (x.data != g->x.data) g->y.data = g->x.data, g->x.data = x.data;
+}
+
+int generator_feed(struct generator *g, const int32_t *ids, int64_t n, struct err *e) {
+    const struct model_config *c = &g->m->config;
+    ASSERT(n > 0 && g->past + n <= g->capacity, "%lld + %lld tokens of %lld", (long long)g->past, (long long)n, (long long)g->capacity);
+    int64_t last = 0;
+    for (int64_t i = 0; i < n; i += last) {
+        last = n - i < g->rows ? n - i : g->rows;
+        piece(g, ids + i, last);
+        if (i + last < n && g->be->sync(g->be->self, e)) return -1; /* host arrays are reused */
+    }
+    int32_t one[2] = {0, 1};
+    struct rows rows = {.N = 1, .n_seqs = 1, .seq_start = one, .position = g->dev, .first = g->dev, .start = g->dev};
+    void *outer = pages_get(g->m->outer_page, 0, PAGE_READ);
+    struct mat x = mat_rows(g->x, last - 1, 1), y = mat_rows(g->y, 0, 1);
+    op_norm(g->be, &(struct norm_args){.rows = &rows, .x = x, .y = y, .g = model_norm(g->m, outer), .g_type = DT_F32, .eps = c->eps});
+    op_linear(g->be, &(struct linear_args){.rows = &rows, .x = y, .n = 1, .out = {{.w = model_head(g->m, outer), .y = g->out}}});
+    pages_put(g->m->outer_page, 0, 0);
+    g->be->get(g->be->self, g->raw, g->out.data, (size_t)c->V * dtype_bytes(g->out.type), Q_COMPUTE);
+    if (g->be->sync(g->be->self, e)) return -1;
+    for (int64_t i = 0; i < c->V; i++) g->logits[i] = g->out.type == DT_F32 ? ((float *)g->raw)[i] : bf16_to_f32(((uint16_t *)g->raw)[i]);
+    return 0;
+}
+
+struct candidate { float logit; int32_t id; };
+static int better_first(const void *a, const void *b) {
+    const struct candidate *x = a, *y = b;
+    return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : (x->id > y->id) - (x->id < y->id);
+}
+
+int32_t sample_next(struct sampling *s, float *logits, int64_t valid, const int32_t *history, int64_t n_history, struct err *e) {
+    /* A penalty applies once to each id that occurred: the sign says whether it is divided or multiplied. */
+    if (s->repetition_penalty > 0 && s->repetition_penalty != 1) {
+        unsigned char *seen = sys_alloc((size_t)valid, "seen tokens", e);
+        if (!seen) return -1;
+        for (int64_t i = 0; i < n_history; i++) {
+            int32_t id = history[i];
+            if (id < 0 || id >= valid || seen[id]++) continue;
+            logits[id] = logits[id] > 0 ? logits[id] / (float)s->repetition_penalty : logits[id] * (float)s->repetition_penalty;
+        }
+        sys_free(seen);
+    }
+    int32_t best = -1;
+    for (int64_t i = 0; i < valid; i++)
+        if (isfinite(logits[i]) && (best < 0 || logits[i] > logits[best])) best = (int32_t)i;
+    if (best < 0) return err_set(e, ERR_NONFINITE, "the model gave no finite logit: its weights or the adapter are damaged");
+    if (s->greedy || s->temperature <= 0) return best;
+    struct candidate *c = sys_alloc_array((size_t)valid, sizeof *c, "candidates", e);
+    if (!c) return -1;
+    int64_t n = 0;
+    for (int64_t i = 0; i < valid; i++)
+        if (isfinite(logits[i])) c[n++] = (struct candidate){logits[i], (int32_t)i};
+    qsort(c, (size_t)n, sizeof *c, better_first);
+    if (s->top_k > 0 && s->top_k < n) n = s->top_k;
+    double sum = 0, run = 0;
+    double *p = sys_alloc_array((size_t)n, sizeof *p, "probabilities", e);
+    if (!p) return sys_free(c), -1;
+    for (int64_t i = 0; i < n; i++) sum += p[i] = exp(((double)c[i].logit - (double)c[0].logit) / s->temperature);
+    int64_t kept = 0; /* the smallest set of the best that holds top_p of the mass */
+    do run += p[kept++];
+    while (kept < n && run < s->top_p * sum);
+    uint64_t draw = s->draws++;
+    uint32_t counter[4] = {(uint32_t)draw, (uint32_t)(draw >> 32), 0, 0}, key[2] = {(uint32_t)s->seed, (uint32_t)(s->seed >> 32)}, word[4];
+    philox4x32(counter, key, word);
+    double at = ((double)word[0] * 0x1p32 + (double)word[1]) * 0x1p-64 * run;
+    int64_t i = 0;
+    for (double below = p[0]; i + 1 < kept && at >= below; below += p[++i]) {}
+    int32_t id = c[i].id;
+    sys_free(c), sys_free(p);
+    return id;
+}
