@@ -15,7 +15,7 @@
 
 enum {
     BLOCK = 64,      /* elements a scale: what every reader of the format knows */
-    PIECE = 8 << 20, /* elements read at once: 32 MiB in fp32, a multiple of BLOCK */
+    PIECE = 2 << 20, /* elements read at once: large for a disk, small for memory; a multiple of BLOCK */
     MAX_READERS = 16,
     STATE_SLACK = 24 /* nested_offset prints in at most so many characters */
 };
@@ -280,7 +280,9 @@ int model_quantize(const char *from, const char *to, const struct quantize_how *
         goto done;
     rc = ckpt_commit(j.out, e);
     j.out = NULL;
-    rc = rc || write_config(&j, to) || model_copy_files(from, to, e) ? -1 : 0;
+    rc = rc || model_copy_files(from, to, e) || write_config(&j, to)
+             ? -1
+             : 0; /* config.json last: then all is there */
     if (!rc)
         log_progress(1, "quantized %s to %s in %.1f s, %.0f MB/s: %s", text_bytes(in, j.read_bytes),
                      text_bytes(out, j.write_bytes), sys_seconds() - j.start,

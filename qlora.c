@@ -1,0 +1,89 @@
+/* qlora.c - the program: a table of commands. No maths. */
+#include "base/log.h"
+#include "base/stop.h"
+#include "base/str.h"
+#include "base/sys.h"
+#include "cli/cli.h"
+#include <stdio.h>
+#include <string.h>
+
+/* clang-format off */
+static const struct command commands[] = {
+    {"train", CMD_TRAIN, cmd_train, "fine-tune a model with QLoRA, LoRA, or in full",
+     "qlora train --do_train --model_name_or_path Yuan2-2B --dataset alpaca_en --dataset_dir data --template yuan \\\n"
+     "      --quantization_bit 4 --lora_target all --lora_rank 16 --cutoff_len 1024 --sft_packing \\\n"
+     "      --per_device_train_batch_size 1 --gradient_accumulation_steps 16 --learning_rate 5e-5 --bf16 \\\n"
+     "      --output_dir out"},
+    {"preview", CMD_PREVIEW, cmd_preview, "print the training sequences that a data set becomes",
+     "qlora preview --model_name_or_path Yuan2-2B --dataset alpaca_en --cutoff_len 1024 --limit 3 --text"},
+    {"tokenize", CMD_TOKENIZE, cmd_tokenize, "turn text lines into token ids and back",
+     "qlora tokenize --model_name_or_path Yuan2-2B --text \"你好<sep>\""},
+    {"quantize", CMD_QUANTIZE, cmd_quantize, "write a checkpoint with 4-bit or 8-bit weights",
+     "qlora quantize --model_name_or_path Yuan2-2B --output_dir Yuan2-2B-nf4 --quantization_bit 4"},
+    {"new", CMD_NEW, cmd_new, "make a model with random weights",
+     "qlora new --config yuan2-tiny --tokenizer Yuan2-2B --output_dir tiny"},
+    {"doctor", CMD_DOCTOR, cmd_doctor, "say what was found on this machine and what is wrong", "qlora doctor"},
+};
+/* clang-format on */
+enum { COMMANDS = sizeof commands / sizeof *commands };
+
+static const struct command *find(const char *name) {
+    for (int i = 0; i < COMMANDS; i++)
+        if (!strcmp(commands[i].name, name)) return &commands[i];
+    return text_ends(name, "train_bash.py") ? &commands[0] : NULL;
+}
+
+static int unknown(const char *name, struct err *e) {
+    const char *names[COMMANDS + 3] = {"help", "version"};
+    for (int i = 0; i < COMMANDS; i++) names[2 + i] = commands[i].name;
+    const char *near = nearest_word(name, names);
+    err_set(e, ERR_INPUT, "unknown command \"%.100s\"%s%s%s (qlora help lists all)", name,
+            near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
+    return err_print(e);
+}
+
+static int help(const char *topic) {
+    const struct command *c = topic ? find(topic) : NULL;
+    struct err e = {0};
+    if (c)
+        help_command(c);
+    else if (topic && !strcmp(topic, "markdown"))
+        help_markdown(commands, COMMANDS);
+    else if (topic)
+        return unknown(topic, &e);
+    else
+        help_program(commands, COMMANDS);
+    return 0;
+}
+
+/* Results that could not be written are a failed run. */
+static int close_output(int code) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    struct err e = {0};
+    err_errno(&e, ERR_RUN, "standard output cannot be written");
+    return err_print(&e);
+}
+
+int main(int argc, char **argv) {
+    struct err e = {0};
+    struct options o;
+    const char *name = argc > 1 ? argv[1] : "help";
+    sys_fault_env();
+    if (!strcmp(name, "help") || !strcmp(name, "--help") || !strcmp(name, "-h"))
+        return close_output(help(argc > 2 ? argv[2] : NULL));
+    if (!strcmp(name, "version") || !strcmp(name, "--version"))
+        return puts("qlora " QLORA_VERSION), close_output(0);
+    const struct command *c = find(name);
+    if (!c) return unknown(name, &e);
+    int skip = strcmp(c->name, name) ? 1 : 2; /* the script's own path is the parser's to see */
+    int code = options_parse(c->id, argc - skip, argv + skip, &o, &e) ? e.code : 0;
+    if (!code && o.help) {
+        help_command(c);
+    } else if (!code) {
+        stop_install();
+        code = c->run(&o, &e);
+    }
+    options_free(&o);
+    if (e.code) return err_print(&e);
+    return close_output(code);
+}
