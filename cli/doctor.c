@@ -87,11 +87,8 @@ static void report_libraries(struct report *r) {
     char text[300];
     char *(*config)(void);
     *(void **)&config = dlsym(RTLD_DEFAULT, "openblas_get_config");
-    snprintf(text, sizeof text, "%s", config ? config() : "none: the program's own matrix product");
+    snprintf(text, sizeof text, "%s", config ? config() : "none: the CPU backend multiplies with its own loops");
     row(r, "blas", text);
-    if (!config)
-        problem(r, "without OpenBLAS the CPU backend is several times slower: apt-get install "
-                   "libopenblas-dev, make");
 }
 
 static void report_backend(struct report *r, const char *name, int must_work) {
