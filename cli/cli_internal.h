@@ -64,9 +64,9 @@ int json_pairs(const char *text, size_t n, const char *where, struct pairs *out,
 void pairs_free(struct pairs *p);
 
 /* "1 2 3", "[1, 2, 3]": the value of --ids. */
-int cli_read_ids(const char *text, const struct tok *t, struct ids *ids, struct err *e);
-/* Appends x, which must be a whole number and an id of t. */
-int cli_push_id(const struct tok *t, double x, struct ids *ids, struct err *e);
+int cli_read_ids(const char *text, int64_t limit, struct ids *ids, struct err *e);
+/* Appends x, which must be a whole number below limit. */
+int cli_push_id(int64_t limit, double x, struct ids *ids, struct err *e);
 /* Appends open, the numbers with commas between, and "]". */
 void cli_add_ids(struct str *s, const char *open, const int32_t *x, int64_t n);
 #endif

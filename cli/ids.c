@@ -18,19 +18,19 @@ void cli_add_ids(struct str *s, const char *open, const int32_t *x, int64_t n) {
     str_putc(s, ']');
 }
 
-int cli_push_id(const struct tok *t, double x, struct ids *ids, struct err *e) {
-    if (!(x >= 0 && x < tok_count(t)) || x != (double)(int32_t)x)
-        return err_set(e, ERR_INPUT, "%.17g is not a token id (0 to %d)", x, (int)tok_count(t) - 1);
+int cli_push_id(int64_t limit, double x, struct ids *ids, struct err *e) {
+    if (!(x >= 0 && x < (double)limit) || x != (double)(int32_t)x)
+        return err_set(e, ERR_INPUT, "%.17g is not a token id (0 to %lld)", x, (long long)limit - 1);
     return ids_push(ids, (int32_t)x, e);
 }
 
-int cli_read_ids(const char *text, const struct tok *t, struct ids *ids, struct err *e) {
+int cli_read_ids(const char *text, int64_t limit, struct ids *ids, struct err *e) {
     static const char between[] = " ,[]\t\n";
     while (*(text += strspn(text, between))) {
         size_t n = strcspn(text, between);
         if (n > 10 || strspn(text, "0123456789") != n)
             return err_set(e, ERR_INPUT, "ids: \"%.*s\" is not a token id", (int)(n < 40 ? n : 40), text);
-        if (cli_push_id(t, strtod(text, NULL), ids, e)) return err_where(e, "ids");
+        if (cli_push_id(limit, strtod(text, NULL), ids, e)) return err_where(e, "ids");
         text += n;
     }
     return 0;

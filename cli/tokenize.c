@@ -58,7 +58,7 @@ static int read_ids(const struct cJSON *j, const struct tok *t, struct ids *ids,
         return err_set(e, ERR_INPUT, "the key \"ids\" with a list of numbers is missing");
     cJSON_ArrayForEach(v, list) {
         if (!cJSON_IsNumber(v)) return err_set(e, ERR_INPUT, "\"ids\" holds something that is not a number");
-        if (cli_push_id(t, v->valuedouble, ids, e)) return -1;
+        if (cli_push_id(tok_count(t), v->valuedouble, ids, e)) return -1;
     }
     return 0;
 }
@@ -183,7 +183,7 @@ static int run_argument(const struct tok *t, const struct options *o, struct err
     struct str out = {0}, scratch = {0};
     int rc = 0;
     if (o->ids) {
-        rc = cli_read_ids(o->ids, t, &ids, e) ||
+        rc = cli_read_ids(o->ids, tok_count(t), &ids, e) ||
              (add_text(&out, t, &ids, &scratch) && err_set(e, ERR_RUN, "out of memory"));
     } else {
         rc = tok_encode(t, o->text, strlen(o->text), TOK_SPECIAL, &ids, e);
