@@ -1,8 +1,8 @@
 /* datasets/datasets.h - data files to training sequences, and the order in which a run sees them.
  *
  * dataset_info.json -> records (streamed) -> messages -> template, masking, cutoff -> packing -> sequences.
- * Behaviour follows LLaMA-Factory v0.5.0 (OLD) or its present form (NEW), token for token; docs/FORMATS.md lists the
- * places where we do better. Sequences are kept in memory up to a limit, then in an unlinked temporary file, so a data
+ * Behaviour follows LLaMA-Factory v0.5.0 (OLD) or its present form (NEW), token for token; docs/DATA.md lists the places
+ * where we do better. Sequences are kept in memory up to a limit, then in an unlinked temporary file, so a data
  * set need not fit in memory.
  *
  *     struct dataset *train = NULL, *eval = NULL;

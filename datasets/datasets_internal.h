@@ -190,12 +190,16 @@ int mix_lists(const struct data_config *c, const struct list *part, const struct
 /* val_size: part of `all` becomes `test`, the rest stays, both in permuted order. */
 int mix_split(const struct data_config *c, struct list *all, struct list *test, struct err *e);
 
+/* ---- load.c ---- */
+/* Adds what became of a record to the report. */
+void report_row(const struct data_config *c, const struct row *x, struct data_report *r);
+
 /* ---- pack.c ---- */
 enum packing { PACK_NONE, PACK_CHUNKS, PACK_BINS };
 enum packing pack_kind(const struct data_config *c);
 int64_t pack_block(const struct data_config *c); /* length of a block */
-/* Rows `in` of `from` become blocks in `to`, their positions are appended to `out`. r gets dropped_lengthy
- * and remainder_tokens. */
+/* Rows `in` of `from` become blocks in `to`, their positions are appended to `out`. r gets what
+ * became of the records, dropped_lengthy and remainder_tokens. */
 int pack_rows(const struct data_config *c, const struct tok *t, const struct store *from,
               const struct list *in, struct store *to, struct list *out, struct data_report *r,
               struct err *e);

@@ -101,8 +101,8 @@ static int check_columns(const struct loader *l, const struct source *s, unsigne
         needed = COL_RESPONSE;
     if (needed >= 0 && !s->column[needed])
         return err_set(e, ERR_INPUT,
-                       "data set %s: its columns name no \"%s\", and what is not listed is not read", s->name,
-                       column_names[needed]);
+                       "data set %s: its columns name no \"%s\", and what is not listed is not read%s", s->name,
+                       column_names[needed], needed == COL_RESPONSE ? "; text without answers is for --stage pt" : "");
     if (needed >= 0)
         return err_set(e, ERR_INPUT,
                        "%s: no record has the key \"%s\" (column %s of data set %s); the first one has %s. "
@@ -208,26 +208,22 @@ static void count_rows(struct dataset *d) {
     }
 }
 
-static void report_rows(const struct loader *l, const struct list *in, struct data_report *r) {
+void report_row(const struct data_config *c, const struct row *x, struct data_report *r) {
     static const char invalid[DROP_COUNT_OF] = {
         [DROP_ROLE] = 1, [DROP_COUNT] = 1, [DROP_ANSWER] = 1, [DROP_CALL] = 1};
-    for (int64_t i = 0; i < in->n; i++) {
-        const struct row *x = store_row(l->store, in->p[i]);
-        r->records++;
-        r->dropped_invalid += x->drop && invalid[x->drop];
-        r->dropped_empty += x->drop && !invalid[x->drop];
-        r->invalid_role += (x->flags & ROW_BAD_ROLE) != 0;
-        r->invalid_count += (x->flags & ROW_BAD_COUNT) != 0;
-        r->multi_turn += x->turns > 1;
-        r->cut_source += x->cut_source;
-        r->cut_target += x->cut_target;
-        r->cut_both += x->cut_both;
-        r->cut_record += x->cut_record;
-        r->skipped_turns += x->skipped_turns;
-        r->double_eod += x->double_eod;
-        r->over_cutoff += pack_kind(l->c) == PACK_NONE && x->n > l->c->cutoff_len;
-        store_walked(l->store, x);
-    }
+    r->records++;
+    r->dropped_invalid += x->drop && invalid[x->drop];
+    r->dropped_empty += x->drop && !invalid[x->drop];
+    r->invalid_role += (x->flags & ROW_BAD_ROLE) != 0;
+    r->invalid_count += (x->flags & ROW_BAD_COUNT) != 0;
+    r->multi_turn += x->turns > 1;
+    r->cut_source += x->cut_source;
+    r->cut_target += x->cut_target;
+    r->cut_both += x->cut_both;
+    r->cut_record += x->cut_record;
+    r->skipped_turns += x->skipped_turns;
+    r->double_eod += x->double_eod;
+    r->over_cutoff += pack_kind(c) == PACK_NONE && x->n > c->cutoff_len;
 }
 
 static int no_sequences(const struct loader *l, const struct data_report *r, const char *what,
@@ -249,15 +245,18 @@ static int make_dataset(const struct loader *l, const struct list *in, const cha
                         struct data_report *r, struct err *e) {
     struct dataset *d = sys_alloc(sizeof *d, "data set", e);
     if (!d) return -1;
-    report_rows(l, in, r);
     if (pack_kind(l->c) != PACK_NONE) {
         if (!(d->store = store_open(l->c, e)) ||
             pack_rows(l->c, l->tok, l->store, in, d->store, &d->rows, r, e) || store_seal(d->store, e))
             goto fail;
     } else {
         d->store = store_ref(l->store);
-        for (int64_t i = 0; i < in->n; i++)
-            if (!store_row(l->store, in->p[i])->drop && list_add(&d->rows, in->p[i], e)) goto fail;
+        for (int64_t i = 0; i < in->n; i++) {
+            const struct row *x = store_row(l->store, in->p[i]);
+            report_row(l->c, x, r);
+            if (!x->drop && list_add(&d->rows, in->p[i], e)) goto fail;
+            store_walked(l->store, x);
+        }
     }
     if (!d->rows.n) {
         no_sequences(l, r, what, e);

@@ -53,7 +53,7 @@ static int close_block(struct packer *p, struct err *e) {
 static int pack_chunks(struct packer *p, const int64_t *at, int64_t count, struct err *e) {
     for (int64_t i = 0; i < count; i++) {
         const struct row *r = store_row(p->from, at[i]);
-        store_walked(p->from, r);
+        report_row(p->c, r, p->r);
         for (int32_t k = 0; k < r->n;) {
             int32_t room = (int32_t)p->block - p->head.n, n = r->n - k < room ? r->n - k : room;
             memcpy(p->ids + p->head.n, row_ids(r) + k, (size_t)n * sizeof *p->ids);
@@ -62,6 +62,7 @@ static int pack_chunks(struct packer *p, const int64_t *at, int64_t count, struc
             p->head.n += n, k += n;
             if (p->head.n == p->block && close_block(p, e)) return -1;
         }
+        store_walked(p->from, r);
     }
     p->r->remainder_tokens += p->head.n;
     p->head = (struct row){0};
@@ -110,6 +111,7 @@ static int pack_bins(struct packer *p, const int64_t *at, int64_t count, struct 
     for (int32_t l = 0; l <= most; l++) p->first[l] = -1, p->below[l + 1] = l;
     for (int64_t i = 0; i < count; i++) {
         const struct row *r = store_row(p->from, at[i]);
+        report_row(p->c, r, p->r);
         if (r->drop) continue;
         if (r->n > most) {
             p->r->dropped_lengthy++;

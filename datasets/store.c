@@ -18,7 +18,7 @@
 enum {
     ROW_WORDS = sizeof(struct row) / sizeof(int32_t),
     FLUSH_WORDS = 2 << 20, /* 8 MiB a write */
-    WALK_BYTES = 64 << 20
+    WALK_BYTES = 16 << 20
 };
 static const int64_t default_limit = 256 << 20;
 
