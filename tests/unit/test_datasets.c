@@ -370,6 +370,27 @@ TEST(columns_are_mapped_and_missed) {
     load_fails(&c, "no messages", 2, "no record has the key \"conversations\"", "\"question\"");
 }
 
+/* The first batch tells enough: what comes behind it, here broken, is not read. */
+TEST(useless_data_are_refused_early) {
+    struct str s = {0};
+    for (int k = 0; k < 1500; k++) str_puts(&s, "{\"instruction\":\"a\"}\n");
+    str_puts(&s, "{broken\n");
+    struct data_config c = settings(put("useless.jsonl", s.p));
+    load_fails(&c, "no answers", 2, "no record has the key \"output\"", "\"instruction\"");
+    str_free(&s);
+}
+
+TEST(long_lists_of_keys_are_shortened) {
+    struct str s = {0};
+    for (int k = 0; k < 60; k++) str_printf(&s, "%s\"key%d\":1", k ? "," : "{", k);
+    str_putc(&s, '}');
+    struct data_config c = settings(put("keys.jsonl", s.p));
+    load_fails(&c, "many keys", 2, "\"key0\", \"key1\"", "\"key33\"...;");
+    c.dataset = put("keys.jsonl", "{}");
+    load_fails(&c, "none", 1, "which has no keys");
+    str_free(&s);
+}
+
 TEST(tags) {
     struct loaded x;
     put("t.json", "[{\"dialog\":[{\"role\":\"sys\",\"content\":\"s\"},{\"role\":\"q\",\"content\":\"a\"},{"
@@ -469,7 +490,8 @@ TEST(odd_records_are_dropped_and_counted) {
     load(&c, &x);
     CHECK(!x.rc && x.r.records == 5 && x.r.vanished == 3, "%s %lld records, %lld vanished", x.e.text,
           (long long)x.r.records, (long long)x.r.vanished);
-    CHECK(x.r.sequences == 2, "%lld sequences", (long long)x.r.sequences); /* a broken call becomes an empty one */
+    CHECK(x.r.sequences == 2, "%lld sequences",
+          (long long)x.r.sequences); /* a broken call becomes an empty one */
     unload(&x);
     c.dataset = put("odd.jsonl",
                     "{\"instruction\":\"a\",\"output\":null}\n{\"instruction\":\"a\",\"output\":[\"b\"]}");

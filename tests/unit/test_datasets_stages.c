@@ -204,7 +204,18 @@ TEST(tools_stand_behind_the_system_text) {
     CHECK(!x.rc && x.r.sequences == 2 && x.r.dropped_invalid == 1, "%s", x.e.text);
     CHECK(x.train && !strncmp(shown(x.train, 0), "(_yYou_have_access", 18), "%s", shown(x.train, 0));
     shows(&x, 1, "(_a|)_b._\n");
+    char as_text[2000];
+    snprintf(as_text, sizeof as_text, "%s", x.train ? shown(x.train, 0) : "");
     unload(&x);
+    put("t.jsonl", /* the list itself in place of its text */
+        "{\"c\":[{\"from\":\"human\",\"value\":\"a\"},{\"from\":\"gpt\",\"value\":\"b\"}],\"s\":\"y\",\"t\":"
+        "[{\"name\":\"f\",\"parameters\":{\"properties\":{}}}]}\n");
+    load(&c, &x);
+    shows(&x, 0, as_text);
+    unload(&x);
+    put("t.jsonl",
+        "{\"c\":[{\"from\":\"human\",\"value\":\"a\"},{\"from\":\"gpt\",\"value\":\"b\"}],\"t\":5}");
+    load_fails(&c, "a number", 1, "\"t\" must be a text, it is a number");
 }
 
 /* ---- mixing ---- */
