@@ -85,7 +85,7 @@ struct sampler_config {
     uint64_t seed;
     int shuffle, drop_last;
     int group_by_length;    /* needs lengths */
-    const int64_t *lengths; /* [count] or NULL; must live as long as the sampler */
+    const int64_t *lengths; /* [count] or NULL; copied */
     int compat_new;         /* 1: a short last update closes each epoch; 0: left-over micro-batches join the next epoch's */
 };
 struct sampler;

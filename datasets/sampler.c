@@ -12,6 +12,7 @@
 #include "datasets/datasets.h"
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum {
     COUNT_MAX = UINT32_MAX / 20, /* above it torch.randperm draws from another generator */
@@ -31,7 +32,8 @@ struct sampler {
     int64_t epoch;          /* of order; -1 = none */
     int64_t *order;         /* [count] */
     int64_t *index, *start; /* of the last step handed out */
-    struct placed *placed;  /* [count], with group_by_length */
+    struct placed *placed;  /* [count], with group_by_length; lengths too */
+    int64_t *lengths;
 };
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -81,10 +83,12 @@ struct sampler *sampler_open(const struct sampler_config *c, struct err *e) {
               sys_alloc_array((size_t)(min64(B, n) * micro), sizeof *s->index, "order of sequences", e)) ||
         !(s->start = sys_alloc_array((size_t)micro + 1, sizeof *s->start, "order of sequences", e)) ||
         (c->group_by_length &&
-         !(s->placed = sys_alloc_array((size_t)n, sizeof *s->placed, "order of sequences", e)))) {
+         (!(s->placed = sys_alloc_array((size_t)n, sizeof *s->placed, "order of sequences", e)) ||
+          !(s->lengths = sys_alloc_array((size_t)n, sizeof *s->lengths, "order of sequences", e))))) {
         sampler_close(s);
         return NULL;
     }
+    if (s->lengths) memcpy(s->lengths, c->lengths, (size_t)n * sizeof *s->lengths);
     return s;
 }
 
@@ -94,6 +98,7 @@ void sampler_close(struct sampler *s) {
     sys_free(s->index);
     sys_free(s->start);
     sys_free(s->placed);
+    sys_free(s->lengths);
     sys_free(s);
 }
 
@@ -119,10 +124,10 @@ static void group_by_length(struct sampler *s) {
     for (int64_t from = 0; from < n; from += mega) {
         const int64_t count = min64(mega, n - from);
         for (int64_t i = 0; i < count; i++)
-            s->placed[i] = (struct placed){s->c.lengths[s->order[from + i]], i, s->order[from + i]};
+            s->placed[i] = (struct placed){s->lengths[s->order[from + i]], i, s->order[from + i]};
         qsort(s->placed, (size_t)count, sizeof *s->placed, longer_first);
         for (int64_t i = 0; i < count; i++) s->order[from + i] = s->placed[i].index;
-        if (s->c.lengths[s->order[from]] > s->c.lengths[s->order[longest]]) longest = from;
+        if (s->lengths[s->order[from]] > s->lengths[s->order[longest]]) longest = from;
     }
     const int64_t first = s->order[0];
     s->order[0] = s->order[longest];

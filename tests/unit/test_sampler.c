@@ -118,6 +118,7 @@ TEST(senseless_settings_are_refused) {
 /* The reference is the published algorithm run in Python on the same permutations. */
 TEST(grouping_by_length) {
     static const int64_t lengths[] = {5, 3, 9, 3, 7, 1, 5, 5, 2, 8, 6, 4, 9, 3, 1, 2, 7, 7, 5, 6};
+    int64_t given[20];
     static const struct {
         int64_t batch, accumulate;
         int epoch;
@@ -136,8 +137,10 @@ TEST(grouping_by_length) {
                                    .shuffle = 1,
                                    .compat_new = 1,
                                    .group_by_length = 1,
-                                   .lengths = lengths};
+                                   .lengths = given};
+        memcpy(given, lengths, sizeof given);
         struct sampler *s = sampler_open(&c, NULL);
+        memset(given, 0, sizeof given); /* they are copied */
         int64_t place = 0, U = sampler_steps_per_epoch(s);
         for (int64_t t = k[i].epoch * U; t < (k[i].epoch + 1) * U; t++) {
             struct sampler_step step;
