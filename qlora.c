@@ -5,7 +5,9 @@
 #include "base/sys.h"
 #include "cli/cli.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* clang-format off */
 static const struct command commands[] = {
@@ -68,8 +70,17 @@ static int close_output(int code) {
     return err_print(&e);
 }
 
+/* OpenMP threads that wait spin for milliseconds by default, which on a machine with other work to do slows everybody down
+ * many times. The runtime reads its settings before main, so the program starts itself once more with them set. */
+static void spin_briefly(char **argv) {
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || getenv("KMP_BLOCKTIME")) return;
+    if (setenv("GOMP_SPINCOUNT", "20000", 1) || setenv("KMP_BLOCKTIME", "0", 1)) return;
+    execv("/proc/self/exe", argv);
+}
+
 int main(int argc, char **argv) {
     struct err e = {0};
+    spin_briefly(argv);
     struct options o;
     const char *name = argc > 1 ? argv[1] : "help";
     sys_fault_env();

@@ -148,6 +148,13 @@ static int read_flag(enum command_id cmd, char **args, int left, int with_file, 
         (args[1][0] == '-' || !args[1][strspn(args[1], " \t\r\n")] || (with_file && strchr(args[1], '='))))
         next = 0;
     if (next) value = args[1], took = 2;
+    /* `"q_proj",  "v_proj"` arrives from the shell as several arguments: behind a comma a list goes on */
+    while (f->kind == FLAG_LIST && value && text_ends(value, ",") && took < left && !text_starts(args[took], "--")) {
+        char joined[4096];
+        int len = snprintf(joined, sizeof joined, "%s%s", value, args[took++]);
+        if (len >= (int)sizeof joined) return err_set(e, ERR_INPUT, "--%s: the list is too long", name);
+        if (!(value = options_keep(o, joined, (size_t)len, e))) return -1;
+    }
     if (no && value) return err_set(e, ERR_INPUT, "--%s takes no value", name);
     snprintf(where, sizeof where, "--%s", name);
     return flag_set(o, row, name, no ? "false" : value, where, e) ? -1 : took;
