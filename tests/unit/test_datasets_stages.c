@@ -1,8 +1,11 @@
 /* tests/unit/test_datasets_stages.c - what happens to records once they are read: cutting, masking, tools,
  * mixing, packing, storing; and every failing call on the way. */
 #include "base/rng.h"
+#include "base/stop.h"
 #include "tests/data_make.h"
 #include <omp.h>
+#include <signal.h>
+#include <sys/wait.h>
 
 /* ---- cutting and masking ---- */
 
@@ -581,6 +584,23 @@ TEST(every_failing_call_is_survived) {
     close(stderr_fd), close(null);
     omp_set_num_threads(threads);
     log_quiet = 0;
+}
+
+TEST(a_signal_stops_the_reading) {
+    struct data_config c = many_records();
+    int status = -1;
+    pid_t child = fork();
+    if (child == 0) { /* the flag of a signal stays up: in a process of its own */
+        struct dataset *train, *eval;
+        struct data_report r;
+        struct err e = {0};
+        log_quiet = 1;
+        stop_install();
+        raise(SIGTERM);
+        _exit(data_load(&c, small_tok(), &train, &eval, &r, &e) && !train ? e.code : 1);
+    }
+    REQUIRE(child > 0 && waitpid(child, &status, 0) == child, "fork");
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 128 + SIGTERM, "status %d", status);
 }
 
 TEST_MAIN
