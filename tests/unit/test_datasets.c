@@ -158,6 +158,7 @@ TEST(names_and_files) {
     CHECK(x.r.records == 4 && data_count(x.train) == 4 && !x.eval, "%lld records", (long long)x.r.records);
     shows(&x, 0, "(_ab|)_c._\n");
     shows(&x, 3, "(_d\ne|)_f._\n");
+    CHECK(!strstr(x.log, "warning"), "%s", x.log);
     unload(&x);
     c = settings("plain.json"); /* in dataset_dir, without an entry */
     load(&c, &x);
@@ -226,6 +227,8 @@ TEST(entries_are_read_strictly) {
          {"neither \"prompt\" nor \"query\"", "one"}},
         {"{\"file_name\":\"plain.json\",\"columns\":5}", {"columns must be an object", ""}},
         {"{\"file_name\":\"plain.json\",\"num_samples\":0}", {"num_samples", "from 1"}},
+        {"{\"file_name\":\"plain.json\",\"formatting\":\"sharegpt\",\"tags\":{\"user_tag\":5}}",
+         {"tags: \"user_tag\" must be a text", "number"}},
         {"{\"file_name\":5}", {"file_name", "must be a text"}},
         {"{\"formatting\":\"alpaca\"}", {"has no file_name", "one"}},
         {"{\"file_name\":\"none.json\"}", {"none.json not found", "File "}},
