@@ -3,7 +3,11 @@
 #define QLORA_CPU_INTERNAL_H
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#ifdef _OPENMP
 #include <omp.h>
+#else
+static inline int omp_get_thread_num(void) { return 0; }
+#endif
 
 enum {
     BLOCK_K = 256,      /* products summed before they are added to a result: a right panel is half of a 32 KiB L1 */

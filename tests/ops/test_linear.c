@@ -235,7 +235,7 @@ TEST(sizes_around_tile_edges) { /* mr 4, 6, 12; nr 8, 16, 32; 64 columns, 96 row
 }
 
 TEST(weights_of_every_format) {
-    for (int f = W_F32; f <= W_Q4; f++) {
+    for (enum weight_format f = W_F32; f <= W_Q4; f++) {
         check((struct problem){.in = 64, .out = 48, .n = 1, .format = f}, (int[]){10, 0});
         check((struct problem){.in = 333, .out = 129, .n = 1, .format = f}, (int[]){1, 0}); /* blocks run through row ends */
     }
