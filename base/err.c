@@ -35,8 +35,8 @@ int err_errno(struct err *e, int code, const char *fmt, ...) {
 
 int err_where(struct err *e, const char *fmt, ...) {
     if (!e || !e->code) return -1;
-    char old[sizeof e->text];
-    snprintf(old, sizeof old, ": %.*s", (int)sizeof old - 3, e->text);
+    char old[sizeof e->text + 2] = ": ";
+    strcpy(old + 2, e->text);
     va_list ap;
     va_start(ap, fmt);
     int n = vsnprintf(e->text, sizeof e->text, fmt, ap);

@@ -32,8 +32,8 @@ int err_where(struct err *e, const char *fmt, ...) __attribute__((format(printf,
 /* Prints "error: text" on standard error, returns the exit code. */
 int err_print(const struct err *e);
 
-_Noreturn void assert_failed(const char *file, int line, const char *expr, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
+void assert_failed(const char *file, int line, const char *expr, const char *fmt, ...)
+    __attribute__((noreturn, format(printf, 4, 5)));
 /* ASSERT(n == m, "n %d, m %d", n, m): the message is required, it carries the values. */
 #define ASSERT(cond, ...) ((cond) ? (void)0 : assert_failed(__FILE__, __LINE__, #cond, __VA_ARGS__))
 
