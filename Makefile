@@ -1,8 +1,8 @@
 # make                 ./qlora, and libqlora-cuda.so where there is nvcc
 # make help            all targets and variables
 #
-# Folders are modules: every .c in them belongs to libqlora.a, and they may include only folders to their right
-# (tests/run/includes.sh checks it). probe.sh looks for compiler and libraries; what it finds goes to $(B)/config.mk.
+# Folders are modules: every .c in them belongs to libqlora.a, and tests/run/includes.sh checks which may include which.
+# probe.sh looks for compiler and libraries; what it finds goes to $(B)/config.mk.
 # Another build folder B holds another variant: its program is $(B)/qlora then, not ./qlora.
 MODULES := cli train model lora datasets pager comm backend/cpu backend checkpoint tokenizer nf4 base
 
@@ -47,6 +47,9 @@ REPLAYS := $(patsubst %.c,$(B)/%,$(call only,$(wildcard tests/fuzz/fuzz_*.c)))
 FUZZERS := $(REPLAYS:=.fuzzer)
 SCRIPTS := $(call only,$(shell find tests/run tests/fault -name '*.sh' -perm -u+x 2>/dev/null | sort))
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
+TOOLS := $(patsubst %.c,$(B)/%,$(wildcard examples/demo/*.c))
+# What scripts are told: where the program and the demo's tools are.
+WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo
 
 .PHONY: all demo test test-gpu bench install asan valgrind fuzz fuzzers format clean help FORCE
 .DELETE_ON_ERROR:
@@ -77,16 +80,18 @@ $(FUZZERS): $(B)/%.fuzzer: %.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -fsanitize=fuzzer -o $@ $< $(LIB) $(LIBS)
 $(B)/bench/%: bench/%.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS)
+$(B)/examples/demo/%: examples/demo/%.c $(LIB)
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS)
 
-demo: all
-	@QLORA=./$(PROGRAM) examples/demo/run.sh
+demo: all $(TOOLS)
+	@$(WHERE) WORK=$(B)/demo examples/demo/run.sh
 
 # ---- tests (tests/README.md) ----
-test: $(TESTS) $(REPLAYS) $(PROGRAM)
-	@QLORA=./$(PROGRAM) tests/run.sh $(TESTS) $(REPLAYS) $(SCRIPTS)
+test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM)
+	@$(WHERE) tests/run.sh $(TESTS) $(REPLAYS) $(SCRIPTS)
 
-test-gpu: all $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS))
-	@QLORA=./$(PROGRAM) QLORA_BACKEND=cuda tests/run.sh $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS)) $(SCRIPTS)
+test-gpu: all $(TOOLS) $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS))
+	@$(WHERE) QLORA_BACKEND=cuda tests/run.sh $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS)) $(SCRIPTS)
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
@@ -102,8 +107,8 @@ fuzz:
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
 
-bench: all $(BENCHES)
-	@QLORA=./$(PROGRAM) bench/run.sh $(BENCHES)
+bench: all $(BENCHES) $(TOOLS)
+	@$(WHERE) bench/run.sh $(BENCHES)
 
 install: all
 	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/qlora
@@ -136,4 +141,4 @@ help:
 #? CBLAS=0           leave OpenBLAS out
 #? INSTALL=0         never call apt-get for missing libraries; print the command instead
 
--include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d)
+-include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d) $(TOOLS:=.d)

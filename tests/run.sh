@@ -4,6 +4,7 @@
 # before. Shows a line per program and the output of those that fail.
 # RUNNER="valgrind .." stands before compiled programs; TEST_TIMEOUT: seconds for each (300); V=1 shows all output.
 set -u
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000} # waiting OpenMP threads give the core back soon: tests share it
 log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 passed=0 failed=0 skipped=0
