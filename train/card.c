@@ -21,15 +21,14 @@ int report_card(const char *dir, const char *base_model, const char *method, con
     put_yaml(&s, "base_model", base_model);
     str_printf(&s, "library_name: %s\nlicense: other\ntags:\n- llama-factory\n",
                adapter ? "peft" : "transformers");
-    str_printf(&s, "- %s\n- qlora\n---\n\n# %s\n\n", method, name);
+    str_printf(&s, "- %s\n---\n\n# %s\n\n", method, name);
     str_printf(&s, "%s of `%s`, trained on `%s` (method: %s).\n\n",
                adapter ? "An adapter for the weights" : "A fine-tuned copy", base_model, dataset, method);
     if (adapter)
         str_printf(
             &s,
             "Talk to it: `qlora chat --model_name_or_path %s --adapter_name_or_path %s --template yuan`. "
-            "Merge it into a checkpoint: `qlora export`. PEFT and LLaMA-Factory load this folder as it "
-            "is.\n\n",
+            "PEFT and LLaMA-Factory load this folder as it is.\n\n",
             base_model, dir);
     str_puts(&s, "## Hyperparameters\n\n");
     for (const char *line = hyperparameters; *line;) {
