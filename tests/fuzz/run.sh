@@ -1,26 +1,38 @@
 #!/usr/bin/env bash
 # tests/fuzz/run.sh SECONDS WORK FUZZER... - runs each libFuzzer program that long, from the seeds in
 # tests/fuzz/corpus/NAME and what earlier runs found (WORK/NAME). An input that crashes, trips a sanitizer, takes over 10 s
-# or 2 GiB is a finding and stays in WORK/findings. The last line counts fuzzers; STATS=1 adds the executions to
-# tests/fuzz/STATS ("NAME executions", kept in the repository).
+# or 2 GiB is a finding and stays in WORK/findings. As many run at a time as there are processors (JOBS). The last line
+# counts fuzzers; STATS=1 adds the executions to tests/fuzz/STATS ("NAME executions", kept in the repository).
 set -u
 seconds=$1 work=$2
 shift 2
 here=$(dirname "$0")
-passed=0 failed=0
 mkdir -p "$work/findings"
-for fuzzer in "$@"; do
-    name=$(basename "$fuzzer" .fuzzer)
-    name=${name#fuzz_}
-    seeds=$here/corpus/$name
-    log=$work/$name.log
+name_of() { basename "$1" .fuzzer | sed 's/^fuzz_//'; }
+
+# fuzz NAME FUZZER: the whole output goes to WORK/NAME.log, the exit status to WORK/NAME.rc
+fuzz() {
+    local name=$1 extra=()
+    [[ -f $here/$name.dict ]] && extra+=("-dict=$here/$name.dict")
     mkdir -p "$work/$name"
-    dictionary=()
-    [[ -f $here/$name.dict ]] && dictionary=("-dict=$here/$name.dict")
-    [[ -d $seeds ]] || seeds=
-    "$fuzzer" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -max_len=65536 \
-        -artifact_prefix="$work/findings/$name-" "${dictionary[@]}" "$work/$name" $seeds >"$log" 2>&1
-    rc=$?
+    extra+=("$work/$name")
+    [[ -d $here/corpus/$name ]] && extra+=("$here/corpus/$name")
+    "$2" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -max_len=65536 \
+        -artifact_prefix="$work/findings/$name-" "${extra[@]}" </dev/null >"$work/$name.log" 2>&1
+    echo $? >"$work/$name.rc"
+}
+
+jobs=${JOBS:-$(nproc)} running=0
+for fuzzer in "$@"; do
+    ((running++ < jobs)) || wait -n
+    fuzz "$(name_of "$fuzzer")" "$fuzzer" &
+done
+wait
+
+passed=0 failed=0
+for fuzzer in "$@"; do
+    name=$(name_of "$fuzzer")
+    log=$work/$name.log rc=$(cat "$work/$name.rc")
     execs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     coverage=$(sed -n 's/.* cov: \([0-9]*\).*/\1/p' "$log" | tail -n 1)
     if [[ $rc == 0 && -n $execs ]]; then
@@ -33,7 +45,7 @@ for fuzzer in "$@"; do
         fi
     else
         failed=$((failed + 1))
-        printf 'FAIL  %-20s exit status %d; inputs in %s, the whole output in %s\n' "$name" $rc "$work/findings" "$log"
+        printf 'FAIL  %-20s exit status %d; inputs in %s, the whole output in %s\n' "$name" "$rc" "$work/findings" "$log"
         grep -E 'ERROR|SUMMARY|runtime error|^    #[0-9]|Test unit written' "$log" | head -n 20 | sed 's/^/      /'
     fi
 done
