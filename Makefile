@@ -9,6 +9,7 @@ MODULES := cli train model lora datasets pager comm backend/cpu backend checkpoi
 B ?= build
 PREFIX ?= /usr/local
 SECONDS ?= 30
+KINDS ?= unit ops golden fault fuzz run
 CFLAGS ?= -O2 -g
 ifeq ($(origin CC),default)
   CC := $(or $(shell command -v gcc clang cc 2>/dev/null | head -n 1),gcc)
@@ -40,12 +41,13 @@ PROGRAM := $(if $(wildcard qlora.c),$(AT)qlora)
 PLUGIN := $(AT)libqlora-cuda.so
 PLUGIN_OBJ := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard backend/cuda/*.cu)) \
 	$(if $(NCCL_CFLAGS),$(patsubst %.c,$(B)/%.o,$(wildcard comm/nccl.c)))
-# $(call only,FILES): those whose name contains the word ONLY
+# $(call tests,KIND..,PATTERN): files of these folders of tests/, unless KINDS leaves them out; with ONLY in the name
+tests = $(call only,$(wildcard $(patsubst %,tests/%/$(2),$(filter $(1),$(KINDS)))))
 only = $(if $(ONLY),$(foreach f,$(1),$(if $(findstring $(ONLY),$(notdir $(f))),$(f))),$(1))
-TESTS := $(patsubst %.c,$(B)/%,$(call only,$(wildcard tests/unit/*.c tests/ops/*.c tests/golden/*.c tests/fault/*.c)))
-REPLAYS := $(patsubst %.c,$(B)/%,$(call only,$(wildcard tests/fuzz/fuzz_*.c)))
+TESTS := $(patsubst %.c,$(B)/%,$(call tests,unit ops golden fault,*.c))
+REPLAYS := $(patsubst %.c,$(B)/%,$(call tests,fuzz,fuzz_*.c))
 FUZZERS := $(REPLAYS:=.fuzzer)
-SCRIPTS := $(call only,$(shell find tests/run tests/fault -name '*.sh' -perm -u+x 2>/dev/null | sort))
+SCRIPTS := $(call tests,fault run,*.sh)
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 TOOLS := $(patsubst %.c,$(B)/%,$(wildcard examples/demo/*.c))
 # What scripts are told: where the program and the demo's tools are.
@@ -90,17 +92,17 @@ demo: all $(TOOLS)
 test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM)
 	@$(WHERE) tests/run.sh $(TESTS) $(REPLAYS) $(SCRIPTS)
 
-test-gpu: all $(TOOLS) $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS))
-	@$(WHERE) QLORA_BACKEND=cuda tests/run.sh $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS)) $(SCRIPTS)
+GPU_TESTS := $(filter $(B)/tests/ops/% $(B)/tests/golden/%,$(TESTS))
+test-gpu: all $(TOOLS) $(GPU_TESTS)
+	@$(WHERE) QLORA_BACKEND=cuda tests/run.sh $(GPU_TESTS) $(SCRIPTS)
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
 	@ASAN_OPTIONS=allocator_may_return_null=1 $(MAKE) B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" CUDA=0 test
 
 valgrind:
-	@$(MAKE) B=$(B)/valgrind CFLAGS="-O1 -g" CUDA=0 valgrind-unit
-valgrind-unit: $(filter $(B)/tests/unit/%,$(TESTS))
-	@OMP_NUM_THREADS=1 RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" tests/run.sh $^
+	@OMP_NUM_THREADS=1 RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
+		$(MAKE) B=$(B)/valgrind CFLAGS="-O1 -g" CUDA=0 KINDS=unit test
 
 fuzz:
 	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O1 -g -fsanitize=fuzzer-no-link $(SANITIZE)" CUDA=0 fuzzers
@@ -135,7 +137,7 @@ help:
 #? make clean        remove what was built
 #?
 #? B=build           build folder; one folder per variant
-#? ONLY=nf4          only the tests and fuzzers with this in their name
+#? KINDS="unit ops"  only the tests of these folders;  ONLY=nf4: only tests and fuzzers with this in their name
 #? CC, CFLAGS, CPPFLAGS, LDFLAGS, WERROR=1, V=1 (show commands)
 #? CUDA=0            leave the GPU out (1: insist);  NVCC=/path/to/nvcc;  ARCH="80 90" or native (default 80 86 89 90)
 #? CBLAS=0           leave OpenBLAS out
