@@ -25,8 +25,10 @@ train() { # OUT FLAGS..
 }
 same() { cmp "$1/adapter_model.safetensors" "$2/adapter_model.safetensors"; }
 
+start=$EPOCHREALTIME
 # shellcheck disable=SC2086
 ok "undisturbed run" train "$work/a" $lora
+took_us=$((${EPOCHREALTIME/./} - ${start/./}))
 ok "loss falls" awk -F'"loss": ' 'NR == 1 {split($2, a, ","); first = a[1]} {split($2, a, ","); if (a[1] + 0 > 0) last = a[1]} END {exit !(last < first)}' "$work/a/trainer_log.jsonl"
 # shellcheck disable=SC2086
 {
@@ -46,7 +48,7 @@ kills=0 tries=0
 while ((tries++ < 60 && kills < 10)); do
     "$QLORA" train $lora --output_dir "$work/k" >"$work/k.log" 2>&1 &
     pid=$!
-    sleep "0.$((RANDOM % 60 + 5))"
+    sleep "$(awk -v us=$took_us -v r=$RANDOM 'BEGIN { print us / 1e6 * (0.05 + 0.85 * r / 32768) }')"
     if kill -9 $pid 2>/dev/null; then kills=$((kills + 1)); fi
     wait $pid 2>/dev/null
     [[ -f $work/k/train_results.json ]] && rm -rf "$work/k"
