@@ -1,0 +1,115 @@
+/* backend/cuda/cuda_internal.h - what the files of this folder share: the device, its queues, its workspace.
+ *
+ * Activations are bf16, products accumulate in fp32, norms, softmax, losses and optimizer are fp32. All work of ops goes to
+ * stream[Q_COMPUTE] in order. No op allocates or synchronises; sums have fixed orders and no float atomics are used, so two
+ * runs give the same bits. C with kernels: templates only for types and tile sizes.
+ */
+#ifndef QLORA_CUDA_INTERNAL_H
+#define QLORA_CUDA_INTERNAL_H
+extern "C" {
+#include "backend/backend.h"
+}
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+typedef __nv_bfloat16 bf16;
+
+enum { TICKETS = 1024, GEMM_CACHE = 256, SQSUM_PIECES = 32768 };
+
+struct gemm_key { /* one product: c(m,n) = alpha op(a) op(b) + beta c, all row-major */
+    int64_t m, n, k, lda, ldb, ldc, ld_add, batch, stride_a, stride_b, stride_c; /* ld_add 0: nothing is added */
+    int64_t ta, tb, c_f32;
+};
+struct gemm_plan {
+    struct gemm_key key;
+    cublasLtMatmulDesc_t op;
+    cublasLtMatrixLayout_t a, b, add, c;
+    cublasLtMatmulAlgo_t algo;
+};
+
+struct cuda {
+    struct backend table;
+    int device, sms;
+    struct cudaDeviceProp props;
+    cudaStream_t stream[3];
+    cudaEvent_t event[TICKETS];
+    int64_t tickets;
+    cublasLtHandle_t lt;
+    struct gemm_plan plan[GEMM_CACHE];
+    int plans;
+    /* workspace of reserve(), cut once */
+    void *work;
+    size_t work_bytes;
+    struct backend_limits limits;
+    void *lt_work;
+    size_t lt_work_bytes;
+    bf16 *w16;           /* unpacked weights of one linear: LINEAR_MAX * largest matrix */
+    size_t w16_elements;
+    bf16 *a16, *b16;     /* adapters of one linear in bf16: (LINEAR_MAX R, widest), (widest, R) each */
+    bf16 *rank;          /* (rows, R) dy B */
+    bf16 *dropped;       /* (rows, widest) drop(x) */
+    float *partial;      /* sums by sequence before they are added in order */
+    size_t partial_elements;
+    bf16 *shift;         /* (rows, D) product of shifted rows in filter */
+    double *pieces;      /* [SQSUM_PIECES] */
+    void *maps;          /* bw8_signed, bw8_unsigned: [2 * 256] fp32, own memory */
+    bf16 *logits, *loss_y, *loss_e; /* (loss_rows, V), (loss_rows, D), (V, D) when E is fp32 */
+    int64_t loss_rows;
+    struct err failure;  /* first asynchronous failure, for sync */
+};
+
+/* The first failure is kept and reported by sync; ops go on as no-ops for the device. */
+void cuda_failed(struct cuda *c, cudaError_t code, const char *what, const char *file, int line);
+#define CUDA_TRY(c, call)                                                                                              \
+    do {                                                                                                               \
+        cudaError_t code_ = (call);                                                                                    \
+        if (code_ != cudaSuccess) cuda_failed(c, code_, #call, __FILE__, __LINE__);                                    \
+    } while (0)
+/* Behind every launch. */
+#define CUDA_LAUNCHED(c) CUDA_TRY(c, cudaGetLastError())
+
+static inline cudaStream_t cuda_stream(struct cuda *c) { return c->stream[Q_COMPUTE]; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Row-major product on Q_COMPUTE: c(m,n) = alpha op(a) op(b) (+ c when add), op = transpose when ta/tb. a, b bf16; c bf16 or
+ * fp32. ld in elements. cublasLt, choice cached per shape. */
+struct gemm {
+    const bf16 *a, *b;
+    void *c;
+    const void *add;  /* NULL; c itself; or another matrix of c's type and ld_add */
+    int64_t m, n, k, lda, ldb, ldc, ld_add;
+    int ta, tb, c_f32;
+    float alpha;
+    int64_t batch, stride_a, stride_b, stride_c; /* batch 0 or 1: one product */
+};
+void cuda_gemm(struct cuda *c, const struct gemm *g);
+/* w in bf16, rows*cols contiguous: w.data itself when it is bf16, else unpacked into dst. */
+const bf16 *cuda_unpack(struct cuda *c, const struct weight *w, bf16 *dst);
+/* fp32 -> bf16 and (rows, cols) strided copies */
+void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
+
+/* Workspace each file needs: bytes for limits; `at` NULL: count only, else cut the parts from there. */
+size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, char *at);
+size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char *at);
+size_t cuda_adam_workspace(struct cuda *c, const struct backend_limits *l, char *at);
+int cuda_adam_start(struct cuda *c);
+
+/* The ops. */
+void cuda_embed(void *self, const struct embed_args *a);
+void cuda_embed_bwd(void *self, const struct embed_args *a);
+void cuda_norm(void *self, const struct norm_args *a);
+void cuda_norm_bwd(void *self, const struct norm_args *a);
+void cuda_linear(void *self, const struct linear_args *a);
+void cuda_linear_bwd(void *self, const struct linear_args *a);
+void cuda_filter(void *self, const struct filter_args *a);
+void cuda_filter_bwd(void *self, const struct filter_args *a);
+void cuda_rope(void *self, const struct rope_args *a);
+void cuda_attend(void *self, const struct attend_args *a);
+void cuda_attend_bwd(void *self, const struct attend_args *a);
+void cuda_gate(void *self, const struct gate_args *a);
+void cuda_gate_bwd(void *self, const struct gate_args *a);
+void cuda_loss(void *self, const struct loss_args *a);
+void cuda_adam(void *self, const struct adam_args *a);
+void cuda_sqsum(void *self, const struct sqsum_args *a);
+#endif

@@ -1,0 +1,106 @@
+/* backend/cuda/loss.cu - the loss head in slices of rows: no (N,V) tensor ever exists.
+ *
+ *     logits = y[row] Eᵀ;  nll = log Σ exp(logits) - logits[label];  dlogits = weight (softmax - onehot), in place;
+ *     dy[row] = dlogits E;  dE += dlogitsᵀ y[row]
+ *
+ * Logits are bf16 between the products, as the gradient they become; maximum and sum are fp32. */
+#include "backend/cuda/cuda_internal.h"
+
+enum { THREADS = 512, SLICE_ROWS = 1024 };
+
+/* to[j] = from[row[j]]; back: to[row[j]] = from[j]. block: one row. */
+__global__ static void gather(const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, const int32_t *row, int64_t cols, int back) {
+    int64_t j = blockIdx.x, src = back ? j : row[j], dst = back ? row[j] : j;
+    for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) to[dst * ld_to + i] = from[src * ld_from + i];
+}
+
+struct peak { float top, sum; }; /* Σ exp(x - top) */
+__device__ static inline struct peak join(struct peak a, struct peak b) {
+    float top = fmaxf(a.top, b.top);
+    struct peak r = {top, (a.top > -INFINITY ? a.sum * __expf(a.top - top) : 0.f) + (b.top > -INFINITY ? b.sum * __expf(b.top - top) : 0.f)};
+    return r;
+}
+
+/* One row of logits: nll, and with weight the gradient in place. block: one row; logits are read from memory once and, for the
+ * gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16 bytes at a time. */
+__global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float *nll) {
+    __shared__ struct peak part[THREADS / 32];
+    bf16 *x = logits + blockIdx.x * V;
+    struct peak p = {-INFINITY, 0};
+    int64_t whole = V % 8 ? 0 : V;
+    for (int64_t i = (int64_t)threadIdx.x * 8; i < whole; i += THREADS * 8) {
+        uint4 u = *(const uint4 *)(x + i);
+        const bf16 *h = (const bf16 *)&u;
+        float v[8], top = p.top;
+#pragma unroll
+        for (int k = 0; k < 8; k++) v[k] = __bfloat162float(h[k]), top = fmaxf(top, v[k]);
+        float sum = p.top > -INFINITY ? p.sum * __expf(p.top - top) : 0.f;
+#pragma unroll
+        for (int k = 0; k < 8; k++) sum += __expf(v[k] - top);
+        p.top = top, p.sum = sum;
+    }
+    for (int64_t i = whole + threadIdx.x; i < V; i += THREADS) {
+        struct peak q = {__bfloat162float(x[i]), 1};
+        p = join(p, q);
+    }
+    for (int s = 16; s; s >>= 1) {
+        struct peak q = {__shfl_xor_sync(~0u, p.top, s), __shfl_xor_sync(~0u, p.sum, s)};
+        p = join(p, q);
+    }
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = p;
+    __syncthreads();
+    p = part[0];
+    for (int i = 1; i < THREADS / 32; i++) p = join(p, part[i]);
+    int32_t own = label[blockIdx.x];
+    if (threadIdx.x == 0) nll[blockIdx.x] = p.top + logf(p.sum) - __bfloat162float(x[own]);
+    if (!weight) return;
+    __syncthreads(); /* x[own] was read */
+    float w = weight[blockIdx.x], scale = w / p.sum;
+    for (int64_t i = (int64_t)threadIdx.x * 8; i < whole; i += THREADS * 8) {
+        uint4 u = *(const uint4 *)(x + i);
+        bf16 *h = (bf16 *)&u;
+#pragma unroll
+        for (int k = 0; k < 8; k++) h[k] = __float2bfloat16_rn(scale * __expf(__bfloat162float(h[k]) - p.top) - (i + k == own ? w : 0.f));
+        *(uint4 *)(x + i) = u;
+    }
+    for (int64_t i = whole + threadIdx.x; i < V; i += THREADS) x[i] = __float2bfloat16_rn(scale * __expf(__bfloat162float(x[i]) - p.top) - (i == own ? w : 0.f));
+}
+
+static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
+
+void cuda_loss(void *self, const struct loss_args *a) {
+    struct cuda *c = (struct cuda *)self;
+    int64_t D = a->y.cols, V = a->E.rows;
+    const bf16 *E = cuda_unpack(c, &a->E, c->loss_e); /* its own memory, or a copy when it is fp32 (full fine-tuning) */
+    int backward = a->dy.data || a->dE.data;
+    if (a->dy.data) CUDA_TRY(c, cudaMemset2DAsync(a->dy.data, (size_t)a->dy.ld * 2, 0, (size_t)D * 2, (size_t)a->dy.rows, cuda_stream(c)));
+    for (int64_t i = 0; i < a->n; i += c->loss_rows) {
+        int64_t n = a->n - i < c->loss_rows ? a->n - i : c->loss_rows;
+        gather<<<(unsigned)n, 256, 0, cuda_stream(c)>>>((const bf16 *)a->y.data, a->y.ld, c->loss_y, D, a->row + i, D, 0);
+        struct gemm g = {};
+        g.a = c->loss_y, g.lda = D, g.b = E, g.ldb = D, g.tb = 1, g.c = c->logits, g.ldc = V, g.m = n, g.n = V, g.k = D, g.alpha = 1;
+        cuda_gemm(c, &g);
+        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(c->logits, V, a->label + i, backward ? a->weight + i : NULL, a->nll + i);
+        CUDA_LAUNCHED(c);
+        if (a->dE.data) {
+            struct gemm d = {};
+            d.a = c->logits, d.lda = V, d.ta = 1, d.b = c->loss_y, d.ldb = D, d.c = a->dE.data, d.add = a->dE.data, d.ldc = d.ld_add = a->dE.ld;
+            d.m = V, d.n = D, d.k = n, d.alpha = 1, d.c_f32 = 1;
+            cuda_gemm(c, &d);
+        }
+        if (!a->dy.data) continue;
+        struct gemm d = {};
+        d.a = c->logits, d.lda = V, d.b = E, d.ldb = D, d.c = c->loss_y, d.ldc = D, d.m = n, d.n = D, d.k = V, d.alpha = 1;
+        cuda_gemm(c, &d);
+        gather<<<(unsigned)n, 256, 0, cuda_stream(c)>>>(c->loss_y, D, (bf16 *)a->dy.data, a->dy.ld, a->row + i, D, 1);
+        CUDA_LAUNCHED(c);
+    }
+}
+
+size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char *at) {
+    c->loss_rows = l->loss_slice ? l->loss_slice : l->rows < SLICE_ROWS ? l->rows : (int64_t)SLICE_ROWS;
+    size_t rows = (size_t)c->loss_rows, D = (size_t)l->D, V = (size_t)l->V;
+    size_t logits = align256(rows * V * 2), y = align256(rows * D * 2), e = l->trains_weights ? align256(V * D * 2) : 0;
+    c->logits = (bf16 *)at, c->loss_y = at ? (bf16 *)(at + logits) : NULL, c->loss_e = at ? (bf16 *)(at + logits + y) : NULL;
+    return logits + y + e;
+}

@@ -1,0 +1,389 @@
+/* Every op of the CUDA backend against the CPU's, at sizes 1, odd, around tiles, and real; twice for the same bits.
+ * Inputs are bf16 values, so both see the same numbers; outputs differ by bf16 rounding of results and of what lies between
+ * (xa, probabilities, logits): the tolerance of each is a small multiple of 2^-8 relative to the output's norm. */
+#include "tests/test.h"
+#include "backend/backend.h"
+#include "base/half.h"
+#include "base/rng.h"
+#include "base/sys.h"
+#include <math.h>
+
+static struct backend *cpu, *gpu;
+static struct err e;
+static uint32_t counter;
+
+static float uniform(void) {
+    uint32_t c[4] = {counter++, 7, 0, 0}, k[2] = {11, 13}, w[4];
+    philox4x32(c, k, w);
+    return (float)w[0] * 0x1p-31f - 1;
+}
+static float rounded(float x) { return bf16_to_f32(f32_to_bf16(x)); }
+
+/* A matrix in both memories. On the card activations are bf16. */
+struct pair { struct mat c, g; int64_t n; };
+static void upload(struct pair *p) {
+    size_t bytes = (size_t)p->n * dtype_bytes(p->g.type);
+    if (p->g.type != DT_BF16) gpu->put(gpu->self, p->g.data, p->c.data, bytes, Q_COMPUTE);
+    else {
+        uint16_t *h = malloc(bytes);
+        for (int64_t i = 0; i < p->n; i++) h[i] = f32_to_bf16(((float *)p->c.data)[i]);
+        gpu->put(gpu->self, p->g.data, h, bytes, Q_COMPUTE);
+        gpu->sync(gpu->self, &e);
+        free(h);
+    }
+    gpu->sync(gpu->self, &e);
+}
+static struct pair make(int64_t rows, int64_t cols, enum dtype gpu_type, float scale) { /* scale 0: poisoned */
+    struct pair p = {.n = rows * cols};
+    p.c = (struct mat){malloc((size_t)p.n * 4), rows, cols, cols, DT_F32};
+    p.g = (struct mat){gpu->alloc(gpu->self, AT_DEVICE, (size_t)p.n * 4), rows, cols, cols, gpu_type};
+    for (int64_t i = 0; i < p.n; i++) ((float *)p.c.data)[i] = scale != 0 ? rounded(uniform() * scale) : NAN;
+    upload(&p);
+    return p;
+}
+static void clear(struct pair *p) {
+    memset(p->c.data, 0, (size_t)p->n * 4);
+    upload(p);
+}
+static float *download(const struct pair *p) {
+    float *x = malloc((size_t)p->n * 4);
+    uint16_t *h = malloc((size_t)p->n * 4);
+    gpu->get(gpu->self, p->g.type == DT_BF16 ? (void *)h : x, p->g.data, (size_t)p->n * dtype_bytes(p->g.type), Q_COMPUTE);
+    gpu->sync(gpu->self, &e);
+    if (p->g.type == DT_BF16)
+        for (int64_t i = 0; i < p->n; i++) x[i] = bf16_to_f32(h[i]);
+    free(h);
+    return x;
+}
+static void drop(struct pair *p) {
+    if (!p->n) return;
+    free(p->c.data), gpu->release(gpu->self, AT_DEVICE, p->g.data);
+    p->n = 0;
+}
+static void compare(const char *what, const char *where, const struct pair *p, double tolerance) {
+    float *x = download(p), *y = p->c.data;
+    double diff = 0, norm = 0, worst = 0;
+    int64_t at = 0;
+    for (int64_t i = 0; i < p->n; i++) {
+        double d = fabs((double)x[i] - (double)y[i]);
+        if (!(d <= 1e30)) d = 1e30;
+        diff += d * d, norm += (double)y[i] * (double)y[i];
+        if (d > worst) worst = d, at = i;
+    }
+    /* what is exactly 0 on one side (the gradient of a row alone) may be a rounding on the other */
+    double error = sqrt(diff) / (sqrt(norm) + 1e-6 * sqrt((double)p->n));
+    if (getenv("V")) printf("  %-28s %-12s %.5f\n", where, what, error);
+    CHECK(error <= tolerance, "%s %s: %g; worst at row %lld col %lld: %g, want %g", where, what, error, (long long)(at / p->c.cols), (long long)(at % p->c.cols), (double)x[at], (double)y[at]);
+    free(x);
+}
+
+/* Token rows in both memories. lengths end with 0. documents: a boundary every so many rows. */
+struct both_rows { struct rows c, g; int32_t starts[64]; struct pair position, first, start; };
+static void rows_of(struct both_rows *b, const int *lengths, int documents) {
+    memset(b, 0, sizeof *b);
+    int64_t n = 0;
+    int k = 0;
+    for (; lengths[k]; k++) b->starts[k + 1] = (int32_t)(n += lengths[k]);
+    struct pair *p[] = {&b->position, &b->first, &b->start};
+    for (int i = 0; i < 3; i++) *p[i] = make(n, 1, DT_I32, 1);
+    int32_t *pos = b->position.c.data, *first = b->first.c.data, *start = b->start.c.data;
+    for (int s = 0; s < k; s++)
+        for (int32_t t = b->starts[s], low = t; t < b->starts[s + 1]; t++) {
+            pos[t] = t - b->starts[s], start[t] = b->starts[s], first[t] = low;
+            if (documents && (t - b->starts[s]) % documents == documents - 1) low = t + 1;
+        }
+    for (int i = 0; i < 3; i++) upload(p[i]);
+    b->c = (struct rows){.N = n, .token0 = 5, .n_seqs = k, .seq_start = b->starts, .position = pos, .first = first, .start = start};
+    b->g = b->c;
+    b->g.position = b->position.g.data, b->g.first = b->first.g.data, b->g.start = b->start.g.data;
+}
+static void rows_drop(struct both_rows *b) { drop(&b->position), drop(&b->first), drop(&b->start); }
+
+static void limits(int64_t rows, int64_t D, int64_t F, int64_t H, int64_t K, int64_t V, int64_t R) {
+    struct backend_limits l = {.rows = rows, .sequence = rows, .D = D, .F = F, .H = H, .K = K, .V = V, .R = R, .trains_weights = 1};
+    CHECK(!cpu->reserve(cpu->self, &l, &e) && !gpu->reserve(gpu->self, &l, &e), "%s", e.text);
+}
+static int start(void) {
+    if (cpu) return 1;
+    const char *plugin = getenv("QLORA_PLUGIN"); /* libqlora-cuda.so, when it does not lie beside the program */
+    gpu = backend_open(plugin ? plugin : "cuda", &e);
+    if (!gpu) return printf("  no card: %s\n", e.text), 0;
+    cpu = backend_open("cpu", &e);
+    return 1;
+}
+#define NEED_CARD() do { if (!start()) SKIP("no card"); } while (0)
+/* The same op on both: .rows and mats of args are filled by `fill(args, side)`. */
+static struct mat side(const struct pair *p, int g) { return g ? p->g : p->c; }
+
+static const int one[] = {1, 0}, odd[] = {7, 0}, tile[] = {64, 0}, several[] = {63, 1, 129, 65, 7, 0}, equal[] = {128, 128, 128, 0}, longer[] = {513, 200, 0};
+static const int *const shapes[] = {one, odd, tile, several, equal, longer};
+
+TEST(row_ops) {
+    NEED_CARD();
+    for (int s = 0; s < 6; s++)
+        for (int d = 0; d < 4; d++) {
+            struct both_rows r;
+            int64_t D = (int64_t[]){64, 72, 513, 2048}[d], V = 100;
+            char where[60];
+            rows_of(&r, shapes[s], 0);
+            snprintf(where, sizeof where, "rows %lld D %lld", (long long)r.c.N, (long long)D);
+            limits(r.c.N, D, D, 1, 64, V, 4);
+            struct pair x = make(r.c.N, D, DT_BF16, 1), y = make(r.c.N, D, DT_BF16, 0), dy = make(r.c.N, D, DT_BF16, 1), dx = make(r.c.N, D, DT_BF16, 1), over = make(r.c.N, D, DT_BF16, 0);
+            struct pair g = make(1, D, DT_F32, 1), dg = make(1, D, DT_F32, 1), rr = make(r.c.N, 1, DT_F32, 0), E = make(V, D, DT_BF16, 1), dE = make(V, D, DT_F32, 1);
+            struct pair ids = make(r.c.N, 1, DT_I32, 1), u = make(r.c.N, D, DT_BF16, 3), m = make(r.c.N, D, DT_BF16, 0), again = make(r.c.N, D, DT_BF16, 0);
+            for (int64_t i = 0; i < r.c.N; i++) ((int32_t *)ids.c.data)[i] = (int32_t)(i * 37 % V);
+            upload(&ids);
+            for (int k = 0; k < 2; k++) {
+                struct backend *b = k ? gpu : cpu;
+                const struct rows *rows = k ? &r.g : &r.c;
+                op_embed(b, &(struct embed_args){.rows = rows, .ids = side(&ids, k).data, .E = k ? E.g : (struct mat){E.c.data, V, D, D, DT_F32}, .y = side(&y, k), .skip = -1});
+                op_embed_bwd(b, &(struct embed_args){.rows = rows, .ids = side(&ids, k).data, .dy = side(&dy, k), .dE = side(&dE, k), .skip = 37});
+                struct norm_args n = {.rows = rows, .x = side(&x, k), .y = side(&again, k), .g = side(&g, k).data, .g_type = DT_F32, .r = side(&rr, k).data, .eps = 1e-6f, .dy = side(&dy, k), .dx = side(&dx, k), .dg = side(&dg, k).data};
+                op_norm(b, &n), op_norm_bwd(b, &n);
+                n.dx = side(&over, k), n.overwrite = 1, n.dg = NULL;
+                op_norm_bwd(b, &n);
+                op_gate(b, &(struct gate_args){.rows = rows, .g = side(&x, k), .u = side(&u, k), .y = side(&m, k)});
+            }
+            compare("embed", where, &y, 0), compare("embed_bwd", where, &dE, 1e-6), compare("norm", where, &again, 6e-3), compare("r", where, &rr, 1e-5);
+            compare("norm_bwd +=", where, &dx, 6e-3), compare("norm_bwd =", where, &over, 6e-3), compare("dg", where, &dg, 1e-4), compare("gate", where, &m, 6e-3);
+            for (int k = 0; k < 2; k++) op_gate_bwd(k ? gpu : cpu, &(struct gate_args){.rows = k ? &r.g : &r.c, .g = side(&x, k), .u = side(&u, k), .dy = side(&dy, k), .dg = side(&x, k), .du = side(&u, k), .y = side(&m, k)});
+            compare("gate_bwd dg", where, &x, 6e-3), compare("gate_bwd du", where, &u, 6e-3), compare("gate_bwd y", where, &m, 6e-3);
+            if (D % 8 == 0)
+                for (int sign = 1; sign >= -1; sign -= 2) {
+                    int64_t K = D == 72 ? 8 : 64;
+                    for (int k = 0; k < 2; k++) op_rope(k ? gpu : cpu, &(struct rope_args){.rows = k ? &r.g : &r.c, .x = side(&dy, k), .K = K, .sign = sign});
+                    compare("rope", where, &dy, 8e-3);
+                }
+            struct pair *all[] = {&x, &y, &dy, &dx, &over, &g, &dg, &rr, &E, &dE, &ids, &u, &m, &again};
+            for (int i = 0; i < 14; i++) drop(all[i]);
+            rows_drop(&r);
+        }
+}
+
+/* A weight of a format in both memories. */
+struct both_weight { struct weight c, g; struct pair parts[6]; };
+static void weight_of(struct both_weight *w, enum weight_format f, int64_t rows, int64_t cols, int nested) {
+    memset(w, 0, sizeof *w);
+    int64_t n = rows * cols, nb = q4_blocks(n, 64);
+    struct pair dense = make(rows, cols, DT_BF16, 0.1f);
+    w->c = w->g = (struct weight){.format = f, .rows = rows, .cols = cols};
+    uint16_t *h = malloc((size_t)n * 2);
+    for (int64_t i = 0; i < n; i++) h[i] = f32_to_bf16(((float *)dense.c.data)[i]);
+    size_t bytes[6] = {(size_t)n * 4};
+    void *host[6] = {dense.c.data};
+    if (f == W_BF16) host[0] = h, bytes[0] = (size_t)n * 2;
+    if (f == W_INT8) {
+        host[0] = malloc((size_t)n), bytes[0] = (size_t)n, host[1] = malloc((size_t)rows * 4), bytes[1] = (size_t)rows * 4;
+        int8_encode(h, DT_BF16, rows, cols, host[0], host[1]);
+    }
+    if (f == W_Q4) {
+        host[0] = malloc((size_t)q4_code_bytes(n)), bytes[0] = (size_t)q4_code_bytes(n), host[1] = malloc((size_t)nb * 4), bytes[1] = (size_t)nb * 4;
+        host[2] = malloc((size_t)nb), bytes[2] = (size_t)nb, host[3] = malloc((size_t)q4_nested(nb) * 4), bytes[3] = (size_t)q4_nested(nb) * 4;
+        host[4] = (void *)(uintptr_t)nf4_levels, bytes[4] = 64, host[5] = bw8_signed, bytes[5] = 1024;
+        q4_encode(Q4_NF4, 64, h, DT_BF16, n, host[0], host[1]);
+        if (nested) q4_double(host[1], nb, host[2], host[3], &w->c.q4.nested_offset), w->g.q4.nested_offset = w->c.q4.nested_offset;
+    }
+    void *dev[6] = {0};
+    for (int i = 0; i < 6; i++)
+        if (bytes[i]) {
+            struct pair *p = &w->parts[i];
+            p->n = 1, p->c.data = malloc(bytes[i]), p->g.data = dev[i] = gpu->alloc(gpu->self, AT_DEVICE, bytes[i]);
+            memcpy(p->c.data, host[i], bytes[i]);
+            gpu->put(gpu->self, dev[i], p->c.data, bytes[i], Q_COMPUTE);
+            gpu->sync(gpu->self, &e);
+        }
+    for (int k = 0; k < 2; k++) {
+        struct weight *x = k ? &w->g : &w->c;
+#define PART(i) (w->parts[i].n ? (k ? w->parts[i].g.data : w->parts[i].c.data) : NULL)
+        x->data = PART(0);
+        if (f == W_INT8) x->scale = PART(1);
+        if (f != W_Q4) continue;
+        struct q4_view *v = &x->q4;
+        v->codes = PART(0), v->levels = PART(4), v->block = 64;
+        if (nested) v->absmax_q = PART(2), v->nested_absmax = PART(3), v->nested_map = PART(5);
+        else v->absmax = PART(1);
+    }
+    free(h);
+    drop(&dense);
+}
+static void weight_drop(struct both_weight *w) { for (int i = 0; i < 6; i++) drop(&w->parts[i]); }
+
+TEST(linear_and_filter) {
+    NEED_CARD();
+    const struct { enum weight_format f; int nested; } formats[] = {{W_BF16, 0}, {W_Q4, 1}, {W_Q4, 0}, {W_INT8, 0}, {W_F32, 0}};
+    for (int s = 0; s < 6; s++)
+        for (int f = 0; f < 5; f++)
+            for (int variant = 0; variant < 3; variant++) { /* one output; two side by side; dropout */
+                struct both_rows r;
+                int64_t in = variant == 1 ? 136 : 64, out = 72, R = 8, N;
+                char where[60];
+                rows_of(&r, shapes[s], 0);
+                N = r.c.N;
+                snprintf(where, sizeof where, "rows %lld format %d.%d variant %d", (long long)N, formats[f].f, formats[f].nested, variant);
+                limits(N, 136, 136, 1, 64, 64, R);
+                int n = variant == 1 ? 2 : 1;
+                struct both_weight w[2];
+                struct pair x = make(N, in, DT_BF16, 1), y = make(N, n * out, DT_BF16, 0), add = make(N, out, DT_BF16, 1), dy = make(N, n * out, DT_BF16, 1), dx = make(N, in, DT_BF16, 1);
+                struct pair A[2], B[2], dA[2], dB[2], xa[2], dW[2];
+                for (int i = 0; i < 2; i++) {
+                    weight_of(&w[i], formats[f].f, out, in, formats[f].nested);
+                    A[i] = make(R, in, DT_F32, 0.5f), B[i] = make(out, R, DT_F32, 0.5f), dA[i] = make(R, in, DT_F32, 1), dB[i] = make(out, R, DT_F32, 1);
+                    xa[i] = make(N, R, DT_BF16, 0), dW[i] = make(out, in, DT_F32, 1);
+                }
+                for (int k = 0; k < 2; k++) {
+                    struct linear_args a = {.rows = k ? &r.g : &r.c, .x = side(&x, k), .n = n, .dx = side(&dx, k), .accumulate = variant != 2};
+                    for (int i = 0; i < n; i++) {
+                        struct linear_out *o = &a.out[i];
+                        o->w = k ? w[i].g : w[i].c;
+                        o->y = side(&y, k), o->dy = side(&dy, k);
+                        o->y.cols = o->dy.cols = out;
+                        size_t skip = (size_t)(i * out) * dtype_bytes(o->y.type);
+                        o->y.data = (char *)o->y.data + skip, o->dy.data = (char *)o->dy.data + skip;
+                        if (variant == 0) o->add = side(&add, k);
+                        o->lora = (struct adapter){.A = side(&A[i], k), .B = side(&B[i], k), .dA = side(&dA[i], k), .dB = side(&dB[i], k), .scale = 0.75f};
+                        o->xa = side(&xa[i], k), o->dW = side(&dW[i], k);
+                        if (variant == 2) o->drop = (struct dropout){.p = 0.3f, .seed = 99, .step = 3, .layer = 2, .site = 1};
+                    }
+                    op_linear(k ? gpu : cpu, &a);
+                    op_linear_bwd(k ? gpu : cpu, &a);
+                }
+                compare("linear", where, &y, 8e-3), compare("dx", where, &dx, 1e-2);
+                for (int i = 0; i < n; i++) compare("xa", where, &xa[i], 6e-3), compare("dA", where, &dA[i], 8e-3), compare("dB", where, &dB[i], 8e-3), compare("dW", where, &dW[i], 1e-4);
+                for (int i = 0; i < 2; i++) drop(&A[i]), drop(&B[i]), drop(&dA[i]), drop(&dB[i]), drop(&xa[i]), drop(&dW[i]), weight_drop(&w[i]);
+                drop(&x), drop(&y), drop(&add), drop(&dy), drop(&dx), rows_drop(&r);
+            }
+    for (int s = 0; s < 6; s++)
+        for (int variant = 0; variant < 3; variant++) { /* plain; with add and accumulate; before (one sequence) */
+            struct both_rows r;
+            char where[60];
+            rows_of(&r, shapes[s], 0);
+            if (variant == 2 && r.c.n_seqs > 1) { rows_drop(&r); continue; }
+            int64_t in = 72, out = 64, N = r.c.N;
+            snprintf(where, sizeof where, "filter rows %lld variant %d", (long long)N, variant);
+            limits(N, 72, 72, 1, 64, 64, 4);
+            struct both_weight w0, w1;
+            weight_of(&w0, W_BF16, out, in, 0), weight_of(&w1, W_BF16, out, in, 0);
+            struct pair x = make(N, in, DT_BF16, 1), y = make(N, out, DT_BF16, 0), add = make(N, out, DT_BF16, 1), b = make(1, out, DT_F32, 1), before = make(1, in, DT_BF16, 1), dy = make(N, out, DT_BF16, 1), dx = make(N, in, DT_BF16, 1);
+            struct pair d0 = make(out, in, DT_F32, 1), d1 = make(out, in, DT_F32, 1), db = make(1, out, DT_F32, 1);
+            for (int k = 0; k < 2; k++) {
+                struct filter_args a = {.rows = k ? &r.g : &r.c, .x = side(&x, k), .y = side(&y, k), .w0 = k ? w0.g : w0.c, .w1 = k ? w1.g : w1.c, .b = side(&b, k).data, .b_type = DT_F32,
+                                        .dy = side(&dy, k), .dx = side(&dx, k), .accumulate = variant == 1, .dw0 = side(&d0, k), .dw1 = side(&d1, k), .db = side(&db, k).data};
+                if (variant == 1) a.add = side(&add, k);
+                if (variant == 2) a.before = side(&before, k);
+                op_filter(k ? gpu : cpu, &a);
+                if (variant < 2) op_filter_bwd(k ? gpu : cpu, &a);
+            }
+            compare("y", where, &y, 8e-3);
+            if (variant < 2) compare("dx", where, &dx, 1e-2), compare("dw0", where, &d0, 1e-4), compare("dw1", where, &d1, 1e-4), compare("db", where, &db, 1e-4);
+            struct pair *all[] = {&x, &y, &add, &b, &before, &dy, &dx, &d0, &d1, &db};
+            for (int i = 0; i < 10; i++) drop(all[i]);
+            weight_drop(&w0), weight_drop(&w1), rows_drop(&r);
+        }
+}
+
+TEST(attention) {
+    NEED_CARD();
+    for (int s = 0; s < 6; s++)
+        for (int h = 0; h < 3; h++)
+            for (int doc = 0; doc < 2; doc++) {
+                struct both_rows r;
+                int64_t K = (int64_t[]){16, 64, 128}[h], H = 3, D = H * K, N;
+                char where[60];
+                rows_of(&r, shapes[s], doc ? 50 : 0);
+                N = r.c.N;
+                snprintf(where, sizeof where, "rows %lld K %lld docs %d", (long long)N, (long long)K, doc);
+                limits(N, D, D, H, K, 64, 4);
+                struct pair qk = make(N, 2 * D, DT_BF16, 2), v = make(N, D, DT_BF16, 1), o = make(N, D, DT_BF16, 0), d_o = make(N, D, DT_BF16, 1), dqk = make(N, 2 * D, DT_BF16, 0), dv = make(N, D, DT_BF16, 0);
+                struct pair lse = make(N, H, DT_F32, 0), delta = make(N, H, DT_F32, 0);
+                for (int k = 0; k < 2; k++) {
+                    struct mat q = side(&qk, k), dq = side(&dqk, k), key = q, dk = dq;
+                    key.data = (char *)q.data + (size_t)K * dtype_bytes(q.type), key.cols = 2 * D - K;
+                    dk.data = (char *)dq.data + (size_t)K * dtype_bytes(q.type), dk.cols = 2 * D - K;
+                    struct attend_args a = {.rows = k ? &r.g : &r.c, .H = H, .K = K, .q = q, .k = key, .v = side(&v, k), .o = side(&o, k), .q_step = 2 * K, .k_step = 2 * K, .v_step = K,
+                                            .lse = side(&lse, k).data, .d_o = side(&d_o, k), .dq = dq, .dk = dk, .dv = side(&dv, k), .delta = side(&delta, k).data};
+                    op_attend(k ? gpu : cpu, &a), op_attend_bwd(k ? gpu : cpu, &a);
+                }
+                compare("o", where, &o, 8e-3), compare("lse", where, &lse, 1e-4), compare("dqk", where, &dqk, 1.5e-2), compare("dv", where, &dv, 1e-2);
+                struct pair *all[] = {&qk, &v, &o, &d_o, &dqk, &dv, &lse, &delta};
+                for (int i = 0; i < 8; i++) drop(all[i]);
+                rows_drop(&r);
+            }
+    for (int h = 0; h < 3; h++)
+        for (int n = 0; n < 3; n++) { /* generation: a cache before the rows */
+            int64_t K = (int64_t[]){16, 64, 128}[h], H = 2, D = H * K, N = (int64_t[]){1, 5, 70}[n], past = 130;
+            struct both_rows r;
+            char where[60];
+            rows_of(&r, (int[]){(int)N, 0}, 0);
+            snprintf(where, sizeof where, "past %lld rows %lld K %lld", (long long)past, (long long)N, (long long)K);
+            limits(N, D, D, H, K, 64, 4);
+            struct pair q = make(N, D, DT_BF16, 2), key = make(past + N, D, DT_BF16, 2), v = make(past + N, D, DT_BF16, 1), o = make(N, D, DT_BF16, 0), lse = make(N, H, DT_F32, 0);
+            for (int64_t i = 0; i < N; i++) ((int32_t *)r.first.c.data)[i] = 3;
+            upload(&r.first);
+            for (int k = 0; k < 2; k++)
+                op_attend(k ? gpu : cpu, &(struct attend_args){.rows = k ? &r.g : &r.c, .H = H, .K = K, .past = past, .q = side(&q, k), .k = side(&key, k), .v = side(&v, k), .o = side(&o, k), .q_step = K, .k_step = K, .v_step = K, .lse = side(&lse, k).data});
+            compare("o", where, &o, 8e-3), compare("lse", where, &lse, 1e-4);
+            drop(&q), drop(&key), drop(&v), drop(&o), drop(&lse), rows_drop(&r);
+        }
+}
+
+TEST(loss_and_optimizer) {
+    NEED_CARD();
+    for (int s = 0; s < 6; s++)
+        for (int v = 0; v < 3; v++) {
+            struct both_rows r;
+            int64_t D = 64, V = (int64_t[]){96, 517, 4096}[v], N, n = 0;
+            char where[60];
+            rows_of(&r, shapes[s], 0);
+            N = r.c.N;
+            snprintf(where, sizeof where, "loss rows %lld V %lld", (long long)N, (long long)V);
+            limits(N, D, D, 1, 64, V, 4);
+            struct pair y = make(N, D, DT_BF16, 1), dy = make(N, D, DT_BF16, 0), row = make(N, 1, DT_I32, 1), label = make(N, 1, DT_I32, 1), weight = make(N, 1, DT_F32, 1), nll = make(N, 1, DT_F32, 0), dE = make(V, D, DT_F32, 1);
+            struct both_weight E;
+            weight_of(&E, W_BF16, V, D, 0);
+            for (int64_t t = 0; t < N; t++)
+                if (t % 5 != 3) ((int32_t *)row.c.data)[n] = (int32_t)t, ((int32_t *)label.c.data)[n++] = (int32_t)(t * 31 % V);
+            upload(&row), upload(&label);
+            nll.n = n;
+            for (int k = 0; k < 2; k++)
+                op_loss(k ? gpu : cpu, &(struct loss_args){.rows = k ? &r.g : &r.c, .y = side(&y, k), .E = k ? E.g : E.c, .n = n, .row = side(&row, k).data, .label = side(&label, k).data, .weight = side(&weight, k).data,
+                                                           .nll = side(&nll, k).data, .dy = side(&dy, k), .dE = side(&dE, k)});
+            compare("nll", where, &nll, 4e-3), compare("dy", where, &dy, 1.5e-2), compare("dE", where, &dE, 1e-2);
+            nll.n = N;
+            struct pair *all[] = {&y, &dy, &row, &label, &weight, &nll, &dE};
+            for (int i = 0; i < 7; i++) drop(all[i]);
+            weight_drop(&E), rows_drop(&r);
+        }
+    for (int s = 0; s < 4; s++) {
+        int64_t n = (int64_t[]){1, 4097, 70000, 300000}[s], nb = (n + 255) / 256;
+        struct pair p = make(n, 1, DT_F32, 1), g = make(n, 1, DT_F32, 1), m = make(n, 1, DT_F32, 1), v = make(n, 1, DT_F32, 1), p8 = make(n, 1, DT_F32, 1), am = make(nb, 1, DT_F32, 1), av = make(nb, 1, DT_F32, 1);
+        struct pair m8 = make(n, 1, DT_I32, 1), v8 = make(n, 1, DT_I32, 1); /* room for n codes each */
+        clear(&m), clear(&v), clear(&am), clear(&av), clear(&m8), clear(&v8);
+        double *sums = gpu->alloc(gpu->self, AT_HOST, 16), want[2];
+        for (int t = 1; t <= 3; t++)
+            for (int k = 0; k < 2; k++) {
+                struct adam_tensor x[2] = {{.p = side(&p, k).data, .g = side(&g, k).data, .m = side(&m, k).data, .v = side(&v, k).data, .n = n, .lr = 1e-2, .weight_decay = 0.1},
+                                           {.p = side(&p8, k).data, .g = side(&g, k).data, .m8 = side(&m8, k).data, .v8 = side(&v8, k).data, .m_absmax = side(&am, k).data, .v_absmax = side(&av, k).data, .n = n, .lr = 1e-2, .weight_decay = 0.1}};
+                op_adam(k ? gpu : cpu, &(struct adam_args){.tensors = x, .count = 2, .t = t, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 0.5});
+            }
+        char where[40];
+        snprintf(where, sizeof where, "adam %lld", (long long)n);
+        compare("p", where, &p, 1e-6), compare("m", where, &m, 1e-6), compare("p of 8 bits", where, &p8, 1e-6), compare("m_absmax", where, &am, 1e-6), compare("v_absmax", where, &av, 1e-6);
+        const float *cx[] = {p.c.data, g.c.data}, *gx[] = {p.g.data, g.g.data};
+        int64_t ns[] = {n, n};
+        upload(&p);
+        op_sqsum(cpu, &(struct sqsum_args){.x = cx, .n = ns, .count = 2, .out = want});
+        op_sqsum(gpu, &(struct sqsum_args){.x = gx, .n = ns, .count = 2, .out = sums});
+        gpu->sync(gpu->self, &e);
+        for (int i = 0; i < 2; i++) CHECK(fabs(sums[i] - want[i]) <= 1e-12 * want[i], "sqsum %lld: %.17g, %.17g", (long long)n, sums[i], want[i]);
+        gpu->release(gpu->self, AT_HOST, sums);
+        struct pair *all[] = {&p, &g, &m, &v, &p8, &am, &av, &m8, &v8};
+        for (int i = 0; i < 9; i++) drop(all[i]);
+    }
+}
+
+TEST(no_failure_was_left) {
+    NEED_CARD();
+    CHECK(!gpu->sync(gpu->self, &e), "%s", e.text);
+    backend_close(gpu), backend_close(cpu);
+}
+TEST_MAIN
