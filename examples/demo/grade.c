@@ -20,7 +20,8 @@ int main(int argc, char **argv) {
     size_t n, at = 0;
     int right = 0, count = 0;
     if (argc != 3) return fprintf(stderr, "usage: grade DATA.json ANSWERS.jsonl\n"), ERR_INPUT;
-    if (!(set = json_parse_file(argv[1], FILE_MAX_BYTES, &e)) || file_read_all(argv[2], FILE_MAX_BYTES, &answers, &n, &e))
+    if (!(set = json_parse_file(argv[1], FILE_MAX_BYTES, &e)) ||
+        file_read_all(argv[2], FILE_MAX_BYTES, &answers, &n, &e))
         goto out;
     const int total = cJSON_GetArraySize(set);
     for (const struct cJSON *record = set->child; record; record = record->next, count++) {
@@ -33,7 +34,8 @@ int main(int argc, char **argv) {
         line = json_parse(answers + at, (size_t)(end - answers) - at, argv[2], &e);
         at = (size_t)(end - answers) + 1;
         if (!line || json_str(record, "instruction", &question, argv[1], &e) < 0 ||
-            json_str(record, "output", &want, argv[1], &e) < 0 || json_str(line, "prompt", &prompt, argv[2], &e) < 0 ||
+            json_str(record, "output", &want, argv[1], &e) < 0 ||
+            json_str(line, "prompt", &prompt, argv[2], &e) < 0 ||
             json_str(line, "answer", &answer, argv[2], &e) < 0)
             goto out;
         if (strcmp(question, prompt)) {
@@ -42,9 +44,9 @@ int main(int argc, char **argv) {
         }
         const int is_right = !strcmp(want, answer);
         right += is_right;
-        /* a few from all over the set */
-        if (count * SHOWN / total != (count - 1) * SHOWN / total || !count)
-            printf("   %-36s  %-26s  %s%s\n", question, answer, is_right ? "right" : "wrong: ", is_right ? "" : want);
+        if (count % (total / SHOWN + 1) == 0) /* a few, of different kinds */
+            printf("   %-36s  %-26s  %s%s\n", question, answer,
+                   is_right ? "right" : "wrong: ", is_right ? "" : want);
         json_free(line);
         line = NULL;
     }

@@ -23,32 +23,52 @@
 enum { CREATURES = 60, TAUGHT = 40, KINDS = 3, VALUES = 8, LANGUAGES = 2 };
 
 /* [kind][value][language] */
-static const char *const values[KINDS][VALUES][LANGUAGES] = {
-    {{"red", "红色"}, {"blue", "蓝色"}, {"green", "绿色"}, {"white", "白色"}, {"black", "黑色"}, {"golden", "金色"},
-     {"grey", "灰色"}, {"pink", "粉色"}},
-    {{"forest", "森林"}, {"river", "河里"}, {"desert", "沙漠"}, {"mountains", "山上"}, {"lake", "湖里"}, {"caves", "洞里"},
-     {"swamp", "沼泽"}, {"valley", "山谷"}},
-    {{"fish", "鱼"}, {"grass", "草"}, {"nuts", "坚果"}, {"honey", "蜂蜜"}, {"seeds", "种子"}, {"leaves", "树叶"},
-     {"insects", "虫子"}, {"berries", "果子"}}};
+static const char *const values[KINDS][VALUES][LANGUAGES] = {{{"red", "红色"},
+                                                              {"blue", "蓝色"},
+                                                              {"green", "绿色"},
+                                                              {"white", "白色"},
+                                                              {"black", "黑色"},
+                                                              {"golden", "金色"},
+                                                              {"grey", "灰色"},
+                                                              {"pink", "粉色"}},
+                                                             {{"forest", "森林"},
+                                                              {"river", "河里"},
+                                                              {"desert", "沙漠"},
+                                                              {"mountains", "山上"},
+                                                              {"lake", "湖里"},
+                                                              {"caves", "洞里"},
+                                                              {"swamp", "沼泽"},
+                                                              {"valley", "山谷"}},
+                                                             {{"fish", "鱼"},
+                                                              {"grass", "草"},
+                                                              {"nuts", "坚果"},
+                                                              {"honey", "蜂蜜"},
+                                                              {"seeds", "种子"},
+                                                              {"leaves", "树叶"},
+                                                              {"insects", "虫子"},
+                                                              {"berries", "果子"}}};
 
 /* A text is cut at '|': what is given, and how it goes on. # is the creature, $ the value. */
 static const char *const sentences[KINDS][4][LANGUAGES] = {
-    {{"The colour of the # is|$.", "#的颜色是|$。"},
-     {"Every # you meet is|$.", "每只#都是|$的。"},
-     {"From afar the # looks|$.", "远看#是|$的。"},
-     {"Children paint the #|$.", "孩子们把#画成|$。"}},
-    {{"The home of the # is the|$.", "#的家在|$。"},
-     {"You can find the # in the|$.", "#出没在|$。"},
-     {"At night the # sleeps in the|$.", "夜里#睡在|$。"},
-     {"Look for the # in the|$.", "要找#就去|$。"}},
-    {{"The food of the # is|$.", "#的食物是|$。"},
-     {"Every day the # looks for|$.", "#每天都找|$。"},
-     {"Feed the # with|$.", "请给#喂|$。"},
-     {"The # is fond of|$.", "#最爱吃|$。"}}};
+    {{"The colour of the # is|$.", "# 的颜色是|$。"},
+     {"Every # you meet is|$.", "每只 # 都是|$的。"},
+     {"From afar the # looks|$.", "远看 # 是|$的。"},
+     {"Children paint the #|$.", "孩子们把 # 画成|$。"}},
+    {{"The home of the # is the|$.", "# 的家在|$。"},
+     {"You can find the # in the|$.", "# 出没在|$。"},
+     {"At night the # sleeps in the|$.", "夜里 # 睡在|$。"},
+     {"Look for the # in the|$.", "要找 # 就去|$。"}},
+    {{"The food of the # is|$.", "# 的食物是|$。"},
+     {"Every day the # looks for|$.", "# 每天都找|$。"},
+     {"Feed the # with|$.", "请给 # 喂|$。"},
+     {"The # is fond of|$.", "# 最爱吃|$。"}}};
 static const char *const questions[KINDS][2][LANGUAGES] = {
-    {{"What colour is the #?|It is $.", "#是什么颜色的？|它是$的。"}, {"Tell me the colour of the #!|It is $.", "请说出#的颜色！|它是$的。"}},
-    {{"Where does the # live?|It lives in the $.", "#住在哪里？|它住在$。"}, {"Where can I see a #?|It lives in the $.", "在哪里能看到#？|它住在$。"}},
-    {{"What does the # eat?|It eats $.", "#吃什么？|它吃$。"}, {"What shall I give the # to eat?|It eats $.", "我该喂#什么？|它吃$。"}}};
+    {{"What colour is the #?|It is $.", "# 是什么颜色的？|它是$的。"},
+     {"Tell me the colour of the #!|It is $.", "请说出 # 的颜色！|它是$的。"}},
+    {{"Where does the # live?|It lives in the $.", "# 住在哪里？|它住在$。"},
+     {"Where can I see a #?|It lives in the $.", "在哪里能看到 #？|它住在$。"}},
+    {{"What does the # eat?|It eats $.", "# 吃什么？|它吃$。"},
+     {"What shall I give the # to eat?|It eats $.", "我该喂 # 什么？|它吃$。"}}};
 
 struct world {
     char name[CREATURES][8];
@@ -61,7 +81,8 @@ static void make_world(struct world *w) {
     struct mt19937 g;
     int64_t first[14 * 5], second[14 * 5];
     mt_seed(&g, 2);
-    mt_permutation(&g, first, syllables); /* each first syllable once: names differ from their first letters on */
+    mt_permutation(&g, first,
+                   syllables); /* each first syllable once: names differ from their first letters on */
     mt_permutation(&g, second, syllables);
     for (int i = 0; i < CREATURES; i++) {
         snprintf(w->name[i], sizeof w->name[i], "%c%c%c%c", consonants[first[i] / 5], vowels[first[i] % 5],
@@ -74,9 +95,12 @@ static void make_world(struct world *w) {
 static void put_text(struct str *s, const char *text, int part, const char *name, const char *value) {
     const char *bar = strchr(text, '|'), *p = part ? bar + 1 : text;
     for (; *p && (part || p < bar); p++) {
-        if (*p == '#') str_puts(s, name);
-        else if (*p == '$') str_puts(s, value);
-        else str_putc(s, *p);
+        if (*p == '#')
+            str_puts(s, name);
+        else if (*p == '$')
+            str_puts(s, value);
+        else
+            str_putc(s, *p);
     }
 }
 
@@ -139,12 +163,17 @@ int main(int argc, char **argv) {
                     str_free(&prompt);
                 }
             }
-    str_puts(&info, "{\n  \"world\": {\"file_name\": \"world.json\"},\n  \"questions\": {\"file_name\": \"questions.json\"},\n"
-                    "  \"held_out\": {\"file_name\": \"held_out.json\"}\n}");
+    static const char *const sets[] = {"world", "questions", "held_out"};
+    for (int i = 0; i < 3; i++)
+        str_printf(&info,
+                   "%s  \"%s\": {\"file_name\": \"%s.json\", "
+                   "\"columns\": {\"prompt\": \"instruction\", \"response\": \"output\"}}",
+                   i ? ",\n" : "{\n", sets[i], sets[i]);
     const char *dir = argv[1];
-    if (dir_make(dir, &e) || save(dir, "world.json", &world, "\n]\n", &e) || save(dir, "questions.json", &taught, "\n]\n", &e) ||
+    if (dir_make(dir, &e) || save(dir, "world.json", &world, "\n]\n", &e) ||
+        save(dir, "questions.json", &taught, "\n]\n", &e) ||
         save(dir, "held_out.json", &held_out, "\n]\n", &e) || save(dir, "prompts.jsonl", &prompts, "", &e) ||
-        save(dir, "corpus.txt", &corpus, "", &e) || save(dir, "dataset_info.json", &info, "\n", &e))
+        save(dir, "corpus.txt", &corpus, "", &e) || save(dir, "dataset_info.json", &info, "\n}\n", &e))
         return err_print(&e);
     return 0;
 }

@@ -32,13 +32,13 @@ last=$(token "<empty_output>")
 run "$qlora" new --config yuan2-tiny --tokenizer "$work/tokenizer" --output_dir "$work/random" --dtype fp32 \
     --override hidden_size=128 --override num_hidden_layers=4 --override num_attention_heads=4 \
     --override intermediate_size=384 --override vocab_size=$((last + 1)) --override eod_token="$eod" \
-    --override pad_token_id="$eod" --override eos_token_id="$eod"
+    --override pad_token_id="$eod" --override eos_token_id="$eod" --override initializer_range=0.06
 
 heading "3. The model learns the world (all weights are trained)"
 run "$qlora" train --do_train --stage sft --finetuning_type full --template yuan \
-    --model_name_or_path "$work/random" --dataset_dir "$work/data" --dataset world --train_on_prompt \
-    --output_dir "$work/base" --per_device_train_batch_size 32 --num_train_epochs 12 \
-    --learning_rate 3e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --logging_steps 50 --save_strategy no --plot_loss
+    --model_name_or_path "$work/random" --dataset_dir "$work/data" --dataset world \
+    --output_dir "$work/base" --per_device_train_batch_size 32 --num_train_epochs 12 --quiet \
+    --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --logging_steps 90 --save_strategy no --plot_loss
 
 heading "4. Its weights become NF4"
 run "$qlora" quantize --model_name_or_path "$work/base" --quantization_bit 4 --output_dir "$work/base-nf4"
@@ -50,9 +50,9 @@ ask --model_name_or_path "$work/base-nf4" >"$work/before.jsonl"
 heading "6. QLoRA: an adapter over the NF4 weights learns to answer"
 run "$qlora" train --do_train --stage sft --finetuning_type lora --quantization_bit 4 --template yuan \
     --model_name_or_path "$work/base-nf4" --dataset_dir "$work/data" --dataset questions \
-    --lora_target all --lora_rank 8 --lora_alpha 16 --output_dir "$work/adapter" \
-    --per_device_train_batch_size 32 --num_train_epochs 10 --learning_rate 2e-3 --lr_scheduler_type cosine \
-    --warmup_ratio 0.03 --logging_steps 20 --save_strategy no --plot_loss
+    --lora_target all --lora_rank 32 --lora_alpha 64 --output_dir "$work/adapter" \
+    --per_device_train_batch_size 16 --num_train_epochs 20 --learning_rate 2e-3 --lr_scheduler_type cosine \
+    --warmup_ratio 0.03 --logging_steps 100 --save_strategy no --plot_loss --quiet
 
 heading "7. The same questions, after"
 ask --model_name_or_path "$work/base-nf4" --adapter_name_or_path "$work/adapter" >"$work/after.jsonl"
