@@ -23,9 +23,9 @@ export CC CPPFLAGS CFLAGS LDFLAGS WERROR CBLAS CUDA NVCC ARCH INSTALL
 
 # -ffp-contract=off: a fused multiply-add where the machine has one would give other bits than where it has none.
 WARN := -Wall -Wextra -Wshadow -Wmissing-prototypes -Wconversion $(if $(filter 1,$(WERROR)),-Werror)
-COMPILE = $(CC) -std=gnu11 -I. -MMD -MP -fPIC -ffp-contract=off $(WARN) $(OPENMP) $(CBLAS_CFLAGS) $(CPPFLAGS) $(CFLAGS)
+COMPILE = $(CC) -std=gnu11 -I. -MMD -MP -fPIC -ffp-contract=off $(WARN) $(OPENMP) $(CPPFLAGS) $(CFLAGS)
 LINK = $(CC) $(CFLAGS) $(OPENMP) $(LDFLAGS) -o $@
-LIBS = -lcjson -lz $(CBLAS_LIBS) -lm -ldl -lpthread $(LDLIBS)
+LIBS = -lcjson -lz -lm -ldl -lpthread $(LDLIBS)
 # ptxas says so when a kernel spills registers: that is a bug in its tile sizes.
 NVCOMPILE = $(NVCC) -std=c++17 -O3 -I. -MMD -MP -lineinfo $(GENCODE) -Xptxas --warn-on-spills \
 	-Xcompiler -fPIC,-Wall,-Wextra,-fvisibility=hidden $(if $(filter 1,$(WERROR)),-Werror all-warnings) $(NVFLAGS)
@@ -81,7 +81,7 @@ $(REPLAYS): $(B)/%: %.c tests/fuzz/replay.c $(LIB)
 $(FUZZERS): $(B)/%.fuzzer: %.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -fsanitize=fuzzer -o $@ $< $(LIB) $(LIBS)
 $(B)/bench/%: bench/%.c $(LIB)
-	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS)
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(CBLAS_CFLAGS) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS) $(CBLAS_LIBS)
 $(B)/examples/demo/%: examples/demo/%.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS)
 
@@ -98,10 +98,10 @@ test-gpu: all $(TOOLS) $(GPU_TESTS)
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
-	@ASAN_OPTIONS=allocator_may_return_null=1 $(MAKE) B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" CUDA=0 test
+	@ASAN_OPTIONS=allocator_may_return_null=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) $(MAKE) B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" CUDA=0 test
 
 valgrind:
-	@OMP_NUM_THREADS=1 RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
+	@OMP_NUM_THREADS=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 		$(MAKE) B=$(B)/valgrind CFLAGS="-O1 -g" CUDA=0 KINDS=unit test
 
 fuzz:
@@ -140,7 +140,7 @@ help:
 #? KINDS="unit ops"  only the tests of these folders;  ONLY=nf4: only tests and fuzzers with this in their name
 #? CC, CFLAGS, CPPFLAGS, LDFLAGS, WERROR=1, V=1 (show commands)
 #? CUDA=0            leave the GPU out (1: insist);  NVCC=/path/to/nvcc;  ARCH="80 90" or native (default 80 86 89 90)
-#? CBLAS=0           leave OpenBLAS out
+#? CBLAS=0           do not compare with OpenBLAS in bench/
 #? INSTALL=0         never call apt-get for missing libraries; print the command instead
 
 -include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d) $(TOOLS:=.d)

@@ -3,7 +3,7 @@
 # all objects depend on. FILE is touched only when something changed; then one line per probe says what was found.
 #
 # Needed: a C compiler, zlib, cJSON. Optional: a CBLAS (OpenBLAS), OpenMP, nvcc, NCCL. On Debian and its children what is
-# missing of the first four is installed through apt-get, after one line that says so. INSTALL=0: nothing is installed;
+# missing of the first three is installed through apt-get, after one line that says so. INSTALL=0: nothing is installed;
 # the command to type is printed, and only without a needed library the build stops.
 # Reads the environment: CC CPPFLAGS CFLAGS LDFLAGS WERROR CBLAS CUDA NVCC ARCH INSTALL.
 set -u
@@ -48,7 +48,6 @@ missing() {
     has_cc || packages="gcc libc6-dev"
     has_zlib || packages="$packages zlib1g-dev"
     has_cjson || packages="$packages libcjson-dev"
-    [ "${CBLAS:-1}" = 0 ] || has_cblas || packages="$packages libopenblas-dev"
     packages=${packages# }
 }
 
@@ -87,14 +86,13 @@ else
     echo "# missing OpenMP" >>"$tmp/config"
 fi
 if [ "${CBLAS:-1}" = 0 ]; then
-    say "→ CBLAS left out (CBLAS=0), the CPU backend multiplies with its own loops"
+    say "→ CBLAS left out (CBLAS=0): bench/ compares with none"
 elif has_cblas; then
-    say "✓ CBLAS: OpenBLAS"
+    say "✓ CBLAS: OpenBLAS, for comparison in bench/ (products run on kernels of our own, the same on every machine)"
     set_var CBLAS_CFLAGS "-DQLORA_CBLAS $cblas_flags"
     set_var CBLAS_LIBS -lopenblas
 else
-    say "✗ CBLAS: no OpenBLAS, the CPU backend multiplies with its own loops, several times slower (libopenblas-dev)"
-    echo "# missing OpenBLAS" >>"$tmp/config"
+    say "→ CBLAS: no OpenBLAS, bench/ compares with none (libopenblas-dev)"
 fi
 
 if [ "${CUDA-}" = 0 ]; then

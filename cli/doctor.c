@@ -5,7 +5,6 @@
 #include "base/str.h"
 #include "base/sys.h"
 #include "cli/cli.h"
-#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/utsname.h>
@@ -82,15 +81,6 @@ static void report_machine(struct report *r) {
         problem(r, "fewer threads than processors: see the environment variable OMP_NUM_THREADS");
 }
 
-/* OpenBLAS is there when the program was linked with it. */
-static void report_libraries(struct report *r) {
-    char text[300];
-    char *(*config)(void);
-    *(void **)&config = dlsym(RTLD_DEFAULT, "openblas_get_config");
-    snprintf(text, sizeof text, "%s", config ? config() : "none: the CPU backend multiplies with its own loops");
-    row(r, "blas", text);
-}
-
 static void report_backend(struct report *r, const char *name, int must_work) {
     struct err e = {0};
     struct backend *b = backend_open(name, &e);
@@ -112,7 +102,6 @@ int cmd_doctor(struct options *o, struct err *e) {
     struct report r = {.json = o->json};
     row(&r, "qlora", QLORA_VERSION);
     report_machine(&r);
-    report_libraries(&r);
     report_backend(&r, "cpu", 1);
     if (!o->train.backend)
         report_backend(&r, "cuda", 0);

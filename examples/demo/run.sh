@@ -37,7 +37,7 @@ run "$qlora" new --config yuan2-tiny --tokenizer "$work/tokenizer" --output_dir 
 heading "3. The model learns the world (all weights are trained)"
 run "$qlora" train --do_train --stage sft --finetuning_type full --template yuan \
     --model_name_or_path "$work/random" --dataset_dir "$work/data" --dataset world \
-    --output_dir "$work/base" --per_device_train_batch_size 32 --num_train_epochs 12 --quiet \
+    --output_dir "$work/base" --per_device_train_batch_size 32 --num_train_epochs 12 \
     --learning_rate 1e-3 --lr_scheduler_type cosine --warmup_ratio 0.03 --logging_steps 90 --save_strategy no --plot_loss
 
 heading "4. Its weights become NF4"
@@ -52,7 +52,7 @@ run "$qlora" train --do_train --stage sft --finetuning_type lora --quantization_
     --model_name_or_path "$work/base-nf4" --dataset_dir "$work/data" --dataset questions \
     --lora_target all --lora_rank 32 --lora_alpha 64 --output_dir "$work/adapter" \
     --per_device_train_batch_size 16 --num_train_epochs 20 --learning_rate 2e-3 --lr_scheduler_type cosine \
-    --warmup_ratio 0.03 --logging_steps 100 --save_strategy no --plot_loss --quiet
+    --warmup_ratio 0.03 --logging_steps 100 --save_strategy no --plot_loss
 
 heading "7. The same questions, after"
 ask --model_name_or_path "$work/base-nf4" --adapter_name_or_path "$work/adapter" >"$work/after.jsonl"
