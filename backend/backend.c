@@ -17,9 +17,9 @@
 
 int op_timing;
 
-enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, FILTER, FILTER_BWD, ROPE, ATTEND, ATTEND_BWD, GATE, GATE_BWD,
+enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, JOIN, FILTER, FILTER_BWD, ROPE, ATTEND, ATTEND_BWD, GATE, GATE_BWD,
           LOSS, ADAM, SQSUM, OPS };
-static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "filter",
+static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "join", "filter",
                                        "filter_bwd", "rope", "attend", "attend_bwd", "gate", "gate_bwd", "loss", "adam", "sqsum"};
 static struct op_count counts[OPS];
 
@@ -156,10 +156,25 @@ void op_linear_bwd(struct backend *b, const struct linear_args *a) {
         if (!o->lora.A.data) continue;
         check_adapter(&o->lora, out, in);
         SHAPE(o->xa, N, R);
+        SHAPE_IF(o->dxa, N, R);
         int dx = a->dx.data != NULL, dA = o->lora.dA.data != NULL, dB = o->lora.dB.data != NULL;
         work += 2 * (double)N * (double)R * ((double)out * ((dx || dA) + dB) + (double)in * (dx + dA));
     }
     CALL(b, LINEAR_BWD, linear_bwd, a, work, moved);
+}
+
+void op_join(struct backend *b, const struct join_args *a) {
+    int64_t rows, cols;
+    double moved = 0;
+    join_shape(a, &rows, &cols);
+    ASSERT(a->n >= 1 && a->n <= LINEAR_MAX && a->to.ld % 8 == 0, "n %d, ld %lld", a->n, (long long)a->to.ld);
+    SHAPE(a->to, rows, cols);
+    for (int i = 0; i < a->n; i++) {
+        check_weight(&a->part[i].w, a->part[i].w.rows, a->part[0].w.cols);
+        if (a->part[i].lora.A.data) check_adapter(&a->part[i].lora, a->part[i].w.rows, a->part[i].w.cols);
+        moved += weight_bytes(&a->part[i].w);
+    }
+    CALL(b, JOIN, join, a, 0, moved + bytes(&a->to));
 }
 
 static void check_filter(const struct filter_args *a) {
@@ -183,6 +198,8 @@ void op_filter_bwd(struct backend *b, const struct filter_args *a) {
     check_filter(a);
     SHAPE(a->dy, a->x.rows, a->w1.rows);
     SHAPE_IF(a->dx, a->x.rows, a->x.cols);
+    SHAPE_IF(a->dx_add, a->x.rows, a->x.cols);
+    ASSERT(!a->dx_add.data || a->dx_add.data != a->dx.data, "the sum and its addend are one, %lld rows", (long long)a->x.rows);
     SHAPE_IF(a->dw0, a->w1.rows, a->x.cols);
     SHAPE_IF(a->dw1, a->w1.rows, a->x.cols);
     TYPE(a->dw0, DT_F32), TYPE(a->dw1, DT_F32);

@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BACKEND_VERSION = 1 };
+enum { BACKEND_VERSION = 2 };
 enum queue { Q_COMPUTE, Q_IN, Q_OUT }; /* in order within, concurrent between. Ops run on Q_COMPUTE */
 enum place { AT_DEVICE, AT_HOST };     /* AT_HOST: host memory the device copies to and from at full speed (pinned) */
 
@@ -90,7 +90,10 @@ struct norm_args {
 /* for each output i < n:  y_i = x W_iᵀ (+ add_i) + s_i (drop(x) A_iᵀ) B_iᵀ.  Outputs share x so that a backend may
  * stack them (q|k, gate|up).
  * backward:  dx (=|+=) Σ_i dy_i W_i + s_i drop'((dy_i B_i) A_i);   dA_i += s_i (dy_i B_i)ᵀ drop(x);   dB_i += s_i dy_iᵀ xa_i;
- *            dW_i += dy_iᵀ x */
+ *            dW_i += dy_iᵀ x
+ *
+ * The adapter as extra columns: where xa_0, xa_1 lie behind the columns of x in the same rows, and dxa_0, dxa_1 behind those of
+ * dy_0, dy_1, a backend may run base and branch as one product over [x | xa] and [dy | dxa], and need not pass over y twice. */
 enum { LINEAR_MAX = 2 };
 struct linear_out {
     struct weight w;
@@ -100,30 +103,41 @@ struct linear_out {
     struct mat xa;             /* (N,R) = drop(x) Aᵀ, fp32 on the CPU, activation type on cards; kept for backward */
     struct dropout drop;       /* p = 0: none */
     struct mat dy;             /* backward (N,out) */
+    struct mat dxa;            /* backward (N,R) scratch for s dy B, or absent */
     struct mat dW;             /* backward (out,in) fp32 += or absent */
 };
 struct linear_args {
     const struct rows *rows;
     struct mat x;              /* (N,in) */
+    struct mat joint;          /* what join made of these weights and adapters, or absent */
     int n;
     struct linear_out out[LINEAR_MAX];
     struct mat dx;             /* backward (N,in) or absent (not needed below) */
     int accumulate;            /* dx += instead of = */
 };
 
+/* A linear's frozen weights and adapters as one operand of the backend's activation type, made once for many calls:
+ *     to = [W_0 s_0B_0 0; W_1 0 s_1B_1; A_0 0 0; A_1 0 0]      (Σ out_i + Σ R_i, in + Σ R_i)
+ * Offered where info.joins: the caller decides whether there is memory for it. */
+struct join_args {
+    int n;
+    struct { struct weight w; struct adapter lora; } part[LINEAR_MAX];
+    struct mat to;             /* = ; ld a multiple of 8 */
+};
+
 /* localized filter, one convolution: y[t] = x[t-1] W0ᵀ + x[t] W1ᵀ + b (+ add[t]), x[-1] = 0 at a sequence's start, or
  * `before` when given (generation: one sequence, the row before the first).              Wu et al. 2023 (Yuan 2.0), LFA
- * backward: dx[t] (=|+=) dy[t] W1 + dy[t+1] W0 within the sequence; dW1 += dyᵀ x; dW0 += dy[1..]ᵀ x[..]; db += Σ dy */
+ * backward: dx[t] = dy[t] W1 + dy[t+1] W0 within the sequence (+ dx_add[t]); dW1 += dyᵀ x; dW0 += dy[1..]ᵀ x[..]; db += Σ dy */
 struct filter_args {
     const struct rows *rows;
     struct mat x, y;           /* (N,in), (N,out); y = */
     struct weight w0, w1;      /* (out,in) */
     const void *b;             /* dev [out] */
     enum dtype b_type;
-    struct mat add;            /* (N,out) or absent */
+    struct mat add;            /* (N,out) or absent; not y itself */
     struct mat before;         /* (1,in) or absent */
-    struct mat dy, dx;         /* backward; dx absent = not needed */
-    int accumulate;
+    struct mat dy, dx;         /* backward; dx = , absent = not needed */
+    struct mat dx_add;         /* (N,in) or absent; not dx itself */
     struct mat dw0, dw1;       /* fp32 += or absent */
     float *db;                 /* dev [out] += or NULL */
 };
@@ -162,7 +176,7 @@ struct gate_args {
 
 /* Loss head: for the n rows listed in `row`, logits = y[row] Eᵀ, nll = -log softmax(logits)[label], and (dy present)
  * dy[row] = weight * (softmax - onehot) E; other rows of dy become 0. dE += Σ weight (softmax - onehot)ᵀ y.
- * Walks in slices; no (N,V) tensor. Ids >= `valid` take part in the softmax like all others. */
+ * Walks in slices as large as `work` allows; no (N,V) tensor. Ids >= `valid` take part in the softmax like all others. */
 struct loss_args {
     const struct rows *rows;
     struct mat y;              /* (N,D) */
@@ -174,6 +188,8 @@ struct loss_args {
     float *nll;                /* dev [n] = */
     struct mat dy;             /* (N,D) = or absent */
     struct mat dE;             /* (V,D) fp32 += or absent */
+    void *work;                /* dev scratch for slices of logits; needed (at least 2 (V + D) + 512 bytes) unless info.unified */
+    size_t work_bytes;
 };
 
 /* AdamW over a list of tensors (Loshchilov & Hutter 2019; 8-bit: Dettmers et al. 2022, docs/FORMATS.md). g is multiplied by
@@ -204,14 +220,18 @@ struct backend_limits {
     int64_t rows;              /* largest chunk, tokens */
     int64_t sequence;          /* longest sequence */
     int64_t D, F, H, K, V, R;
-    int64_t loss_slice;        /* rows of logits held at once; 0 = the backend's choice */
+    int64_t loss_slice;        /* rows of logits at once where the backend holds them itself (info.unified); 0 = its choice */
     int trains_weights;        /* dW, dE will be asked for */
+    int drops;                 /* dropout will be asked for */
+    int joined;                /* every linear call brings its joint operand */
 };
 
 struct backend_info {
     char name[64], detail[160];
     enum dtype activation;
     int unified;               /* AT_DEVICE memory is host memory: pages need no copies */
+    int joins;                 /* join is offered, and pays for more than one call */
+    double flops, link;        /* rough rates for plans: products FLOP/s, copies to and from the host bytes/s each way; 0 = unknown */
     int64_t free_bytes, total_bytes;
 };
 
@@ -240,6 +260,7 @@ struct backend {
     void (*norm_bwd)(void *self, const struct norm_args *a);
     void (*linear)(void *self, const struct linear_args *a);
     void (*linear_bwd)(void *self, const struct linear_args *a);
+    void (*join)(void *self, const struct join_args *a); /* NULL: not offered */
     void (*filter)(void *self, const struct filter_args *a);
     void (*filter_bwd)(void *self, const struct filter_args *a);
     void (*rope)(void *self, const struct rope_args *a);
@@ -264,6 +285,7 @@ void op_norm(struct backend *b, const struct norm_args *a);
 void op_norm_bwd(struct backend *b, const struct norm_args *a);
 void op_linear(struct backend *b, const struct linear_args *a);
 void op_linear_bwd(struct backend *b, const struct linear_args *a);
+void op_join(struct backend *b, const struct join_args *a);
 void op_filter(struct backend *b, const struct filter_args *a);
 void op_filter_bwd(struct backend *b, const struct filter_args *a);
 void op_rope(struct backend *b, const struct rope_args *a);
@@ -274,6 +296,15 @@ void op_gate_bwd(struct backend *b, const struct gate_args *a);
 void op_loss(struct backend *b, const struct loss_args *a);
 void op_adam(struct backend *b, const struct adam_args *a);
 void op_sqsum(struct backend *b, const struct sqsum_args *a);
+
+/* Rows and columns of a joint operand. */
+static inline void join_shape(const struct join_args *a, int64_t *rows, int64_t *cols) {
+    *rows = 0, *cols = a->part[0].w.cols;
+    for (int i = 0; i < a->n; i++) {
+        int64_t R = a->part[i].lora.A.data ? a->part[i].lora.A.rows : 0;
+        *rows += a->part[i].w.rows + R, *cols += R;
+    }
+}
 
 /* Counters of the wrappers, for speed lines and --profile. */
 struct op_count { const char *name; int64_t calls; double flops, bytes, seconds; };

@@ -29,7 +29,7 @@ static int make_room(struct scorer *c, int64_t rows, struct err *e) {
     batch_close(&c->b), engine_close(&c->g);
     c->rows = rows < 512 ? 512 : rows;
     int64_t total = c->rows > GROUP_ROWS ? 2 * c->rows : GROUP_ROWS + c->rows;
-    struct engine_config k = {.rows = c->rows, .chunks = GROUP, .longest = c->rows, .resident_acts = -1,
+    struct engine_config k = {.rows = c->rows, .chunks = GROUP, .longest = c->rows, .resident_acts = -1, .join = 1,
                               .lora = c->s.adapters ? &c->s.lora : NULL, .adapters = c->s.adapters};
     int64_t chunks = total / (c->rows / 2) + 2; /* two neighbouring chunks hold more than one chunk's rows */
     if (chunks < k.chunks) k.chunks = chunks;

@@ -12,24 +12,35 @@
 #define QLORA_MODEL_BLOCK_H
 #include "model/model.h"
 
-/* What backward needs of a block's forward, beside x. Either kept, or made again just before. All (rows, ..). */
+/* What backward needs of a block's forward, beside x. Either kept, or made again just before. All (rows, ..).
+ * Where the rank is a multiple of 8, each xa lies behind the columns of its input, in the same rows (backend.h, linear). */
 struct saved {
-    struct mat a, u, s, b, qk, v, o, x1, c, g, up; /* D, D/2, D, D, 2D, D, D, D, D, F, F; activation type */
-    struct mat xa[PROJ_COUNT];                      /* (rows, R) drop(x) Aᵀ */
-    float *lse;                                     /* [rows*H] */
-    float *r1, *rf, *r2;                            /* [rows] norms */
+    struct mat a, u, s, b, qk, v, o, x1, c; /* D, D/2, D, D, 2D, D, D, D, D; activation type */
+    struct mat gu;                          /* gate | up, 2F; in backward their gradients, with room for dxa behind */
+    struct mat xa[PROJ_COUNT];              /* (rows, R) drop(x) Aᵀ; that of down is in scratch, behind m */
+    float *lse;                             /* [rows*H] */
+    float *r1, *rf, *r2;                    /* [rows] norms */
 };
-/* Buffers one block visit needs beside that. `backward` ones are absent in inference. */
+/* Buffers one block visit needs beside that. Two regions, whose parts follow each other as backward goes up:
+ *     m (F), then dD | ds | du (D, D, D/2)          dm (F), then d_o | dqk | dv (D, 2D, D) */
 struct scratch {
-    struct mat m;                         /* F: forward, and again in backward */
-    struct mat dm, dD, do_, dqk, dv, ds, du; /* F, D, D, 2D, D, D, D/2 */
-    float *delta;                         /* [rows*H] */
+    struct mat m, xa_down;
+    struct mat dD, ds, du;
+    struct mat dm, d_o, dqk, dv, dxa[PROJ_COUNT]; /* absent without backward; dxa of q, k, v behind dqk and dv */
+    float *delta;                                 /* [rows*H] */
 };
 /* Bytes and views for up to `rows` rows. R = 0: no adapters (xa absent). */
 size_t saved_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows);
 void saved_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows, void *p, struct saved *s);
-size_t scratch_bytes(const struct model_config *c, enum dtype act, int64_t rows, int backward);
-void scratch_view(const struct model_config *c, enum dtype act, int64_t rows, int backward, void *p, struct scratch *t);
+size_t scratch_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows, int backward);
+void scratch_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows, int backward, void *p, struct scratch *t);
+/* Columns that a matrix of layer gradients needs: D, and room for dxa of o and down behind. */
+int64_t gradient_columns(const struct model_config *c, unsigned targets, int64_t R);
+
+/* A layer's weights and adapters as joint operands (backend.h, join), made once for a visit of all chunks. */
+struct joints { struct mat v, qk, o, gu, down; };
+size_t joints_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R);
+void joints_make(struct backend *be, enum dtype act, const struct layer *w, const struct adapter *lora, void *p, struct joints *j);
 
 struct layer_grads { /* full fine-tuning: all fp32 += */
     struct mat proj[PROJ_COUNT], conv1[2], conv2[2];
@@ -46,6 +57,7 @@ struct block {
     const struct rows *rows;
     const struct layer *w;
     const struct adapter *lora;     /* [PROJ_COUNT], or NULL */
+    const struct joints *joints;    /* or NULL */
     const struct layer_grads *grads; /* or NULL: weights are frozen */
     struct dropout drop;            /* site is filled in per projection */
     struct layer_cache *cache;      /* or NULL */

@@ -12,61 +12,72 @@ static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 static unsigned targets(const struct engine_config *c) { return c->lora ? c->lora->config.targets : 0; }
 static int64_t rank(const struct engine_config *c) { return c->lora ? c->lora->config.rank : 0; }
 
+/* What a backend gains from joint operands depends on it: none on the CPU. */
+static int joins(const struct model *m, const struct engine_config *c) {
+    struct backend_info i;
+    m->be->info(m->be->self, &i);
+    return c->join && i.joins;
+}
+
 void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx) {
-    size_t page = (size_t)(c->rows * m->config.D) * dtype_bytes(activation(m->be));
+    size_t element = dtype_bytes(activation(m->be));
     int64_t n = (c->training ? m->config.L + 1 : 2) * c->chunks, resident = c->resident_acts < 0 || c->resident_acts > n ? n : c->resident_acts;
-    *x = (struct pages_config){.name = "layer inputs", .count = n, .page_bytes = page, .resident = resident, .slots = resident < n ? 4 : 0};
-    int all = c->resident_acts < 0;
-    *dx = (struct pages_config){.name = "layer gradients", .count = c->training ? c->chunks : 0, .page_bytes = page,
-                                .resident = all ? c->chunks : 0, .slots = all || !c->training ? 0 : 3};
+    *x = (struct pages_config){.name = "layer inputs", .count = n, .page_bytes = (size_t)(c->rows * m->config.D) * element, .resident = resident, .slots = resident < n ? 4 : 0};
+    *dx = (struct pages_config){.name = "layer gradients", .count = c->training ? c->chunks : 0, .page_bytes = (size_t)(c->rows * gradient_columns(&m->config, targets(c), rank(c))) * element,
+                                .resident = c->chunks};
 }
 
 static struct backend_limits limits(const struct model *m, const struct engine_config *c) {
     const struct model_config *k = &m->config;
     return (struct backend_limits){.rows = c->rows, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H, .K = k->K, .V = k->V,
-                                   .R = rank(c), .trains_weights = c->training && m->trainable_weights};
+                                   .R = rank(c), .trains_weights = c->training && m->trainable_weights, .drops = c->drops, .joined = joins(m, c)};
 }
 
-/* The working set of one chunk: saved activations, scratch, the head's input. */
-static size_t working_set(const struct model *m, const struct engine_config *c, size_t *saved, size_t *scratch, size_t *y) {
+/* The parts of the engine's own block. The head uses saved for its slices of logits, m's region for dy and dm's for y, so that
+ * scratch is laid out for backward even when only losses are wanted. */
+struct parts { size_t saved, scratch, r, joints; };
+static struct parts parts(const struct model *m, const struct engine_config *c) {
     enum dtype act = activation(m->be);
-    *saved = saved_bytes(&m->config, act, targets(c), rank(c), c->rows);
-    *scratch = scratch_bytes(&m->config, act, c->rows, c->training);
-    *y = align256((size_t)(c->rows * m->config.D) * dtype_bytes(act));
-    return *saved + *scratch + *y + align256((size_t)c->rows * 4);
+    const struct model_config *k = &m->config;
+    struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), c->rows), .scratch = scratch_bytes(k, act, targets(c), rank(c), c->rows, 1),
+                      .r = align256((size_t)c->rows * 4), .joints = joins(m, c) ? joints_bytes(k, act, targets(c), rank(c)) : 0};
+    size_t slice = align256(2 * dtype_bytes(act) * (size_t)(k->V + k->D) + 1024); /* a row of logits at least */
+    if (p.saved < slice) p.saved = slice;
+    return p;
 }
 
 int engine_items(const struct model *m, const struct engine_config *c, struct plan_item *items) {
     struct pages_config x, dx;
-    size_t saved, scratch, y, work = working_set(m, c, &saved, &scratch, &y);
+    struct parts p = parts(m, c);
     struct backend_limits l = limits(m, c);
     engine_pages(m, c, &x, &dx);
     items[0] = (struct plan_item){.name = x.name}, items[1] = (struct plan_item){.name = dx.name};
     pages_cost(&x, &items[0].device, &items[0].host), pages_cost(&dx, &items[1].device, &items[1].host);
-    items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)saved * c->keep_layers * c->chunks};
-    items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)work};
-    items[4] = (struct plan_item){.name = "workspace of the ops", .device = (int64_t)m->be->workspace(m->be->self, &l)};
-    return 5;
+    items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)p.saved * c->keep_layers * c->chunks};
+    items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.saved + p.scratch + p.r)};
+    items[4] = (struct plan_item){.name = "a layer's operands", .device = (int64_t)p.joints};
+    items[5] = (struct plan_item){.name = "workspace of the ops", .device = (int64_t)m->be->workspace(m->be->self, &l)};
+    return 6;
 }
 
 int engine_open(struct engine *g, struct model *m, const struct engine_config *c, struct err *e) {
-    *g = (struct engine){.c = *c, .m = m, .be = m->be};
+    *g = (struct engine){.c = *c, .m = m, .be = m->be, .type = activation(m->be)};
     struct pages_config x, dx;
     engine_pages(m, c, &x, &dx);
     if (!(g->x = pages_open(m->be, &x, e)) || (c->training && !(g->dx = pages_open(m->be, &dx, e)))) goto fail;
-    enum dtype act = activation(m->be);
     const struct model_config *k = &m->config;
-    size_t scratch, y, bytes = working_set(m, c, &g->kept_bytes, &scratch, &y), kept = g->kept_bytes * (size_t)(c->keep_layers * c->chunks);
+    struct parts p = parts(m, c);
+    size_t kept = p.saved * (size_t)(c->keep_layers * c->chunks), bytes = p.saved + p.scratch + p.r + p.joints;
+    g->kept_bytes = p.saved;
     if (!(g->memory = m->be->alloc(m->be->self, AT_DEVICE, bytes)) || (kept && !(g->kept = m->be->alloc(m->be->self, AT_DEVICE, kept)))) {
         err_set(e, ERR_RUN, "out of device memory: the working set of a chunk of %lld tokens needs %zu bytes; lower --vram or --cutoff_len",
                 (long long)c->rows, bytes + kept);
         goto fail;
     }
-    char *p = g->memory;
-    saved_view(k, act, targets(c), rank(c), c->rows, p, &g->saved);
-    scratch_view(k, act, c->rows, c->training, p + g->kept_bytes, &g->scratch);
-    g->y = (struct mat){p + g->kept_bytes + scratch, c->rows, k->D, k->D, act};
-    g->r = (float *)(p + g->kept_bytes + scratch + y);
+    saved_view(k, g->type, targets(c), rank(c), c->rows, g->memory, &g->saved);
+    scratch_view(k, g->type, targets(c), rank(c), c->rows, 1, g->memory + p.saved, &g->scratch);
+    g->r = (float *)(g->memory + p.saved + p.scratch);
+    g->joints = p.joints ? g->memory + p.saved + p.scratch + p.r : NULL;
     struct backend_limits l = limits(m, c);
     if (!m->be->reserve(m->be->self, &l, e)) return 0;
 fail:
@@ -97,13 +108,23 @@ void engine_adapters(const struct engine *g, float *value, float *grad, struct a
 static int64_t page_of(const struct engine *g, int64_t l, int64_t c) { return (g->c.training ? l : l & 1) * g->c.chunks + c; }
 
 static struct mat matrix(const struct engine *g, void *data, int64_t rows) {
-    return (struct mat){data, rows, g->m->config.D, g->m->config.D, g->y.type};
+    return (struct mat){data, rows, g->m->config.D, g->m->config.D, g->type};
+}
+static struct mat gradient(const struct engine *g, void *data, int64_t rows) {
+    return (struct mat){data, rows, g->m->config.D, gradient_columns(&g->m->config, targets(&g->c), rank(&g->c)), g->type};
+}
+
+/* The operands of a layer for all chunks of a visit; NULL where calls make their own. */
+static const struct joints *joints_of(struct engine *g, const struct layer *w, const struct adapter *lora, struct joints *j) {
+    if (!g->joints) return NULL;
+    joints_make(g->be, g->type, w, lora, g->joints, j);
+    return j;
 }
 
 static struct saved *saved_of(struct engine *g, int64_t l, int64_t c, struct saved *store) {
     int64_t first = g->m->config.L - g->c.keep_layers;
     if (!g->c.training || l < first) return &g->saved;
-    saved_view(&g->m->config, g->y.type, targets(&g->c), rank(&g->c), g->c.rows,
+    saved_view(&g->m->config, g->type, targets(&g->c), rank(&g->c), g->c.rows,
                g->kept + g->kept_bytes * (size_t)((l - first) * g->c.chunks + c), store);
     return store;
 }
@@ -136,12 +157,14 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         pages_want(m->layers, l + 1);
         if (g->c.adapters) pages_want(g->c.adapters, l + 1);
         engine_adapters(g, value, NULL, lora);
+        struct joints j;
+        const struct joints *joints = joints_of(g, &w, value ? lora : NULL, &j);
         for (int c = 0; c < b->n_chunks; c++) {
             int64_t in = page_of(g, l, c), to = page_of(g, l + 1, c), n = b->chunk[c].rows.N;
             struct mat x = matrix(g, pages_get(g->x, in, PAGE_READ), n), y = matrix(g, pages_get(g->x, to, PAGE_WRITE), n);
             pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : -1);
             struct saved store;
-            struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL,
+            struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL, .joints = joints,
                               .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
             block_forward(&k, x, y);
             pages_put(g->x, in, 0), pages_put(g->x, to, 1);
@@ -159,16 +182,17 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
     for (int c = 0; c < b->n_chunks; c++) {
         const struct chunk *k = &b->chunk[c];
         int64_t page = page_of(g, L, c), n = k->rows.N;
-        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = mat_rows(g->y, 0, n), dy = {0};
+        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = mat_rows(g->scratch.d_o, 0, n), dy = {0};
         struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
         op_norm(g->be, &na);
         if (backward) dy = mat_rows(g->scratch.dD, 0, n);
         op_loss(g->be, &(struct loss_args){.rows = &k->rows, .y = y, .E = model_head(m, outer), .n = k->n_loss, .row = k->row,
                                            .label = k->label, .weight = backward ? k->weight : NULL, .nll = k->nll, .dy = dy,
-                                           .dE = hg ? (struct mat){hg->head, m->config.V, D, D, DT_F32} : (struct mat){0}});
+                                           .dE = hg ? (struct mat){hg->head, m->config.V, D, D, DT_F32} : (struct mat){0},
+                                           .work = g->memory, .work_bytes = g->kept_bytes});
         if (backward) {
             na.dy = dy, na.dg = hg ? hg->norm : NULL;
-            na.dx = matrix(g, pages_get(g->dx, c, PAGE_WRITE), n);
+            na.dx = gradient(g, pages_get(g->dx, c, PAGE_WRITE), n);
             op_norm_bwd(g->be, &na);
             pages_put(g->dx, c, 1);
         }
@@ -184,12 +208,14 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
     struct adapter lora[PROJ_COUNT];
     model_layer(m, l, weights, &w);
     engine_adapters(g, value, grad, lora);
+    struct joints j;
+    const struct joints *joints = joints_of(g, &w, value ? lora : NULL, &j);
     for (int c = 0; c < b->n_chunks; c++) {
         int64_t page = page_of(g, l, c), n = b->chunk[c].rows.N;
-        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), dx = matrix(g, pages_get(g->dx, c, PAGE_READ_WRITE), n);
+        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), dx = gradient(g, pages_get(g->dx, c, PAGE_READ_WRITE), n);
         pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l ? page_of(g, l - 1, 0) : -1);
         struct saved store;
-        struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL, .grads = lg,
+        struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL, .joints = joints, .grads = lg,
                           .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
         int kept = k.s != &g->saved;
         if (!kept) block_forward(&k, x, (struct mat){0});
@@ -201,7 +227,7 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
 void engine_embed_backward(struct engine *g, const struct batch *b, const struct head_grads *hg) {
     const struct model_config *k = &g->m->config;
     for (int c = 0; c < b->n_chunks; c++) {
-        struct mat dy = matrix(g, pages_get(g->dx, c, PAGE_READ), b->chunk[c].rows.N);
+        struct mat dy = gradient(g, pages_get(g->dx, c, PAGE_READ), b->chunk[c].rows.N);
         op_embed_bwd(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = b->chunk[c].ids, .dy = dy,
                                                  .dE = {hg->embed, k->V, k->D, k->D, DT_F32}, .skip = (int32_t)(k->pad < k->V ? k->pad : -1)});
         pages_put(g->dx, c, 0);

@@ -19,6 +19,8 @@ struct engine_config {
     int training;              /* x of every layer is kept, gradients flow */
     int64_t keep_layers;       /* the last so many layers keep what backward needs instead of recomputing it */
     int64_t resident_acts;     /* of the pages of x that live on the device; < 0 = all */
+    int join;                  /* a layer's operands are made once per visit (backend.h, join) */
+    int drops;                 /* dropout will be asked for */
     const struct lora *lora;   /* shapes of the adapter, or NULL */
     struct pages *adapters;    /* [L] fp32 pages of lora->layer_floats, or NULL */
 };
@@ -28,11 +30,12 @@ struct engine {
     struct backend *be;
     struct pages *x;           /* training: [(L+1) * chunks], else [2 * chunks]; page l*chunks + c */
     struct pages *dx;          /* training: [chunks] */
-    void *memory;              /* saved + scratch + head, one block */
+    char *memory;              /* saved, scratch, r, joints: one block */
     struct saved saved;
     struct scratch scratch;
-    struct mat y;              /* (rows, D) input of the head */
-    float *r;                  /* [rows] */
+    float *r;                  /* [rows] of the head's norm */
+    void *joints;              /* or NULL */
+    enum dtype type;           /* of activations */
     char *kept;                /* [keep_layers * chunks] saved sets */
     size_t kept_bytes;
 };

@@ -24,7 +24,7 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     int64_t R = lora ? lora->config.rank : 0;
     size_t qk = align256((size_t)(capacity * 2 * c->D) * size), v = align256((size_t)(capacity * c->D) * size), row = align256((size_t)c->D * size);
     size_t layer = qk + v + 2 * row, x = align256((size_t)(g->rows * c->D) * size), saved = saved_bytes(c, act, targets, R, g->rows);
-    size_t scratch = scratch_bytes(c, act, g->rows, 0), total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
+    size_t scratch = scratch_bytes(c, act, targets, R, g->rows, 0), total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
     g->layer = sys_alloc_array((size_t)c->L, sizeof *g->layer, "layer caches", e);
     g->logits = sys_alloc_array((size_t)c->V, sizeof *g->logits, "logits", e);
     g->raw = be->alloc(be->self, AT_HOST, (size_t)c->V * size);
@@ -42,7 +42,7 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
         g->layer[l] = (struct layer_cache){.qk = {p, capacity, 2 * c->D, 2 * c->D, act}, .v = {p + qk, capacity, c->D, c->D, act},
                                            .a = {p + qk + v, 1, c->D, c->D, act}, .u = {p + qk + v + row, 1, c->D / 2, c->D / 2, act}};
     saved_view(c, act, targets, R, g->rows, p, &g->saved);
-    scratch_view(c, act, g->rows, 0, p + saved, &g->scratch);
+    scratch_view(c, act, targets, R, g->rows, 0, p + saved, &g->scratch);
     p += saved + scratch;
     g->x = (struct mat){p, g->rows, c->D, c->D, act}, g->y = (struct mat){p + x, g->rows, c->D, c->D, act};
     g->out = (struct mat){p + 2 * x, 1, c->V, c->V, act};

@@ -26,7 +26,7 @@ static void most_that_fits(const struct plan_request *r, plan_cost *cost, void *
 static int rungs(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, int64_t rows, int stream) {
     int last = r->training ? 4 : 1;
     for (int rung = stream ? last : 1; rung <= last; rung++) {
-        p->choice = (struct plan_choice){.rows = rows, .resident_layers = stream ? 0 : r->layers,
+        p->choice = (struct plan_choice){.rows = rows, .join = 1, .resident_layers = stream ? 0 : r->layers,
                                          .keep_layers = r->keep_all ? r->layers : 0,
                                          .state_on_host = rung >= 2 && r->may_page_state,
                                          .acts_on_host = rung >= 3, .values_on_host = rung >= 4};

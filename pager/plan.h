@@ -21,6 +21,7 @@ struct plan_choice {
     int64_t keep_layers;
     int64_t resident_layers;
     int acts_on_host, state_on_host, values_on_host;
+    int join;                /* a layer's operands are made once per visit */
 };
 struct plan_item { const char *name; int64_t device, host; };
 enum { PLAN_ITEMS = 12 };

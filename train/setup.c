@@ -131,7 +131,7 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
         t->chunks_at = c->rows;
     }
     *k = (struct engine_config){.rows = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
-                                .resident_acts = c->acts_on_host ? 0 : -1, .lora = setup_is_lora(t) ? &t->lora : NULL};
+                                .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .lora = setup_is_lora(t) ? &t->lora : NULL};
 }
 
 static struct plan_item pages_item(const struct pages_config *c, const char *name) {

@@ -114,7 +114,7 @@ void cpu_filter_bwd(void *self, const struct filter_args *a) {
     if (!a->dx.data) return;
     int64_t out = a->w1.rows;
     product_run(cpu, &(struct product){
-        .M = a->dx.rows, .N = a->dx.cols, .c = mat_f32(&a->dx), .ldc = a->dx.ld, .accumulate = a->accumulate, .n_terms = 2,
+        .M = a->dx.rows, .N = a->dx.cols, .c = mat_f32(&a->dx), .ldc = a->dx.ld, .add = a->dx_add.data ? mat_f32(&a->dx_add) : NULL, .ld_add = a->dx_add.ld, .n_terms = 2,
         .term = {{.a = dy, .b = {.w = &a->w1}, .b_by_k = 1, .K = out, .alpha = 1},
                  {.a = shifted(dy, a->rows, +1), .b = {.w = &a->w0}, .b_by_k = 1, .K = out, .alpha = 1}}});
 }

@@ -18,7 +18,7 @@ static void info(void *self, struct backend_info *out) {
     size_t free_bytes = 0, total = 0;
     CUDA_TRY(c, cudaMemGetInfo(&free_bytes, &total));
     memset(out, 0, sizeof *out);
-    out->activation = DT_BF16;
+    out->activation = DT_BF16, out->joins = 1;
     out->free_bytes = (int64_t)free_bytes, out->total_bytes = (int64_t)total;
     snprintf(out->name, sizeof out->name, "cuda");
     snprintf(out->detail, sizeof out->detail, "%.100s, sm_%d%d, %d multiprocessors", c->props.name, c->props.major, c->props.minor, c->sms);
@@ -132,7 +132,7 @@ extern "C" __attribute__((visibility("default"))) struct backend *qlora_backend(
     t.version = BACKEND_VERSION, t.self = c, t.info = info, t.alloc = alloc, t.release = release, t.put = put, t.get = get, t.copy = copy, t.zero = zero;
     t.mark = mark, t.wait = wait, t.wait_host = wait_host, t.sync = sync, t.workspace = workspace, t.reserve = reserve, t.close = close_cuda;
     t.embed = cuda_embed, t.embed_bwd = cuda_embed_bwd, t.norm = cuda_norm, t.norm_bwd = cuda_norm_bwd, t.linear = cuda_linear, t.linear_bwd = cuda_linear_bwd;
-    t.filter = cuda_filter, t.filter_bwd = cuda_filter_bwd, t.rope = cuda_rope, t.attend = cuda_attend, t.attend_bwd = cuda_attend_bwd;
+    t.join = cuda_join, t.filter = cuda_filter, t.filter_bwd = cuda_filter_bwd, t.rope = cuda_rope, t.attend = cuda_attend, t.attend_bwd = cuda_attend_bwd;
     t.gate = cuda_gate, t.gate_bwd = cuda_gate_bwd, t.loss = cuda_loss, t.adam = cuda_adam, t.sqsum = cuda_sqsum;
     c->table = t;
     if (!start(c, e)) return &c->table;

@@ -19,7 +19,7 @@ enum { TICKETS = 1024, GEMM_CACHE = 256, SQSUM_PIECES = 32768 };
 
 struct gemm_key { /* one product: c(m,n) = alpha op(a) op(b) + beta c, all row-major */
     int64_t m, n, k, lda, ldb, ldc, ld_add, batch, stride_a, stride_b, stride_c; /* ld_add 0: nothing is added */
-    int64_t ta, tb, c_f32;
+    int64_t ta, tb, c_f32, bias;
 };
 struct gemm_plan {
     struct gemm_key key;
@@ -44,18 +44,16 @@ struct cuda {
     struct backend_limits limits;
     void *lt_work;
     size_t lt_work_bytes;
-    bf16 *w16;           /* unpacked weights of one linear: LINEAR_MAX * largest matrix */
+    bf16 *w16;           /* joint operand of a call that brings none */
     size_t w16_elements;
-    bf16 *a16, *b16;     /* adapters of one linear in bf16: (LINEAR_MAX R, widest), (widest, R) each */
-    bf16 *rank;          /* (rows, R) dy B */
+    bf16 *rank;          /* (rows, LINEAR_MAX R) s dy B of calls that bring no room for it */
     bf16 *dropped;       /* (rows, widest) drop(x) */
     float *partial;      /* sums by sequence before they are added in order */
     size_t partial_elements;
-    bf16 *shift;         /* (rows, D) product of shifted rows in filter */
+    bf16 *taps, *bias;   /* (2, D/2, D) and [D] of the filter, when they are fp32 */
     double *pieces;      /* [SQSUM_PIECES] */
     void *maps;          /* bw8_signed, bw8_unsigned: [2 * 256] fp32, own memory */
-    bf16 *logits, *loss_y, *loss_e; /* (loss_rows, V), (loss_rows, D), (V, D) when E is fp32 */
-    int64_t loss_rows;
+    bf16 *loss_e;        /* (V, D) when E is fp32 */
     struct err failure;  /* first asynchronous failure, for sync */
 };
 
@@ -81,12 +79,16 @@ struct gemm {
     int64_t m, n, k, lda, ldb, ldc, ld_add;
     int ta, tb, c_f32;
     float alpha;
+    const bf16 *bias;        /* [n] added to every row, or NULL */
     int64_t batch, stride_a, stride_b, stride_c; /* batch 0 or 1: one product */
 };
 void cuda_gemm(struct cuda *c, const struct gemm *g);
 /* w in bf16, rows*cols contiguous: w.data itself when it is bf16, else unpacked into dst. */
 const bf16 *cuda_unpack(struct cuda *c, const struct weight *w, bf16 *dst);
-/* fp32 -> bf16 and (rows, cols) strided copies */
+/* The same, always written, into rows of ld >= cols elements. */
+void cuda_unpack_to(struct cuda *c, const struct weight *w, bf16 *dst, int64_t ld);
+/* dst = bf16(scale src), (rows, cols) into rows of ld elements; src is contiguous. */
+void cuda_adapter_to(struct cuda *c, const float *src, int64_t rows, int64_t cols, float scale, bf16 *dst, int64_t ld);
 void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
 
 /* Workspace each file needs: bytes for limits; `at` NULL: count only, else cut the parts from there. */
@@ -102,6 +104,7 @@ void cuda_norm(void *self, const struct norm_args *a);
 void cuda_norm_bwd(void *self, const struct norm_args *a);
 void cuda_linear(void *self, const struct linear_args *a);
 void cuda_linear_bwd(void *self, const struct linear_args *a);
+void cuda_join(void *self, const struct join_args *a);
 void cuda_filter(void *self, const struct filter_args *a);
 void cuda_filter_bwd(void *self, const struct filter_args *a);
 void cuda_rope(void *self, const struct rope_args *a);

@@ -1,7 +1,7 @@
 /* backend/cuda/gemm.cu - matrix products by cublasLt: row-major, bf16 operands, fp32 accumulation.
  *
- * The heuristic is asked once per shape and its choice kept, so a shape always runs the same kernel. Sums split over K are
- * allowed only where the parts are added in a fixed order (through the workspace): the same bits on every run. */
+ * The heuristic is asked once per shape and its choice kept, so a shape always runs the same kernel. Sums are never split over
+ * K: a row's bits then depend neither on how many rows the product has nor on the run. */
 #include "backend/cuda/cuda_internal.h"
 #include <string.h>
 
@@ -40,9 +40,11 @@ static struct gemm_plan *plan_of(struct cuda *c, const struct gemm_key *k) {
         /* columns first: C'(n,m) = op(b)' op(a)' */
         lt(c, cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSA, &opb, sizeof opb), "a product") ||
         lt(c, cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_TRANSB, &opa, sizeof opa), "a product")) return NULL;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    if (k->bias && lt(c, cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue), "a bias")) return NULL;
     cublasLtMatmulPreference_t pref;
     cublasLtMatmulHeuristicResult_t best;
-    uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
     int found = 0;
     if (lt(c, cublasLtMatmulPreferenceCreate(&pref), "a preference")) return NULL;
     cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &c->lt_work_bytes, sizeof c->lt_work_bytes);
@@ -59,10 +61,11 @@ void cuda_gemm(struct cuda *c, const struct gemm *g) {
     struct gemm_key k;
     memset(&k, 0, sizeof k); /* padding too: keys are compared as bytes */
     k.m = g->m, k.n = g->n, k.k = g->k, k.lda = g->lda, k.ldb = g->ldb, k.ldc = g->ldc, k.ld_add = g->add ? g->ld_add : 0;
-    k.batch = g->batch, k.stride_a = g->stride_a, k.stride_b = g->stride_b, k.stride_c = g->stride_c, k.ta = g->ta, k.tb = g->tb, k.c_f32 = g->c_f32;
+    k.batch = g->batch, k.stride_a = g->stride_a, k.stride_b = g->stride_b, k.stride_c = g->stride_c, k.ta = g->ta, k.tb = g->tb, k.c_f32 = g->c_f32, k.bias = g->bias != NULL;
     if (!g->m || !g->n || c->failure.code) return;
     struct gemm_plan *p = plan_of(c, &k);
     if (!p) return;
+    if (g->bias && lt(c, cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias), "a bias")) return;
     float beta = g->add ? 1.0f : 0.0f;
     lt(c, cublasLtMatmul(c->lt, p->op, &g->alpha, g->b, p->b, g->a, p->a, &beta, g->add ? g->add : g->c, p->add, g->c, p->c, &p->algo, c->lt_work, c->lt_work_bytes, cuda_stream(c)), "a product");
 }

@@ -1,8 +1,9 @@
 /* backend/cuda/linear.cu - linear maps with adapters, and the localized filter, as cublasLt products.
  *
- * The frozen weight is unpacked to bf16 just before its product (cuda_unpack); outputs that share x and lie side by side
- * (q|k) are one product over both weights, and their adapters' A one product too. The low-rank branch is added by a second
- * product into y: xa is needed for backward anyway.
+ * A linear works on its joint operand [W sB; A 0] in bf16, which the caller made once for a layer's visit (join) or which is
+ * made here for one call. Outputs that share x (q|k, gate|up) are one product, and where xa lies behind x and dxa behind dy the
+ * adapter is R more columns of K: 3 % more arithmetic at rank 64 instead of reading and writing y again. Otherwise (dropout,
+ * odd ranks) the branch is a product of its own.
  *
  * Gradients of A, B and W are sums over tokens: one product per sequence, added in order, so that they do not depend on how
  * sequences are grouped into chunks. */
@@ -47,68 +48,124 @@ static void dropped(struct cuda *c, const struct rows *rows, const struct dropou
     }
 }
 
+/* ---- the joint operand ---- */
+
+/* [W_0 s_0B_0 0; W_1 0 s_1B_1; A_0 0 0; A_1 0 0]: bytes of all W as stored in, 2 out. */
+void cuda_join(void *self, const struct join_args *a) {
+    struct cuda *c = (struct cuda *)self;
+    int64_t rows, cols, in = a->part[0].w.cols, ld = a->to.ld, row = 0, rank = 0;
+    bf16 *to = data16(&a->to);
+    join_shape(a, &rows, &cols);
+    if (cols > in) CUDA_TRY(c, cudaMemset2DAsync(to + in, (size_t)ld * 2, 0, (size_t)(cols - in) * 2, (size_t)rows, cuda_stream(c)));
+    for (int i = 0; i < a->n; i++) {
+        cuda_unpack_to(c, &a->part[i].w, to + row * ld, ld);
+        const struct adapter *l = &a->part[i].lora;
+        if (l->A.data) cuda_adapter_to(c, (const float *)l->B.data, l->B.rows, l->B.cols, l->scale, to + row * ld + in + rank, ld), rank += l->B.cols;
+        row += a->part[i].w.rows;
+    }
+    for (int i = 0; i < a->n; i++) {
+        const struct adapter *l = &a->part[i].lora;
+        if (l->A.data) cuda_adapter_to(c, (const float *)l->A.data, l->A.rows, l->A.cols, 1, to + row * ld, ld), row += l->A.rows;
+    }
+}
+
+/* A call's frozen operands, all of leading dimension ld: W_i (out, in), s_iB_i (out, R), A_i (R, in), and whether they lie in
+ * one joint operand. */
+struct frozen {
+    const bf16 *W[LINEAR_MAX], *B[LINEAR_MAX], *A[LINEAR_MAX];
+    int64_t R[LINEAR_MAX], ld, out, rank; /* out, rank: sums over the outputs */
+    int joint;
+};
+static struct frozen frozen(struct cuda *c, const struct linear_args *a) {
+    struct frozen f = {};
+    int64_t in = a->x.cols, row = 0, rank = 0;
+    struct join_args j = {};
+    j.n = a->n, j.to = a->joint;
+    for (int i = 0; i < a->n; i++) {
+        const struct linear_out *o = &a->out[i];
+        f.R[i] = has_lora(o) ? o->lora.A.rows : 0;
+        f.out += o->w.rows, f.rank += f.R[i];
+        j.part[i].w = o->w, j.part[i].lora = o->lora;
+    }
+    const struct weight *w = &a->out[0].w;
+    if (!a->joint.data && !f.rank && w->format == W_BF16 && (a->n == 1 || (a->out[1].w.format == W_BF16 && (const bf16 *)a->out[1].w.data == (const bf16 *)w->data + w->rows * in))) {
+        f.ld = in, f.joint = 1; /* nothing to make */
+        f.W[0] = (const bf16 *)w->data, f.W[1] = f.W[0] + w->rows * in;
+        return f;
+    }
+    if (!j.to.data) {
+        struct mat to = {c->w16, 0, 0, 0, DT_BF16};
+        join_shape(&j, &to.rows, &to.cols);
+        to.ld = (to.cols + 7) / 8 * 8;
+        ASSERT((size_t)(to.rows * to.ld) <= c->w16_elements, "(%lld,%lld) of %zu elements", (long long)to.rows, (long long)to.cols, c->w16_elements);
+        j.to = to;
+        cuda_join(c, &j);
+    }
+    const bf16 *p = data16(&j.to);
+    f.ld = j.to.ld, f.joint = 1;
+    for (int i = 0; i < a->n; i++) {
+        f.W[i] = p + row * f.ld, f.B[i] = f.W[i] + in + rank, f.A[i] = p + (f.out + rank) * f.ld;
+        row += a->out[i].w.rows, rank += f.R[i];
+    }
+    return f;
+}
+
 /* ---- products ---- */
 
 /* y(N,out) = alpha x(N,in) w(out,in)ᵀ (+ add) */
-static void forward(struct cuda *c, const bf16 *x, int64_t ldx, const bf16 *w, int64_t ldw, struct mat y, const bf16 *add, int64_t ld_add, int64_t N, int64_t in, float alpha) {
+static void forward(struct cuda *c, const bf16 *x, int64_t ldx, const bf16 *w, int64_t ldw, bf16 *y, int64_t ldy, const struct mat *add, int64_t N, int64_t in, int64_t out) {
     struct gemm g = {};
-    g.a = x, g.lda = ldx, g.b = w, g.ldb = ldw, g.tb = 1, g.c = y.data, g.ldc = y.ld, g.add = add, g.ld_add = ld_add, g.m = N, g.n = y.cols, g.k = in, g.alpha = alpha;
+    g.a = x, g.lda = ldx, g.b = w, g.ldb = ldw, g.tb = 1, g.c = y, g.ldc = ldy, g.m = N, g.n = out, g.k = in, g.alpha = 1;
+    if (add && add->data) g.add = add->data, g.ld_add = add->ld;
     cuda_gemm(c, &g);
 }
-/* dx(N,in) (=|+=) alpha dy(N,out) w(out,in) */
-static void backward(struct cuda *c, const bf16 *dy, int64_t ldy, const bf16 *w, int64_t ldw, bf16 *dx, int64_t ldx, int64_t N, int64_t out, int64_t in, float alpha, int add) {
+/* dx(N,in) (=|+=) dy(N,out) w(out,in) */
+static void backward(struct cuda *c, const bf16 *dy, int64_t ldy, const bf16 *w, int64_t ldw, bf16 *dx, int64_t ldx, int64_t N, int64_t out, int64_t in, int add) {
     struct gemm g = {};
-    g.a = dy, g.lda = ldy, g.b = w, g.ldb = ldw, g.c = dx, g.ldc = ldx, g.add = add ? dx : NULL, g.ld_add = ldx, g.m = N, g.n = in, g.k = out, g.alpha = alpha;
+    g.a = dy, g.lda = ldy, g.b = w, g.ldb = ldw, g.c = dx, g.ldc = ldx, g.add = add ? dx : NULL, g.ld_add = ldx, g.m = N, g.n = in, g.k = out, g.alpha = 1;
     cuda_gemm(c, &g);
 }
 
-/* sum[i] += Σ_s part[s][i] in order of s */
-__global__ static void add_parts(float *sum, int64_t ld, int64_t cols, const float *part, int64_t n, int parts) {
+/* sum[i] += Σ_s part[s][i] in order of s; parts lie `stride` apart */
+__global__ static void add_parts(float *sum, int64_t ld, int64_t cols, const float *part, int64_t n, int64_t stride, int parts) {
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS) {
         float *to = &sum[i / cols * ld + i % cols], s = *to;
-        for (int k = 0; k < parts; k++) s += part[k * n + i];
+        for (int k = 0; k < parts; k++) s += part[k * stride + i];
         *to = s;
     }
 }
 
-/* dW(out,in) += alpha Σ_t dy[t]ᵀ x[t], sequence by sequence: one batched product when all are of one length and the parts
- * fit the workspace, else one after the other. */
-static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *dy, int64_t ldy, const bf16 *x, int64_t ldx, const struct mat *dW, float alpha) {
+/* dW_i(rows_i,cols) += alpha Σ_t a[t]ᵀ b[t] for the n matrices whose columns of `a` lie side by side. Sequence by sequence: one
+ * batched product when all are of one length and the parts fit the workspace, else one after the other. */
+static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *dW, int n, float alpha) {
     struct gemm g = {};
-    int64_t n = dW->rows * dW->cols, length = r->seq_start[1], fit = (int64_t)c->partial_elements / n;
-    int equal = r->N == length * r->n_seqs;
-    g.lda = ldy, g.ta = 1, g.ldb = ldx, g.m = dW->rows, g.n = dW->cols, g.alpha = alpha, g.c_f32 = 1;
-    if (equal && r->n_seqs > 1 && fit > 1) {
+    int64_t rows = 0, cols = dW->cols, length = r->seq_start[1];
+    for (int i = 0; i < n; i++) rows += dW[i].rows;
+    int64_t size = rows * cols, fit = (int64_t)c->partial_elements / size;
+    g.lda = ld_left, g.ta = 1, g.ldb = ld_right, g.n = cols, g.alpha = alpha, g.c_f32 = 1;
+    if (r->N == length * r->n_seqs && fit > 1 && (n > 1 || r->n_seqs > 1)) {
         for (int s = 0; s < r->n_seqs; s += (int)fit) {
             int k = r->n_seqs - s < fit ? r->n_seqs - s : (int)fit;
-            g.a = dy + s * length * ldy, g.b = x + s * length * ldx, g.c = c->partial, g.ldc = dW->cols, g.k = length;
-            g.batch = k, g.stride_a = length * ldy, g.stride_b = length * ldx, g.stride_c = n;
+            g.a = left + s * length * ld_left, g.b = right + s * length * ld_right, g.c = c->partial, g.ldc = cols, g.m = rows, g.k = length;
+            g.batch = k, g.stride_a = length * ld_left, g.stride_b = length * ld_right, g.stride_c = size;
             cuda_gemm(c, &g);
-            int64_t blocks = ceil_div(n, THREADS);
-            add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>((float *)dW->data, dW->ld, dW->cols, c->partial, n, k);
-            CUDA_LAUNCHED(c);
+            const float *part = c->partial;
+            for (int i = 0; i < n; i++) {
+                int64_t here = dW[i].rows * cols, blocks = ceil_div(here, THREADS);
+                add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>((float *)dW[i].data, dW[i].ld, cols, part, here, size, k);
+                CUDA_LAUNCHED(c);
+                part += here;
+            }
         }
         return;
     }
-    for (int s = 0; s < r->n_seqs; s++) {
-        int64_t first = r->seq_start[s];
-        g.a = dy + first * ldy, g.b = x + first * ldx, g.k = r->seq_start[s + 1] - first;
-        g.c = dW->data, g.add = dW->data, g.ldc = g.ld_add = dW->ld;
-        cuda_gemm(c, &g);
-    }
-}
-
-/* The adapters of all outputs in bf16: A stacked (n R, in), B one behind the other. */
-static void adapters(struct cuda *c, const struct linear_args *a, const bf16 *A[LINEAR_MAX], const bf16 *B[LINEAR_MAX]) {
-    bf16 *at = c->a16, *bt = c->b16;
-    for (int i = 0; i < a->n; i++) {
-        const struct adapter *l = &a->out[i].lora;
-        if (!has_lora(&a->out[i])) continue;
-        A[i] = at, B[i] = bt;
-        cuda_to_bf16(c, at, (const float *)l->A.data, l->A.rows * l->A.cols);
-        cuda_to_bf16(c, bt, (const float *)l->B.data, l->B.rows * l->B.cols);
-        at += l->A.rows * l->A.cols, bt += l->B.rows * l->B.cols;
-    }
+    for (int i = 0; i < n; i++, left += dW[i - 1].rows)
+        for (int s = 0; s < r->n_seqs; s++) {
+            int64_t first = r->seq_start[s];
+            g.a = left + first * ld_left, g.b = right + first * ld_right, g.k = r->seq_start[s + 1] - first, g.m = dW[i].rows;
+            g.c = dW[i].data, g.add = dW[i].data, g.ldc = g.ld_add = dW[i].ld;
+            cuda_gemm(c, &g);
+        }
 }
 
 /* drop(x) of output i: x itself without dropout. */
@@ -120,101 +177,113 @@ static const bf16 *input(struct cuda *c, const struct linear_args *a, int i, int
     dropped(c, a->rows, &o->drop, 0, data16(&a->x), a->x.ld, c->dropped, a->x.cols, a->x.rows, a->x.cols);
     return c->dropped;
 }
-
-/* Weights of all outputs in bf16, one behind the other where they had to be unpacked. */
-static void weights(struct cuda *c, const struct linear_args *a, const bf16 *W[LINEAR_MAX]) {
-    bf16 *at = c->w16;
-    for (int i = 0; i < a->n; i++) {
-        const struct weight *w = &a->out[i].w;
-        W[i] = cuda_unpack(c, w, at);
-        if (W[i] == at) at += w->rows * w->cols;
-    }
+static int drops(const struct linear_args *a) {
+    for (int i = 0; i < a->n; i++)
+        if (has_lora(&a->out[i]) && a->out[i].drop.p > 0) return 1;
+    return 0;
 }
 
-/* Both outputs as one: their results and their weights lie side by side. */
-static int adjacent(const struct linear_args *a, const bf16 *const W[LINEAR_MAX], const struct mat *y0, const struct mat *y1) {
-    return a->n == 2 && y0->data && y1->data && y0->ld == y1->ld && data16(y1) == data16(y0) + y0->cols && W[1] == W[0] + a->out[0].w.rows * a->x.cols &&
-           !a->out[0].add.data && !a->out[1].add.data;
+/* Do the branches' matrices lie behind the columns of `first`, in order? */
+static int behind(const struct linear_args *a, const struct mat *first, int64_t cols, int gradient) {
+    const bf16 *at = data16(first) + cols;
+    for (int i = 0; i < a->n; i++) {
+        const struct mat *m = gradient ? &a->out[i].dxa : &a->out[i].xa;
+        if (!has_lora(&a->out[i])) continue;
+        if (data16(m) != at || m->ld != first->ld) return 0;
+        at += m->cols;
+    }
+    return 1;
+}
+/* Are the outputs' y (gradient: dy) one matrix? */
+static int side_by_side(const struct linear_args *a, int gradient) {
+    if (a->n == 1) return 1;
+    const struct mat *y0 = gradient ? &a->out[0].dy : &a->out[0].y, *y1 = gradient ? &a->out[1].dy : &a->out[1].y;
+    return y0->data && y1->data && y0->ld == y1->ld && data16(y1) == data16(y0) + y0->cols && (gradient || (!a->out[0].add.data && !a->out[1].add.data));
 }
 
 void cuda_linear(void *self, const struct linear_args *a) {
     struct cuda *c = (struct cuda *)self;
-    const bf16 *A[LINEAR_MAX] = {}, *B[LINEAR_MAX] = {}, *W[LINEAR_MAX] = {};
+    struct frozen f = frozen(c, a);
     int64_t N = a->x.rows, in = a->x.cols, ld;
-    adapters(c, a, A, B);
-    for (int i = 0; i < a->n; i++) { /* xa = drop(x) Aᵀ */
-        if (!has_lora(&a->out[i])) continue;
-        const bf16 *x = input(c, a, i, &ld);
-        forward(c, x, ld, A[i], in, a->out[i].xa, NULL, 0, N, in, 1);
-    }
+    const bf16 *x = data16(&a->x);
+    int tail = behind(a, &a->x, in, 0);
+    if (f.rank && tail && !drops(a)) forward(c, x, a->x.ld, f.A[0], f.ld, (bf16 *)x + in, a->x.ld, NULL, N, in, f.rank); /* all xa at once */
+    else
+        for (int i = 0; i < a->n; i++)
+            if (f.R[i]) {
+                const bf16 *from = input(c, a, i, &ld);
+                forward(c, from, ld, f.A[i], f.ld, data16(&a->out[i].xa), a->out[i].xa.ld, NULL, N, in, f.R[i]);
+            }
     if (!a->out[0].y.data) return;
-    weights(c, a, W);
-    if (adjacent(a, W, &a->out[0].y, &a->out[1].y)) {
-        struct mat both = a->out[0].y;
-        both.cols += a->out[1].y.cols;
-        forward(c, data16(&a->x), a->x.ld, W[0], in, both, NULL, 0, N, in, 1);
-    } else
-        for (int i = 0; i < a->n; i++) forward(c, data16(&a->x), a->x.ld, W[i], in, a->out[i].y, data16(&a->out[i].add), a->out[i].add.ld, N, in, 1);
-    for (int i = 0; i < a->n; i++) { /* y += s xa Bᵀ */
+    if (tail && side_by_side(a, 0)) { /* [x | xa] [W | sB]ᵀ */
+        forward(c, x, a->x.ld, f.W[0], f.ld, data16(&a->out[0].y), a->out[0].y.ld, &a->out[0].add, N, in + f.rank, f.out);
+        return;
+    }
+    for (int i = 0; i < a->n; i++) {
         const struct linear_out *o = &a->out[i];
-        if (has_lora(o)) forward(c, data16(&o->xa), o->xa.ld, B[i], o->lora.B.cols, o->y, data16(&o->y), o->y.ld, N, o->lora.B.cols, o->lora.scale);
+        forward(c, x, a->x.ld, f.W[i], f.ld, data16(&o->y), o->y.ld, &o->add, N, in, o->w.rows);
+        if (f.R[i]) forward(c, data16(&o->xa), o->xa.ld, f.B[i], f.ld, data16(&o->y), o->y.ld, &o->y, N, f.R[i], o->w.rows);
     }
 }
 
 void cuda_linear_bwd(void *self, const struct linear_args *a) {
     struct cuda *c = (struct cuda *)self;
-    const bf16 *A[LINEAR_MAX] = {}, *B[LINEAR_MAX] = {}, *W[LINEAR_MAX] = {};
+    struct frozen f = frozen(c, a);
+    const struct linear_out *o = a->out;
     int64_t N = a->x.rows, in = a->x.cols, ld;
-    adapters(c, a, A, B);
-    int add = a->accumulate;
-    if (a->dx.data) {
-        weights(c, a, W);
-        const struct linear_out *o = a->out;
-        int stacked = a->n == 2 && o[0].dy.ld == o[1].dy.ld && data16(&o[1].dy) == data16(&o[0].dy) + o[0].dy.cols && W[1] == W[0] + o[0].w.rows * in;
-        for (int i = 0; i < (stacked ? 1 : a->n); i++) {
-            int64_t out = o[i].w.rows + (stacked ? o[1].w.rows : 0);
-            backward(c, data16(&o[i].dy), o[i].dy.ld, W[i], in, data16(&a->dx), a->dx.ld, N, out, in, 1, add);
-            add = 1;
+    bf16 *dx = data16(&a->dx), *g[LINEAR_MAX] = {}; /* g_i = s dy_i B_i */
+    int64_t ld_g = a->n * c->limits.R;
+    int one = side_by_side(a, 1), fold = one && behind(a, &o[0].dy, f.out, 1) && !drops(a);
+    if (f.rank && fold) {
+        g[0] = data16(&o[0].dy) + f.out, g[1] = g[0] + f.R[0], ld_g = o[0].dy.ld;
+        backward(c, data16(&o[0].dy), ld_g, f.W[0] + in, f.ld, g[0], ld_g, N, f.out, f.rank, 0);
+    } else
+        for (int i = 0; i < a->n; i++)
+            if (f.R[i]) {
+                g[i] = c->rank + i * c->limits.R;
+                backward(c, data16(&o[i].dy), o[i].dy.ld, f.B[i], f.ld, g[i], ld_g, N, o[i].w.rows, f.R[i], 0);
+            }
+    if (dx && fold) backward(c, data16(&o[0].dy), o[0].dy.ld, f.W[0], f.ld, dx, a->dx.ld, N, f.out + f.rank, in, a->accumulate); /* [dy | g] [W; A] */
+    else if (dx) {
+        int add = a->accumulate;
+        for (int i = 0; i < a->n; i++, add = 1) backward(c, data16(&o[i].dy), o[i].dy.ld, f.W[i], f.ld, dx, a->dx.ld, N, o[i].w.rows, in, add);
+        for (int i = 0; i < a->n; i++) {
+            if (!f.R[i]) continue;
+            if (o[i].drop.p <= 0) backward(c, g[i], ld_g, f.A[i], f.ld, dx, a->dx.ld, N, f.R[i], in, 1);
+            else {
+                backward(c, g[i], ld_g, f.A[i], f.ld, c->dropped, in, N, f.R[i], in, 0);
+                dropped(c, a->rows, &o[i].drop, 1, c->dropped, in, dx, a->dx.ld, N, in);
+            }
         }
     }
     for (int i = 0; i < a->n; i++) {
-        const struct linear_out *o = &a->out[i];
-        const struct adapter *l = &o->lora;
-        if (o->dW.data) weight_gradient(c, a->rows, data16(&o->dy), o->dy.ld, data16(&a->x), a->x.ld, &o->dW, 1);
-        if (!has_lora(o)) continue;
-        int64_t out = o->w.rows, R = l->B.cols;
-        backward(c, data16(&o->dy), o->dy.ld, B[i], R, c->rank, R, N, out, R, 1, 0); /* dyB (N,R) */
-        if (l->dB.data) weight_gradient(c, a->rows, data16(&o->dy), o->dy.ld, data16(&o->xa), o->xa.ld, &l->dB, l->scale);
-        if (l->dA.data) {
-            const bf16 *x = input(c, a, i, &ld);
-            weight_gradient(c, a->rows, c->rank, R, x, ld, &l->dA, l->scale);
-        }
-        if (!a->dx.data) continue;
-        if (o->drop.p <= 0) backward(c, c->rank, R, A[i], in, data16(&a->dx), a->dx.ld, N, R, in, l->scale, 1);
-        else {
-            backward(c, c->rank, R, A[i], in, c->dropped, in, N, R, in, l->scale, 0);
-            dropped(c, a->rows, &o->drop, 1, c->dropped, in, data16(&a->dx), a->dx.ld, N, in);
-        }
+        if (o[i].dW.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&a->x), a->x.ld, &o[i].dW, 1, 1);
+        if (f.R[i] && o[i].lora.dB.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&o[i].xa), o[i].xa.ld, &o[i].lora.dB, 1, o[i].lora.scale);
     }
+    if (a->n == 2 && fold && o[0].lora.dA.data && o[1].lora.dA.data) { /* both share x */
+        const struct mat dA[LINEAR_MAX] = {o[0].lora.dA, o[1].lora.dA};
+        weight_gradient(c, a->rows, g[0], ld_g, data16(&a->x), a->x.ld, dA, 2, 1);
+        return;
+    }
+    for (int i = 0; i < a->n; i++)
+        if (f.R[i] && o[i].lora.dA.data) {
+            const bf16 *x = input(c, a, i, &ld);
+            weight_gradient(c, a->rows, g[i], ld_g, x, ld, &o[i].lora.dA, 1, 1);
+        }
 }
 
 /* ---- localized filter ---- */
 
-/* Rows of y that start a sequence (first = 1) or end one: zero there, or `edge` W0ᵀ made elsewhere. block: one row. */
-__global__ static void zero_rows(bf16 *y, int64_t ld, int64_t cols, const int32_t *start, int64_t N, int last) {
-    int64_t t = blockIdx.x;
-    int at = last ? t + 1 == N || start[t + 1] == t + 1 : start[t] == t;
-    if (!at) return;
-    for (int64_t i = threadIdx.x; i < cols; i += THREADS) y[t * ld + i] = __float2bfloat16_rn(0.f);
+/* Rows of y at the edge of a sequence, which no neighbour reaches: y = add, or 0. last: its last row, else its first.
+ * warp: one row. */
+__global__ static void edge_rows(bf16 *y, int64_t ld, const bf16 *add, int64_t ld_add, int64_t cols, const int32_t *start, int64_t N, int last) {
+    int64_t t = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / 32;
+    if (t >= N || !(last ? t + 1 == N || start[t + 1] == t + 1 : start[t] == t)) return;
+    for (int64_t i = threadIdx.x % 32; i < cols; i += 32) y[t * ld + i] = add ? add[t * ld_add + i] : __float2bfloat16_rn(0.f);
 }
-/* y[t][i] += b[i] (+ add[t][i]) */
-__global__ static void bias(bf16 *y, int64_t ld, const bf16 *add, int64_t ld_add, const float *b32, const bf16 *b16, int64_t cols) {
-    int64_t t = blockIdx.x;
-    for (int64_t i = threadIdx.x; i < cols; i += THREADS) {
-        float v = __bfloat162float(y[t * ld + i]) + (b32 ? b32[i] : __bfloat162float(b16[i]));
-        if (add) v += __bfloat162float(add[t * ld_add + i]);
-        y[t * ld + i] = __float2bfloat16_rn(v);
-    }
+static void edges(struct cuda *c, const struct rows *r, const struct mat *y, const struct mat *add, int last) {
+    edge_rows<<<(unsigned)ceil_div(r->N * 32, THREADS), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols, r->start, r->N, last);
+    CUDA_LAUNCHED(c);
 }
 /* db[i] += Σ_t dy[t][i] over one sequence, in order */
 __global__ static void column_sums(const bf16 *dy, int64_t ld, int64_t rows, int64_t cols, float *db) {
@@ -225,29 +294,27 @@ __global__ static void column_sums(const bf16 *dy, int64_t ld, int64_t rows, int
     db[i] += s;
 }
 
-static void two_weights(struct cuda *c, const struct filter_args *a, const bf16 **w0, const bf16 **w1) {
-    *w0 = cuda_unpack(c, &a->w0, c->w16);
-    *w1 = cuda_unpack(c, &a->w1, c->w16 + a->w0.rows * a->w0.cols);
+/* Both taps in bf16: their own memory, or scratch. */
+static void taps(struct cuda *c, const struct filter_args *a, const bf16 **w0, const bf16 **w1) {
+    *w0 = cuda_unpack(c, &a->w0, c->taps);
+    *w1 = cuda_unpack(c, &a->w1, c->taps + a->w0.rows * a->w0.cols);
 }
 
+/* Two products over shifted rows; the sum, the addend and the bias ride on their epilogues. */
 void cuda_filter(void *self, const struct filter_args *a) {
     struct cuda *c = (struct cuda *)self;
-    const bf16 *w0, *w1;
+    const bf16 *w0, *w1, *b = (const bf16 *)a->b, *x = data16(&a->x);
     int64_t N = a->x.rows, in = a->x.cols, out = a->w1.rows;
-    two_weights(c, a, &w0, &w1);
-    struct mat y = a->y, rest = a->y;
-    rest.data = data16(&y) + y.ld, rest.rows = N - 1;
-    if (N > 1) forward(c, data16(&a->x), a->x.ld, w0, in, rest, NULL, 0, N - 1, in, 1); /* y[t] = x[t-1] W0ᵀ */
-    zero_rows<<<(unsigned)N, THREADS, 0, cuda_stream(c)>>>(data16(&y), y.ld, out, a->rows->start, N, 0);
-    if (a->before.data) {
-        struct mat row = y;
-        row.rows = 1;
-        forward(c, data16(&a->before), a->before.ld, w0, in, row, NULL, 0, 1, in, 1);
-    }
-    forward(c, data16(&a->x), a->x.ld, w1, in, y, data16(&y), y.ld, N, in, 1);
-    bias<<<(unsigned)N, THREADS, 0, cuda_stream(c)>>>(data16(&y), y.ld, data16(&a->add), a->add.ld, a->b_type == DT_F32 ? (const float *)a->b : NULL,
-                                                       a->b_type == DT_F32 ? NULL : (const bf16 *)a->b, out);
-    CUDA_LAUNCHED(c);
+    taps(c, a, &w0, &w1);
+    if (a->b_type == DT_F32) cuda_to_bf16(c, c->bias, (const float *)a->b, out), b = c->bias;
+    struct mat rest = a->add;
+    if (rest.data) rest.data = data16(&rest) + rest.ld;
+    if (N > 1) forward(c, x, a->x.ld, w0, in, data16(&a->y) + a->y.ld, a->y.ld, &rest, N - 1, in, out); /* y[t] = x[t-1] W0ᵀ (+ add[t]) */
+    edges(c, a->rows, &a->y, &a->add, 0);
+    if (a->before.data) forward(c, data16(&a->before), a->before.ld, w0, in, data16(&a->y), a->y.ld, &a->add, 1, in, out);
+    struct gemm g = {};
+    g.a = x, g.lda = a->x.ld, g.b = w1, g.ldb = in, g.tb = 1, g.c = a->y.data, g.ldc = a->y.ld, g.add = a->y.data, g.ld_add = a->y.ld, g.m = N, g.n = out, g.k = in, g.alpha = 1, g.bias = b;
+    cuda_gemm(c, &g);
 }
 
 void cuda_filter_bwd(void *self, const struct filter_args *a) {
@@ -259,39 +326,33 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
         struct rows one = *a->rows;
         one.n_seqs = 1, one.seq_start = starts, one.N = n - 1;
         if (a->db) column_sums<<<(unsigned)ceil_div(out, 32), 32, 0, cuda_stream(c)>>>(dy + first * a->dy.ld, a->dy.ld, n, out, a->db);
-        if (a->dw0.data && n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1);
+        if (a->dw0.data && n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1, 1);
     }
-    if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1);
+    if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1, 1);
     CUDA_LAUNCHED(c);
     if (!a->dx.data) return;
-    two_weights(c, a, &w0, &w1);
-    /* dy[t+1] W0 goes to scratch, so that a sequence's last row can be cleared before it is added */
-    if (N > 1) backward(c, dy + a->dy.ld, a->dy.ld, w0, in, c->shift, in, N - 1, out, in, 1, 0);
-    zero_rows<<<(unsigned)N, THREADS, 0, cuda_stream(c)>>>(c->shift, in, in, a->rows->start, N, 1);
-    CUDA_LAUNCHED(c);
+    taps(c, a, &w0, &w1);
     struct gemm g = {};
-    g.a = dy, g.lda = a->dy.ld, g.b = w1, g.ldb = in, g.c = c->shift, g.ldc = in, g.add = c->shift, g.ld_add = in, g.m = N, g.n = in, g.k = out, g.alpha = 1;
-    if (!a->accumulate) g.c = a->dx.data, g.ldc = a->dx.ld;
-    cuda_gemm(c, &g);
-    if (!a->accumulate) return;
-    struct mask none = {};
-    none.keep = 1;
-    for (int64_t t = 0; t < N; t += 65535) { /* dx += shift: a dropout that keeps all */
-        dim3 grid((unsigned)ceil_div(in, THREADS * 4), (unsigned)(N - t < 65535 ? N - t : 65535));
-        drop<1><<<grid, THREADS, 0, cuda_stream(c)>>>(none, c->shift + t * in, in, data16(&a->dx) + t * a->dx.ld, a->dx.ld, in, 0);
-        CUDA_LAUNCHED(c);
-    }
+    g.a = dy + a->dy.ld, g.lda = a->dy.ld, g.b = w0, g.ldb = in, g.c = a->dx.data, g.ldc = a->dx.ld, g.add = a->dx_add.data, g.ld_add = a->dx_add.ld, g.m = N - 1, g.n = in, g.k = out, g.alpha = 1;
+    cuda_gemm(c, &g); /* dx[t] = dy[t+1] W0 (+ dx_add[t]) */
+    edges(c, a->rows, &a->dx, &a->dx_add, 1);
+    backward(c, dy, a->dy.ld, w1, in, data16(&a->dx), a->dx.ld, N, out, in, 1);
+}
+
+/* Elements of the largest joint operand. */
+static size_t largest_joint(size_t D, size_t F, size_t R) {
+    size_t qk = (2 * D + 2 * R) * (D + 2 * R + 8), gu = (2 * F + 2 * R) * (D + 2 * R + 8), down = (D + R) * (F + R + 8), most = gu > down ? gu : down;
+    return most > qk ? most : qk;
 }
 
 size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, char *at) {
     size_t n = 0, D = (size_t)l->D, F = (size_t)l->F, R = (size_t)l->R, rows = (size_t)l->rows, widest = D > F ? D : F;
-    size_t matrix = D * widest > D * D ? D * widest : D * D, gradient = LINEAR_MAX * R * widest;
     c->lt_work_bytes = (size_t)32 << 20;
-    c->w16_elements = LINEAR_MAX * matrix;
-    c->partial_elements = 16 * gradient;
+    c->w16_elements = l->joined ? 0 : largest_joint(D, F, R);
+    c->partial_elements = 8 * R * widest;
     const struct { void **p; size_t bytes; } part[] = {
-        {&c->lt_work, c->lt_work_bytes}, {(void **)&c->w16, c->w16_elements * 2}, {(void **)&c->a16, LINEAR_MAX * R * widest * 2}, {(void **)&c->b16, LINEAR_MAX * R * widest * 2},
-        {(void **)&c->rank, rows * R * 2}, {(void **)&c->dropped, rows * widest * 2}, {(void **)&c->partial, c->partial_elements * 4}, {(void **)&c->shift, rows * D * 2}};
+        {&c->lt_work, c->lt_work_bytes}, {(void **)&c->w16, c->w16_elements * 2}, {(void **)&c->rank, rows * LINEAR_MAX * R * 2},
+        {(void **)&c->dropped, l->drops ? rows * widest * 2 : 0}, {(void **)&c->partial, c->partial_elements * 4}, {(void **)&c->taps, D * D * 2}, {(void **)&c->bias, D * 2}};
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
         *part[i].p = at ? at + n : NULL;
         n += (part[i].bytes + 255) / 256 * 256;

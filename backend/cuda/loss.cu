@@ -70,37 +70,37 @@ static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 
 void cuda_loss(void *self, const struct loss_args *a) {
     struct cuda *c = (struct cuda *)self;
-    int64_t D = a->y.cols, V = a->E.rows;
+    int64_t D = a->y.cols, V = a->E.rows, slice = (int64_t)((a->work_bytes - 512) / (size_t)(2 * (V + D)));
+    if (slice > SLICE_ROWS) slice = SLICE_ROWS;
+    ASSERT(slice >= 1 && a->work_bytes >= 512, "%zu bytes for a row of %lld logits", a->work_bytes, (long long)V);
+    bf16 *logits = (bf16 *)a->work, *y = (bf16 *)((char *)a->work + align256((size_t)(slice * V) * 2));
     const bf16 *E = cuda_unpack(c, &a->E, c->loss_e); /* its own memory, or a copy when it is fp32 (full fine-tuning) */
     int backward = a->dy.data || a->dE.data;
     if (a->dy.data) CUDA_TRY(c, cudaMemset2DAsync(a->dy.data, (size_t)a->dy.ld * 2, 0, (size_t)D * 2, (size_t)a->dy.rows, cuda_stream(c)));
-    for (int64_t i = 0; i < a->n; i += c->loss_rows) {
-        int64_t n = a->n - i < c->loss_rows ? a->n - i : c->loss_rows;
-        gather<<<(unsigned)n, 256, 0, cuda_stream(c)>>>((const bf16 *)a->y.data, a->y.ld, c->loss_y, D, a->row + i, D, 0);
+    for (int64_t i = 0; i < a->n; i += slice) {
+        int64_t n = a->n - i < slice ? a->n - i : slice;
+        gather<<<(unsigned)n, 256, 0, cuda_stream(c)>>>((const bf16 *)a->y.data, a->y.ld, y, D, a->row + i, D, 0);
         struct gemm g = {};
-        g.a = c->loss_y, g.lda = D, g.b = E, g.ldb = D, g.tb = 1, g.c = c->logits, g.ldc = V, g.m = n, g.n = V, g.k = D, g.alpha = 1;
+        g.a = y, g.lda = D, g.b = E, g.ldb = D, g.tb = 1, g.c = logits, g.ldc = V, g.m = n, g.n = V, g.k = D, g.alpha = 1;
         cuda_gemm(c, &g);
-        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(c->logits, V, a->label + i, backward ? a->weight + i : NULL, a->nll + i);
+        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->label + i, backward ? a->weight + i : NULL, a->nll + i);
         CUDA_LAUNCHED(c);
         if (a->dE.data) {
             struct gemm d = {};
-            d.a = c->logits, d.lda = V, d.ta = 1, d.b = c->loss_y, d.ldb = D, d.c = a->dE.data, d.add = a->dE.data, d.ldc = d.ld_add = a->dE.ld;
+            d.a = logits, d.lda = V, d.ta = 1, d.b = y, d.ldb = D, d.c = a->dE.data, d.add = a->dE.data, d.ldc = d.ld_add = a->dE.ld;
             d.m = V, d.n = D, d.k = n, d.alpha = 1, d.c_f32 = 1;
             cuda_gemm(c, &d);
         }
         if (!a->dy.data) continue;
         struct gemm d = {};
-        d.a = c->logits, d.lda = V, d.b = E, d.ldb = D, d.c = c->loss_y, d.ldc = D, d.m = n, d.n = D, d.k = V, d.alpha = 1;
+        d.a = logits, d.lda = V, d.b = E, d.ldb = D, d.c = y, d.ldc = D, d.m = n, d.n = D, d.k = V, d.alpha = 1;
         cuda_gemm(c, &d);
-        gather<<<(unsigned)n, 256, 0, cuda_stream(c)>>>(c->loss_y, D, (bf16 *)a->dy.data, a->dy.ld, a->row + i, D, 1);
+        gather<<<(unsigned)n, 256, 0, cuda_stream(c)>>>(y, D, (bf16 *)a->dy.data, a->dy.ld, a->row + i, D, 1);
         CUDA_LAUNCHED(c);
     }
 }
 
 size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char *at) {
-    c->loss_rows = l->loss_slice ? l->loss_slice : l->rows < SLICE_ROWS ? l->rows : (int64_t)SLICE_ROWS;
-    size_t rows = (size_t)c->loss_rows, D = (size_t)l->D, V = (size_t)l->V;
-    size_t logits = align256(rows * V * 2), y = align256(rows * D * 2), e = l->trains_weights ? align256(V * D * 2) : 0;
-    c->logits = (bf16 *)at, c->loss_y = at ? (bf16 *)(at + logits) : NULL, c->loss_e = at ? (bf16 *)(at + logits + y) : NULL;
-    return logits + y + e;
+    c->loss_e = (bf16 *)at;
+    return l->trains_weights ? align256((size_t)(l->V * l->D) * 2) : 0;
 }

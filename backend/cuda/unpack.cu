@@ -78,3 +78,22 @@ const bf16 *cuda_unpack(struct cuda *c, const struct weight *w, bf16 *dst) {
     CUDA_LAUNCHED(c);
     return dst;
 }
+
+__global__ static void adapter_to(const float *src, int64_t cols, float scale, bf16 *dst, int64_t ld, int64_t n) {
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS) dst[i / cols * ld + i % cols] = __float2bfloat16_rn(scale * src[i]);
+}
+void cuda_adapter_to(struct cuda *c, const float *src, int64_t rows, int64_t cols, float scale, bf16 *dst, int64_t ld) {
+    adapter_to<<<(unsigned)(4 * c->sms), THREADS, 0, cuda_stream(c)>>>(src, cols, scale, dst, ld, rows * cols);
+    CUDA_LAUNCHED(c);
+}
+__global__ static void unpack_any(struct weight w, bf16 *dst, int64_t ld) {
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < w.rows * w.cols; i += (int64_t)gridDim.x * THREADS) {
+        int64_t r = i / w.cols;
+        float v = w.format == W_BF16 ? __bfloat162float(((const bf16 *)w.data)[i]) : w.format == W_F32 ? ((const float *)w.data)[i] : w.format == W_Q4 ? q4_value(&w.q4, i) : __fmul_rn((float)((const int8_t *)w.data)[i], int8_unit(w.scale[r]));
+        dst[r * ld + i % w.cols] = __float2bfloat16_rn(v);
+    }
+}
+void cuda_unpack_to(struct cuda *c, const struct weight *w, bf16 *dst, int64_t ld) {
+    unpack_any<<<(unsigned)(8 * c->sms), THREADS, 0, cuda_stream(c)>>>(*w, dst, ld);
+    CUDA_LAUNCHED(c);
+}

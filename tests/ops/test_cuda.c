@@ -100,7 +100,7 @@ static void rows_of(struct both_rows *b, const int *lengths, int documents) {
 static void rows_drop(struct both_rows *b) { drop(&b->position), drop(&b->first), drop(&b->start); }
 
 static void limits(int64_t rows, int64_t D, int64_t F, int64_t H, int64_t K, int64_t V, int64_t R) {
-    struct backend_limits l = {.rows = rows, .sequence = rows, .D = D, .F = F, .H = H, .K = K, .V = V, .R = R, .trains_weights = 1};
+    struct backend_limits l = {.rows = rows, .sequence = rows, .D = D, .F = F, .H = H, .K = K, .V = V, .R = R, .trains_weights = 1, .drops = 1};
     CHECK(!cpu->reserve(cpu->self, &l, &e) && !gpu->reserve(gpu->self, &l, &e), "%s", e.text);
 }
 static int start(void) {
@@ -253,7 +253,7 @@ TEST(linear_and_filter) {
                 drop(&x), drop(&y), drop(&add), drop(&dy), drop(&dx), rows_drop(&r);
             }
     for (int s = 0; s < 6; s++)
-        for (int variant = 0; variant < 3; variant++) { /* plain; with add and accumulate; before (one sequence) */
+        for (int variant = 0; variant < 3; variant++) { /* plain; with add and dx_add; before (one sequence) */
             struct both_rows r;
             char where[60];
             rows_of(&r, shapes[s], 0);
@@ -263,21 +263,65 @@ TEST(linear_and_filter) {
             limits(N, 72, 72, 1, 64, 64, 4);
             struct both_weight w0, w1;
             weight_of(&w0, W_BF16, out, in, 0), weight_of(&w1, W_BF16, out, in, 0);
-            struct pair x = make(N, in, DT_BF16, 1), y = make(N, out, DT_BF16, 0), add = make(N, out, DT_BF16, 1), b = make(1, out, DT_F32, 1), before = make(1, in, DT_BF16, 1), dy = make(N, out, DT_BF16, 1), dx = make(N, in, DT_BF16, 1);
+            struct pair x = make(N, in, DT_BF16, 1), y = make(N, out, DT_BF16, 0), add = make(N, out, DT_BF16, 1), b = make(1, out, DT_F32, 1), before = make(1, in, DT_BF16, 1), dy = make(N, out, DT_BF16, 1), dx = make(N, in, DT_BF16, 0), dx_add = make(N, in, DT_BF16, 1);
             struct pair d0 = make(out, in, DT_F32, 1), d1 = make(out, in, DT_F32, 1), db = make(1, out, DT_F32, 1);
             for (int k = 0; k < 2; k++) {
                 struct filter_args a = {.rows = k ? &r.g : &r.c, .x = side(&x, k), .y = side(&y, k), .w0 = k ? w0.g : w0.c, .w1 = k ? w1.g : w1.c, .b = side(&b, k).data, .b_type = DT_F32,
-                                        .dy = side(&dy, k), .dx = side(&dx, k), .accumulate = variant == 1, .dw0 = side(&d0, k), .dw1 = side(&d1, k), .db = side(&db, k).data};
-                if (variant == 1) a.add = side(&add, k);
+                                        .dy = side(&dy, k), .dx = side(&dx, k), .dw0 = side(&d0, k), .dw1 = side(&d1, k), .db = side(&db, k).data};
+                if (variant == 1) a.add = side(&add, k), a.dx_add = side(&dx_add, k);
                 if (variant == 2) a.before = side(&before, k);
                 op_filter(k ? gpu : cpu, &a);
                 if (variant < 2) op_filter_bwd(k ? gpu : cpu, &a);
             }
             compare("y", where, &y, 8e-3);
             if (variant < 2) compare("dx", where, &dx, 1e-2), compare("dw0", where, &d0, 1e-4), compare("dw1", where, &d1, 1e-4), compare("db", where, &db, 1e-4);
-            struct pair *all[] = {&x, &y, &add, &b, &before, &dy, &dx, &d0, &d1, &db};
-            for (int i = 0; i < 10; i++) drop(all[i]);
+            struct pair *all[] = {&x, &y, &add, &b, &before, &dy, &dx, &dx_add, &d0, &d1, &db};
+            for (int i = 0; i < 11; i++) drop(all[i]);
             weight_drop(&w0), weight_drop(&w1), rows_drop(&r);
+        }
+}
+
+/* The adapter as columns behind x and dy, as the model lays them out; with and without a joint operand made before. */
+TEST(linear_with_the_adapter_as_columns) {
+    NEED_CARD();
+    for (int s = 0; s < 6; s++)
+        for (int variant = 0; variant < 6; variant++) {
+            struct both_rows r;
+            int64_t in = 72, out = 64, R = 16, N, n = 1 + variant % 2, joined = variant / 2 == 1;
+            float p = variant / 2 == 2 ? 0.25f : 0;
+            char where[60];
+            rows_of(&r, shapes[s], 0);
+            N = r.c.N;
+            snprintf(where, sizeof where, "rows %lld, %lld outputs, variant %d", (long long)N, (long long)n, variant / 2);
+            limits(N, 136, 136, 1, 64, 64, R);
+            struct both_weight w[2];
+            struct pair x = make(N, in + n * R, DT_BF16, 1), y = make(N, n * out, DT_BF16, 0), dy = make(N, n * (out + R), DT_BF16, 1), dx = make(N, in, DT_BF16, 1), joint = make(n * (out + R), in + n * R, DT_BF16, 0);
+            struct pair A[2], B[2], dA[2], dB[2];
+            for (int i = 0; i < 2; i++) weight_of(&w[i], W_Q4, out, in, 1), A[i] = make(R, in, DT_F32, 0.5f), B[i] = make(out, R, DT_F32, 0.5f), dA[i] = make(R, in, DT_F32, 1), dB[i] = make(out, R, DT_F32, 1);
+            for (int k = 0; k < 2; k++) {
+                struct linear_args a = {.rows = k ? &r.g : &r.c, .x = side(&x, k), .n = (int)n, .dx = side(&dx, k)};
+                struct join_args j = {.n = (int)n, .to = side(&joint, k)};
+                a.x.cols = in;
+                for (int i = 0; i < n; i++) {
+                    struct linear_out *o = &a.out[i];
+                    size_t size = dtype_bytes(a.x.type);
+                    o->w = k ? w[i].g : w[i].c;
+                    o->xa = side(&x, k), o->xa.cols = R, o->xa.data = (char *)o->xa.data + (size_t)(in + i * R) * size;
+                    o->y = side(&y, k), o->y.cols = out, o->y.data = (char *)o->y.data + (size_t)(i * out) * size;
+                    o->dy = side(&dy, k), o->dy.cols = out, o->dy.data = (char *)o->dy.data + (size_t)(i * out) * size;
+                    o->dxa = side(&dy, k), o->dxa.cols = R, o->dxa.data = (char *)o->dxa.data + (size_t)(n * out + i * R) * size;
+                    o->lora = (struct adapter){.A = side(&A[i], k), .B = side(&B[i], k), .dA = side(&dA[i], k), .dB = side(&dB[i], k), .scale = 0.75f};
+                    o->drop = (struct dropout){.p = p, .seed = 99, .step = 3, .layer = 2, .site = (uint32_t)i};
+                    j.part[i].w = o->w, j.part[i].lora = o->lora;
+                }
+                if (k && joined) op_join(gpu, &j), a.joint = j.to;
+                op_linear(k ? gpu : cpu, &a);
+                op_linear_bwd(k ? gpu : cpu, &a);
+            }
+            compare("y", where, &y, 8e-3), compare("dx", where, &dx, 1e-2), compare("x|xa", where, &x, 6e-3);
+            for (int i = 0; i < n; i++) compare("dA", where, &dA[i], 8e-3), compare("dB", where, &dB[i], 8e-3);
+            for (int i = 0; i < 2; i++) drop(&A[i]), drop(&B[i]), drop(&dA[i]), drop(&dB[i]), weight_drop(&w[i]);
+            drop(&x), drop(&y), drop(&dy), drop(&dx), drop(&joint), rows_drop(&r);
         }
 }
 
@@ -344,11 +388,14 @@ TEST(loss_and_optimizer) {
                 if (t % 5 != 3) ((int32_t *)row.c.data)[n] = (int32_t)t, ((int32_t *)label.c.data)[n++] = (int32_t)(t * 31 % V);
             upload(&row), upload(&label);
             nll.n = n;
+            size_t work_bytes = (size_t)(V + D) * 2 * (v == 1 ? 7 : 100) + 1024; /* several slices, or one */
+            void *work = gpu->alloc(gpu->self, AT_DEVICE, work_bytes);
             for (int k = 0; k < 2; k++)
                 op_loss(k ? gpu : cpu, &(struct loss_args){.rows = k ? &r.g : &r.c, .y = side(&y, k), .E = k ? E.g : E.c, .n = n, .row = side(&row, k).data, .label = side(&label, k).data, .weight = side(&weight, k).data,
-                                                           .nll = side(&nll, k).data, .dy = side(&dy, k), .dE = side(&dE, k)});
+                                                           .nll = side(&nll, k).data, .dy = side(&dy, k), .dE = side(&dE, k), .work = work, .work_bytes = work_bytes});
             compare("nll", where, &nll, 4e-3), compare("dy", where, &dy, 1.5e-2), compare("dE", where, &dE, 1e-2);
             nll.n = N;
+            gpu->release(gpu->self, AT_DEVICE, work);
             struct pair *all[] = {&y, &dy, &row, &label, &weight, &nll, &dE};
             for (int i = 0; i < 7; i++) drop(all[i]);
             weight_drop(&E), rows_drop(&r);
