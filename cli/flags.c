@@ -316,6 +316,7 @@ const struct flag flags[] = {
     {"backend", 0, WORD(train.backend), 0, 0, TSC | 1 << CMD_DOCTOR, G_MACHINE, USED,
      "cpu, cuda or the path of a plugin; cuda when a card is found"},
     {"vram", 0, BYTES(train.vram_bytes), 0, 0, TSC, G_MACHINE, USED, "memory to use on the card: 8GiB; what is free"},
+    {"chunk_tokens", 0, INT(train.chunk_tokens), 0, "1..16777216", T, G_MACHINE, USED, "tokens that go through a layer together, at most; the plan decides"},
     {"profile", 0, BOOL(train.profile), "false", 0, T, G_MACHINE, USED, "time every operation and print a table"},
     {"use_cpu", "no_cuda", BOOL(no_card), "false", 0, TSC, G_MACHINE, USED, "the same as --backend cpu"},
     {"quiet", 0, BOOL(quiet), "false", 0, TP | SC | K | Q | N, G_MACHINE, USED, "only warnings and errors on standard error"},

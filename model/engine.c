@@ -53,6 +53,7 @@ int engine_items(const struct model *m, const struct engine_config *c, struct pl
     engine_pages(m, c, &x, &dx);
     items[0] = (struct plan_item){.name = x.name}, items[1] = (struct plan_item){.name = dx.name};
     pages_cost(&x, &items[0].device, &items[0].host), pages_cost(&dx, &items[1].device, &items[1].host);
+    if (items[0].host) items[0].out = (double)items[0].host, items[0].in = (c->chunks > 2 ? 2 : 1) * items[0].out; /* few chunks are still in their slots */
     items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)p.saved * c->keep_layers * c->chunks};
     items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.saved + p.scratch + p.r)};
     items[4] = (struct plan_item){.name = "a layer's operands", .device = (int64_t)p.joints};

@@ -10,7 +10,7 @@ static int64_t price(plan_cost *cost, void *context, struct plan *p) {
 }
 
 /* Largest value of *field in [0, most] that still fits, assuming cost grows with it; leaves p priced. */
-static void most_that_fits(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, int64_t *field, int64_t most, int64_t budget) {
+static void most_that_fits(plan_cost *cost, void *context, struct plan *p, int64_t *field, int64_t most, int64_t budget) {
     int64_t low = 0, high = most;
     while (low < high) {
         *field = (low + high + 1) / 2;
@@ -19,27 +19,45 @@ static void most_that_fits(const struct plan_request *r, plan_cost *cost, void *
     }
     *field = low;
     price(cost, context, p);
-    (void)r;
 }
 
-/* Rungs 1 to 4 at one chunk size. 1 when one fits. */
-static int rungs(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, int64_t rows, int stream) {
-    int last = r->training ? 4 : 1;
-    for (int rung = stream ? last : 1; rung <= last; rung++) {
-        p->choice = (struct plan_choice){.rows = rows, .join = 1, .resident_layers = stream ? 0 : r->layers,
-                                         .keep_layers = r->keep_all ? r->layers : 0,
-                                         .state_on_host = rung >= 2 && r->may_page_state,
-                                         .acts_on_host = rung >= 3, .values_on_host = rung >= 4};
-        int64_t base = price(cost, context, p);
+/* A chunk's launches and the tails of its products take about as long as this many tokens' work. */
+enum { CHUNK_OVERHEAD = 128 };
+
+static double seconds(const struct plan_request *r, const struct plan *p) {
+    const struct plan_choice *c = &p->choice;
+    double in = 0, out = 0, recomputed = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
+    for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out;
+    double work = (r->forward * (1 + recomputed) + r->backward) / r->flops * (1 + CHUNK_OVERHEAD / (double)c->rows) * (c->join || !r->joins ? 1 : 1.05);
+    double link = (in > out ? in : out) / r->link;
+    return (work > link ? work : link) + 0.05 * link; /* copies never hide completely */
+}
+
+/* Where everything lives at one chunk size, from all on the device to little: keeps the fastest that fits in *best. */
+static int placements(const struct plan_request *r, plan_cost *cost, void *context, int64_t rows, struct plan *best, struct plan *smallest) {
+    int found = 0;
+    for (int bits = 0; bits < 1 << 5; bits++) {
+        int acts = bits & 1, state = bits >> 1 & 1, values = bits >> 2 & 1, stream = bits >> 3 & 1, apart = bits >> 4 & 1;
+        if ((state && !r->may_page_state) || ((acts || state || values) && !r->training) || (apart && !r->joins)) continue;
+        struct plan p = {.choice = {.rows = rows, .keep_layers = r->keep_all ? r->layers : 0, .resident_layers = stream ? 0 : r->layers, .acts_on_host = acts,
+                                    .state_on_host = state, .values_on_host = values, .join = !apart}};
+        int64_t base = price(cost, context, &p);
+        if (!smallest->items || base < smallest->device) *smallest = p;
         if (base > r->budget) continue;
-        if (stream) most_that_fits(r, cost, context, p, &p->choice.resident_layers, r->layers, r->budget);
-        else if (r->training && !r->keep_all) {
+        int keeps = r->training && !r->keep_all;
+        for (int order = 0; order < 1 + (stream && keeps); order++) { /* what the rest of the budget is for: weights first, or activations */
+            struct plan q = p;
             int64_t most = base + r->keep_budget < r->budget ? base + r->keep_budget : r->budget;
-            most_that_fits(r, cost, context, p, &p->choice.keep_layers, r->layers, most);
+            if (stream && order == 0) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
+            if (keeps) most_that_fits(cost, context, &q, &q.choice.keep_layers, r->layers, most);
+            if (stream && order == 1) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
+            q.seconds = seconds(r, &q);
+            if (best->items && q.seconds >= best->seconds) continue;
+            *best = q;
+            found = 1;
         }
-        return 1;
     }
-    return 0;
+    return found;
 }
 
 static int larger(const void *a, const void *b) {
@@ -49,12 +67,18 @@ static int larger(const void *a, const void *b) {
 
 int plan_make(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, struct err *e) {
     int64_t rows = r->step_rows < r->prefer_rows ? r->step_rows : r->prefer_rows;
+    struct plan best = {0};
     if (rows < r->longest) rows = r->longest;
-    for (int stream = 0; stream < 2; stream++)
-        for (int64_t n = rows;; n = n / 2 > r->longest ? n / 2 : r->longest) {
-            if (rungs(r, cost, context, p, n, stream)) return 0;
-            if (n == r->longest) break;
-        }
+    *p = (struct plan){0};
+    for (int64_t n = rows;; n = n / 2 > r->longest ? n / 2 : r->longest) {
+        placements(r, cost, context, n, &best, p);
+        if (n == r->longest) break;
+    }
+    if (best.items) {
+        *p = best;
+        price(cost, context, p); /* the caller's context follows the choice */
+        return 0;
+    }
     struct plan_item item[PLAN_ITEMS];
     for (int i = 0; i < p->items; i++) item[i] = p->item[i];
     qsort(item, (size_t)p->items, sizeof *item, larger);
@@ -75,6 +99,7 @@ void plan_print(const struct plan *p, const struct plan_request *r, struct str *
         else if (c->keep_layers) str_printf(out, "; activations of %lld layers kept, %lld recomputed", (long long)c->keep_layers, (long long)(r->layers - c->keep_layers));
         else str_puts(out, "; activations recomputed in backward");
     }
+    if (r->joins && !c->join) str_puts(out, "; weights unpacked for every chunk");
     if (c->resident_layers < r->layers) str_printf(out, "; %lld of %lld layers streamed", (long long)(r->layers - c->resident_layers), (long long)r->layers);
     str_printf(out, "\n  %-28s %12s %12s\n", "", "device", "host");
     for (int i = 0; i < p->items; i++)

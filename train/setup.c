@@ -134,9 +134,11 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
                                 .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .lora = setup_is_lora(t) ? &t->lora : NULL};
 }
 
-static struct plan_item pages_item(const struct pages_config *c, const char *name) {
+/* in, out: how often a step copies what lives on the host. */
+static struct plan_item pages_item(const struct pages_config *c, const char *name, int in, int out) {
     struct plan_item i = {.name = name};
     if (c->count) pages_cost(c, &i.device, &i.host);
+    i.in = in * (double)i.host, i.out = out * (double)i.host;
     return i;
 }
 
@@ -149,11 +151,12 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
     model_pages(&t->model, &t->how, &layers, &outer);
     params_pages(&t->params, c->values_on_host, c->state_on_host, &value, &grad, &state);
     int n = 0;
-    items[n++] = pages_item(&layers, layers.name);
-    items[n++] = pages_item(&outer, outer.name);
-    items[n++] = pages_item(&value, "adapters");
-    items[n++] = pages_item(&grad, "gradients");
-    items[n++] = pages_item(&state, "optimizer state");
+    int full = !setup_is_lora(t);
+    items[n++] = pages_item(&layers, layers.name, 2 + full, full);
+    items[n++] = pages_item(&outer, outer.name, 2 + full, full);
+    items[n++] = pages_item(&value, "adapters", 3, 1);
+    items[n++] = pages_item(&grad, "gradients", 1, 1);
+    items[n++] = pages_item(&state, "optimizer state", 1, 1);
     n += engine_items(&t->model, &k, items + n);
     items[n++] = (struct plan_item){.name = "token arrays", .device = batch_cost(t->max_rows), .host = batch_cost(t->max_rows)};
     return n;
@@ -195,7 +198,11 @@ int setup_model(struct trainer *t, struct err *e) {
                                                            : "is plain causal across a row (config.json: use_flash_attention true, or reset_attention_mask false)");
     /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
     int64_t budget = o->vram_bytes ? o->vram_bytes : info.free_bytes - info.free_bytes / 20;
-    t->request = (struct plan_request){.budget = budget, .layers = t->model.config.L, .longest = t->longest, .prefer_rows = info.unified ? 1024 : 16384, .step_rows = t->max_rows,
+    const struct model_config *k = &t->model.config;
+    double tokens = (double)t->max_rows, layer = 2.0 * (double)(6 * k->D * k->D + 3 * k->D * k->F), pairs = 2.0 * (double)(k->D * t->longest); /* FLOPs a token */
+    double forward = tokens * (double)k->L * (layer + pairs), head = 4 * tokens * (double)(k->V * k->D);
+    t->request = (struct plan_request){.budget = budget, .layers = k->L, .longest = t->longest, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info.unified ? 1024 : 8192, .step_rows = t->max_rows,
+                                       .joins = info.joins, .forward = forward, .backward = (setup_is_lora(t) ? 1 : 2) * forward + head, .flops = info.flops, .link = info.link,
                                        .may_page_state = o->paged, .training = 1, .keep_all = !o->gradient_checkpointing, .keep_budget = info.unified ? budget / 2 : budget};
     if (plan_make(&t->request, cost, t, &t->plan, e)) return -1;
     struct str text = {0};

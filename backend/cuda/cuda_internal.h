@@ -30,7 +30,7 @@ struct gemm_plan {
 
 struct cuda {
     struct backend table;
-    int device, sms;
+    int device, sms, clock_khz;
     struct cudaDeviceProp props;
     cudaStream_t stream[3];
     cudaEvent_t event[TICKETS];
