@@ -140,6 +140,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
     struct model *m = g->m;
     int64_t L = m->config.L;
     ASSERT(b->n_chunks <= g->c.chunks, "%d chunks of %lld", b->n_chunks, (long long)g->c.chunks);
+    if (g->reach) g->reach(g->context, -1);
     void *outer = pages_get(m->outer_page, 0, PAGE_READ);
     struct weight E = model_embed(m, outer);
     for (int c = 0; c < b->n_chunks; c++) {
@@ -153,6 +154,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
     for (int64_t l = 0; l < L; l++) {
         struct layer w;
         struct adapter lora[PROJ_COUNT];
+        if (g->reach) g->reach(g->context, l);
         model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
         float *value = g->c.adapters ? pages_get(g->c.adapters, l, PAGE_READ) : NULL;
         pages_want(m->layers, l + 1);

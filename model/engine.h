@@ -36,6 +36,8 @@ struct engine {
     float *r;                  /* [rows] of the head's norm */
     void *joints;              /* or NULL */
     enum dtype type;           /* of activations */
+    void (*reach)(void *context, int64_t l); /* or NULL: told before the forward pass reads layer l (-1: the embedding) */
+    void *context;
     char *kept;                /* [keep_layers * chunks] saved sets */
     size_t kept_bytes;
 };

@@ -107,6 +107,7 @@ int params_open(struct params *q, int values_on_host, int state_on_host, struct 
     params_pages(q, values_on_host, state_on_host, &value, &grad, &state);
     if (value.count && !(q->value = pages_open(q->be, &value, e))) return -1;
     if (!(q->grad = pages_open(q->be, &grad, e)) || !(q->state = pages_open(q->be, &state, e))) return -1;
+    q->done = q->groups;
     if (!(q->norms = q->be->alloc(q->be->self, AT_HOST, (size_t)q->count * sizeof *q->norms)))
         return err_set(e, ERR_RUN, "out of host memory: gradient norms");
     for (int64_t g = 0; q->lora && g < q->groups; g++)
@@ -156,28 +157,45 @@ void params_norms(struct params *q, int64_t group, const float *grad) {
     }
 }
 
-void params_update(struct params *q, const struct adam_settings *s) {
-    for (int64_t g = 0; g < q->groups; g++) {
-        float *value = params_value_get(q, g, PAGE_READ_WRITE), *grad = pages_get(q->grad, g, PAGE_READ);
-        char *state = pages_get(q->state, g, PAGE_READ_WRITE);
-        params_want(q, g + 1, 1);
-        for (int64_t i = q->first[g]; i < q->first[g + 1]; i += ADAM_MAX) {
-            struct adam_tensor t[ADAM_MAX];
-            int64_t k = 0;
-            for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) {
-                const struct param *p = &q->p[i + k];
-                t[k] = (struct adam_tensor){.p = value + p->offset, .g = grad + p->offset, .n = p->n, .lr = s->lr,
-                                            .weight_decay = p->decay ? s->weight_decay : 0};
-                if (p->small_state)
-                    t[k].m8 = (uint8_t *)state + p->m, t[k].v8 = (uint8_t *)state + p->v, t[k].m_absmax = (float *)(state + p->m_absmax), t[k].v_absmax = (float *)(state + p->v_absmax);
-                else t[k].m = (float *)(state + p->m), t[k].v = (float *)(state + p->v);
-            }
-            op_adam(q->be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2,
-                                               .eps = s->eps, .grad_scale = s->grad_scale});
+static void update_group(struct params *q, int64_t g) {
+    const struct adam_settings *s = &q->due;
+    float *value = params_value_get(q, g, PAGE_READ_WRITE), *grad = pages_get(q->grad, g, PAGE_READ);
+    char *state = pages_get(q->state, g, PAGE_READ_WRITE);
+    for (int64_t i = q->first[g]; i < q->first[g + 1]; i += ADAM_MAX) {
+        struct adam_tensor t[ADAM_MAX];
+        int64_t k = 0;
+        for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) {
+            const struct param *p = &q->p[i + k];
+            t[k] = (struct adam_tensor){.p = value + p->offset, .g = grad + p->offset, .n = p->n, .lr = s->lr,
+                                        .weight_decay = p->decay ? s->weight_decay : 0};
+            if (p->small_state)
+                t[k].m8 = (uint8_t *)state + p->m, t[k].v8 = (uint8_t *)state + p->v, t[k].m_absmax = (float *)(state + p->m_absmax), t[k].v_absmax = (float *)(state + p->v_absmax);
+            else t[k].m = (float *)(state + p->m), t[k].v = (float *)(state + p->v);
         }
-        params_value_put(q, g, 1), pages_put(q->grad, g, 0), pages_put(q->state, g, 1);
+        op_adam(q->be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2,
+                                           .eps = s->eps, .grad_scale = s->grad_scale});
+    }
+    params_value_put(q, g, 1), pages_put(q->grad, g, 0), pages_put(q->state, g, 1);
+}
+
+/* The order of an update is that of the next forward pass: the outer group, if there is one, then the layers. */
+static int64_t nth(const struct params *q, int64_t i) { return q->lora ? i : (i + q->groups - 1) % q->groups; }
+
+void params_update(struct params *q, const struct adam_settings *s) {
+    params_settle(q);
+    q->due = *s, q->done = 0;
+    params_want(q, nth(q, 0), 1);
+}
+
+static void advance(struct params *q, int64_t until) {
+    while (q->done < until) {
+        int64_t g = nth(q, q->done++);
+        if (q->done < q->groups) params_want(q, nth(q, q->done), 1);
+        update_group(q, g);
     }
 }
+void params_reach(struct params *q, int64_t l) { advance(q, l + 1 + !q->lora); }
+void params_settle(struct params *q) { advance(q, q->groups); }
 
 void params_layer_grads(const struct params *q, float *grad, struct layer_grads *g) {
     const struct tensor_place *t = q->m->lay.t;
@@ -189,6 +207,7 @@ void params_layer_grads(const struct params *q, float *grad, struct layer_grads 
 }
 
 int params_fetch(struct params *q, struct err *e) {
+    params_settle(q);
     for (int64_t g = 0; q->lora && g < q->groups; g++)
         if (pages_read(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     return 0;
@@ -239,6 +258,7 @@ static int find(const struct ckpt *c, const char *name, enum dtype type, int64_t
 }
 
 int params_save_state(struct params *q, const char *dir, int64_t step, struct err *e) {
+    params_settle(q);
     struct ckpt_writer *w = ckpt_create(dir, "optimizer", 0, e);
     struct part part[4];
     char name[160];
@@ -275,6 +295,7 @@ int params_load_state(struct params *q, const char *dir, struct err *e) {
 }
 
 int params_save_values(struct params *q, const char *dir, struct err *e) {
+    params_settle(q);
     struct ckpt_writer *w = ckpt_create(dir, "master", 0, e);
     if (!w) return -1;
     for (int64_t i = 0; i < q->count; i++)

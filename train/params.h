@@ -28,6 +28,8 @@ struct params {
     struct pages *value;        /* adapters: own pages. Full: NULL, values are the model's pages */
     struct pages *grad, *state;
     double *norms;              /* AT_HOST [count] squared gradient norms */
+    struct adam_settings { int64_t t; double beta1, beta2, eps, lr, weight_decay, grad_scale; } due; /* of the update under way */
+    int64_t done;               /* groups it has reached; == groups: nothing is due */
 };
 /* Shapes only; no pages yet. bits8: blockwise 8-bit state for tensors of 4096 elements and more. */
 int params_describe(struct params *q, struct model *m, struct lora *lora, int bits8, struct err *e);
@@ -42,8 +44,12 @@ void params_want(struct params *q, int64_t group, int state);
 
 /* Queues the squared norms of a group's gradients into q->norms. */
 void params_norms(struct params *q, int64_t group, const float *grad);
-struct adam_settings { int64_t t; double beta1, beta2, eps, lr, weight_decay, grad_scale; };
+/* An update is noted and carried out group by group when the next forward pass comes by (params_reach), so that the optimizer
+ * state travels behind that pass's compute. Reading values or state carries out what is left. */
 void params_update(struct params *q, const struct adam_settings *s);
+/* Before layer l (-1: the embedding) is read: its group is brought up to date. */
+void params_reach(struct params *q, int64_t l);
+void params_settle(struct params *q);
 /* Gradient views of a layer page in full fine-tuning. */
 void params_layer_grads(const struct params *q, float *grad, struct layer_grads *g);
 

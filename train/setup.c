@@ -217,6 +217,8 @@ static int64_t model_numbers(const struct model_config *c) {
     return c->L * layer + c->V * c->D * (c->tied ? 1 : 2) + c->D;
 }
 
+static void reach(void *params, int64_t l) { params_reach(params, l); }
+
 int setup_memory(struct trainer *t, struct err *e) {
     struct ckpt *c = NULL;
     const struct plan_choice *k = &t->plan.choice;
@@ -228,6 +230,7 @@ int setup_memory(struct trainer *t, struct err *e) {
     engine_choice(t, k, &g);
     g.adapters = t->params.value;
     if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, k->rows, t->max_rows, t->max_seqs, e)) return -1;
+    t->engine.reach = reach, t->engine.context = &t->params;
     char a[32], b[32];
     int64_t all = model_numbers(&t->model.config) + (setup_is_lora(t) ? t->params.total : 0);
     log_info("trainable params: %s || all params: %s || trainable%%: %.4f", text_thousands(a, t->params.total), text_thousands(b, all), 100.0 * (double)t->params.total / (double)all);

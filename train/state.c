@@ -25,6 +25,7 @@ static int copy_tokenizer(const char *from, const char *to, struct err *e) {
 }
 
 int state_write_weights(struct trainer *t, const char *dir, int final, struct err *e) {
+    params_settle(&t->params);
     if (setup_is_lora(t)) {
         if (params_fetch(&t->params, e) || lora_save(&t->lora, dir, t->o->model_name_or_path, e)) return -1;
     } else if (final || t->o->save_only_model) { /* a checkpoint to resume from holds exact master weights instead */

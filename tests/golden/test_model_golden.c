@@ -52,6 +52,7 @@ struct world {
 };
 enum { LORA = 1, FULL = 2, KEEP = 4, DOCMASK = 8, HOST = 16 };
 
+static void reach(void *params, int64_t l) { params_reach(params, l); }
 static int world_open(struct world *w, const char *dir, int flags, int64_t rows) {
     struct model_how how = {.fp32 = (flags & FULL) != 0, .resident_layers = flags & HOST ? 0 : -1};
     struct ckpt *c;
@@ -71,7 +72,9 @@ static int world_open(struct world *w, const char *dir, int flags, int64_t rows)
                                     params_open(&w->params, (flags & HOST) && (flags & LORA), (flags & HOST) != 0, &e))) return -1;
     struct engine_config k = {.rows = rows, .chunks = 2, .longest = 40, .training = (flags & (LORA | FULL)) != 0, .keep_layers = flags & KEEP ? 1 : 0,
                               .resident_acts = flags & HOST ? 0 : -1, .lora = flags & LORA ? &w->lora : NULL, .adapters = w->params.value};
-    return engine_open(&w->g, &w->m, &k, &e) || batch_open(&w->b, w->be, rows, 64, 2, &e) ? -1 : 0;
+    if (engine_open(&w->g, &w->m, &k, &e) || batch_open(&w->b, w->be, rows, 64, 2, &e)) return -1;
+    if (flags & (LORA | FULL)) w->g.reach = reach, w->g.context = &w->params;
+    return 0;
 }
 static void world_close(struct world *w) {
     batch_close(&w->b), engine_close(&w->g), params_close(&w->params), lora_free(&w->lora), model_free(&w->m);
