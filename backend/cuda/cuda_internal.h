@@ -85,9 +85,10 @@ struct gemm {
 void cuda_gemm(struct cuda *c, const struct gemm *g);
 /* w in bf16, rows*cols contiguous: w.data itself when it is bf16, else unpacked into dst. */
 const bf16 *cuda_unpack(struct cuda *c, const struct weight *w, bf16 *dst);
-/* The same, always written, into rows of ld >= cols elements. */
-void cuda_unpack_to(struct cuda *c, const struct weight *w, bf16 *dst, int64_t ld);
-/* dst = bf16(scale src), (rows, cols) into rows of ld elements; src is contiguous. */
+/* w in bf16 at dst + row * ld, whatever its format; columns beyond w.cols stay. C and shown by the plugin, so that tests see
+ * strides that no op shows alone. */
+extern "C" __attribute__((visibility("default"))) void cuda_unpack_to(struct cuda *c, const struct weight *w, bf16 *dst, int64_t ld);
+/* dst + row * ld = bf16(scale * src), src (rows, cols) fp32 contiguous */
 void cuda_adapter_to(struct cuda *c, const float *src, int64_t rows, int64_t cols, float scale, bf16 *dst, int64_t ld);
 void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
 
