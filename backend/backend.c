@@ -8,7 +8,9 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/sys.h"
+#include "base/str.h"
 #include <dlfcn.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -30,15 +32,25 @@ const struct op_count *op_counts(int *n) {
 }
 void op_counts_reset(void) { memset(counts, 0, sizeof counts); }
 
-/* Calls the table's entry, with its work counted and, under op_timing, timed between two syncs (whose failure the caller's
- * own sync reports too). */
-#define CALL(b, op, entry, args, op_flops, op_bytes)                                                                   \
+/* Before and after a table's entry: the profiler's range, the work, and under op_timing the time between two syncs (whose
+ * failure the caller's own sync reports too). */
+static double begin(struct backend *b, enum op op) {
+    if (b->range) b->range(b->self, names[op]);
+    if (!op_timing) return 0;
+    b->sync(b->self, NULL);
+    return sys_seconds();
+}
+static void end(struct backend *b, enum op op, double start, double flops, double bytes) {
+    if (op_timing) b->sync(b->self, NULL), counts[op].seconds += sys_seconds() - start;
+    counts[op].calls++, counts[op].flops += flops, counts[op].bytes += bytes;
+    if (b->range) b->range(b->self, NULL);
+}
+#define CALL(b, op, entry, args, flops, bytes)                                                                         \
     do {                                                                                                               \
-        if (op_timing) (b)->sync((b)->self, NULL);                                                                     \
-        double start_ = op_timing ? sys_seconds() : 0;                                                                 \
+        if ((b)->failed) break;                                                                                        \
+        double start_ = begin(b, op);                                                                                  \
         (b)->entry((b)->self, args);                                                                                   \
-        if (op_timing) (b)->sync((b)->self, NULL), counts[op].seconds += sys_seconds() - start_;                       \
-        counts[op].calls++, counts[op].flops += (op_flops), counts[op].bytes += (op_bytes);                            \
+        end(b, op, start_, flops, bytes);                                                                              \
     } while (0)
 
 static double elements(const struct mat *m) { return m->data ? (double)m->rows * (double)m->cols : 0; }
@@ -310,7 +322,8 @@ static int plugin_beside_program(char *path, size_t size) {
 static struct backend *open_plugin(const char *path, struct err *e) {
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
-        err_set(e, ERR_RUN, "backend %s cannot be loaded: %s", path, dlerror());
+        const char *why = dlerror();
+        err_set(e, ERR_RUN, "backend %s cannot be loaded: %s%s", path, why, strstr(why, "libcublas") ? "; add the CUDA toolkit's lib64 to LD_LIBRARY_PATH" : "");
         return NULL;
     }
     void *symbol = dlsym(library, "qlora_backend");
@@ -350,4 +363,45 @@ struct backend *backend_open(const char *name, struct err *e) {
 
 void backend_close(struct backend *b) {
     if (b) b->close(b->self);
+}
+
+/* ---- memory, failures, ranges ---- */
+
+void *backend_alloc(struct backend *b, enum place place, size_t bytes, const char *what, struct err *e) {
+    void *p = b->alloc(b->self, place, bytes);
+    if (p || b->sync(b->self, e)) return p;
+    struct backend_info i;
+    char need[24], left[24], all[24];
+    b->info(b->self, &i);
+    text_bytes(need, (int64_t)bytes), text_bytes(left, i.free_bytes), text_bytes(all, i.total_bytes);
+    if (i.unified || place == AT_HOST)
+        err_set(e, ERR_RUN, "out of host memory: %s needs %s%s, %s of the machine's memory are free", what, need,
+                i.unified ? "" : " that the card can reach", text_bytes(left, sys_free_memory()));
+    else if ((int64_t)bytes > i.free_bytes)
+        err_set(e, ERR_RUN, "out of device memory: %s needs %s, and of the card's %s only %s are free now. If another program took the rest "
+                "(`nvidia-smi` lists them), stop it; or plan with less by --vram", what, need, all, left);
+    else
+        err_set(e, ERR_RUN, "out of device memory: %s needs %s in one piece, and the %s that are free are in pieces or were taken by another "
+                "program a moment ago; start again, or plan with less by --vram", what, need, left);
+    return NULL;
+}
+
+int backend_failed(struct backend *b, struct err *e) {
+    struct err card = {0};
+    if (!b || !b->sync(b->self, &card)) return 0;
+    if (e) *e = card;
+    return -1;
+}
+
+void backend_range(struct backend *b, const char *fmt, ...) {
+    char name[80];
+    if (!b->range) return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(name, sizeof name, fmt, ap);
+    va_end(ap);
+    b->range(b->self, name);
+}
+void backend_range_end(struct backend *b) {
+    if (b->range) b->range(b->self, NULL);
 }

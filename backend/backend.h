@@ -12,7 +12,7 @@
  *  - Row t of an output depends only on rows of its own sequence, and sums over tokens run sequence by sequence in order,
  *    so the bits of a result depend neither on the number of threads nor on how sequences are grouped into chunks.
  *  - "=" overwrites, "+=" accumulates; each field below says which.
- *  - A wrong shape is our bug: ASSERT. A device failure is sticky and reported by sync.
+ *  - A wrong shape is our bug: ASSERT. A device failure is sticky: no op is called any more, and sync reports it.
  *  - No op allocates: what it needs beside its arguments comes from the workspace given once to `reserve`.
  */
 #ifndef QLORA_BACKEND_H
@@ -237,6 +237,7 @@ struct backend_info {
 
 struct backend {
     int version;
+    int failed;    /* set by the backend at its first failure */
     void *self;
     /* machine */
     void (*info)(void *self, struct backend_info *out);
@@ -253,6 +254,7 @@ struct backend {
     size_t (*workspace)(void *self, const struct backend_limits *l);
     int (*reserve)(void *self, const struct backend_limits *l, struct err *e);
     void (*close)(void *self);
+    void (*range)(void *self, const char *name);           /* opens a profiler's range, NULL closes it. May be absent */
     /* ops; *_bwd are their backward twins */
     void (*embed)(void *self, const struct embed_args *a);
     void (*embed_bwd)(void *self, const struct embed_args *a);
@@ -277,6 +279,13 @@ struct backend {
 struct backend *backend_open(const char *name, struct err *e);
 void backend_close(struct backend *b);
 struct backend *backend_cpu(struct err *e);
+/* Memory, or NULL with a sentence that says what it was for, what is free, and what to do. */
+void *backend_alloc(struct backend *b, enum place place, size_t bytes, const char *what, struct err *e);
+/* -1 when the device failed; its sentence then takes the place of what e holds, for all that came after is an echo. */
+int backend_failed(struct backend *b, struct err *e);
+/* A range of the timeline that a profiler (nsys) shows; ranges nest. Nothing without one. */
+void backend_range(struct backend *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void backend_range_end(struct backend *b);
 
 /* The wrappers: what model code calls. */
 void op_embed(struct backend *b, const struct embed_args *a);

@@ -18,7 +18,7 @@ struct sys_fault sys_fault;
 
 void sys_fault_env(void) {
     const char *s = getenv("QLORA_FAULT");
-    if (!s) return;
+    if (!s || !strncmp(s, "cuda:", 5)) return;
     char error[16] = "", sticky[16] = "";
     long long at = 0;
     if (sscanf(s, "%15[a-z]:%lld:%15[A-Z]:%15s", sys_fault.kinds, &at, error, sticky) < 3) return;

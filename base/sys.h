@@ -40,7 +40,8 @@ int sys_threads(void);           /* OpenMP threads in force */
  * kinds fails with `error` (EINTR: once, and is retried as a real one), moves only half (SYS_SHORT), or kills the process
  * (SYS_KILL). Also armed by the
  * environment variable QLORA_FAULT="kinds:at:error[:sticky]", kinds of letters a(lloc) o(pen) r(ead) w(rite) s(ync)
- * c(lose) n(rename) u(nlink) m(kdir), error ENOSPC EIO EINTR ENOMEM SHORT KILL, read once at start by sys_fault_env. */
+ * c(lose) n(rename) u(nlink) m(kdir), error ENOSPC EIO EINTR ENOMEM SHORT KILL, read once at start by sys_fault_env.
+ * "cuda:.." is for calls to the card (backend/cuda/cuda.cu). */
 enum { SYS_SHORT = -1, SYS_KILL = -2 };
 struct sys_fault {
     char kinds[16];

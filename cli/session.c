@@ -46,7 +46,8 @@ int session_open(struct session *s, const struct options *o, struct err *e) {
     }
     int r = open_tokenizer(s, o, e) || model_load(&s->model, &how, c, e) ? -1 : 0;
     ckpt_close(c);
-    return !r && t->adapter_name_or_path ? open_adapter(s, t->adapter_name_or_path, e) : r;
+    if (!r && t->adapter_name_or_path) r = open_adapter(s, t->adapter_name_or_path, e);
+    return r && backend_failed(s->be, e) ? -1 : r;
 }
 
 void session_close(struct session *s) {

@@ -13,13 +13,12 @@ int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t ma
     b->chunk = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->chunk, "chunks", e);
     b->starts = sys_alloc_array((size_t)(2 * max_seqs + 2), sizeof *b->starts, "sequence starts", e);
     b->loss_of = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->loss_of, "sequence losses", e);
-    b->nll = be->alloc(be->self, AT_HOST, bytes + 4);
-    b->host = be->alloc(be->self, AT_HOST, bytes * A_COUNT + 4);
-    b->dev = be->alloc(be->self, AT_DEVICE, bytes * A_COUNT + 4);
-    b->dev_nll = be->alloc(be->self, AT_DEVICE, bytes + 4);
-    if (b->chunk && b->starts && b->loss_of && b->nll && b->host && b->dev && b->dev_nll) return 0;
+    if (b->chunk && b->starts && b->loss_of && (b->nll = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) &&
+        (b->host = backend_alloc(be, AT_HOST, bytes * A_COUNT + 4, "token arrays", e)) &&
+        (b->dev = backend_alloc(be, AT_DEVICE, bytes * A_COUNT + 4, "token arrays", e)) &&
+        (b->dev_nll = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e))) return 0;
     batch_close(b);
-    return err_set(e, ERR_RUN, "out of memory: the token arrays of a step need %zu bytes", bytes * (2 * A_COUNT + 2));
+    return -1;
 }
 
 void batch_close(struct batch *b) {

@@ -70,11 +70,8 @@ int engine_open(struct engine *g, struct model *m, const struct engine_config *c
     struct parts p = parts(m, c);
     size_t kept = p.saved * (size_t)(c->keep_layers * c->chunks), bytes = p.saved + p.scratch + p.r + p.joints;
     g->kept_bytes = p.saved;
-    if (!(g->memory = m->be->alloc(m->be->self, AT_DEVICE, bytes)) || (kept && !(g->kept = m->be->alloc(m->be->self, AT_DEVICE, kept)))) {
-        err_set(e, ERR_RUN, "out of device memory: the working set of a chunk of %lld tokens needs %zu bytes; lower --vram or --cutoff_len",
-                (long long)c->rows, bytes + kept);
-        goto fail;
-    }
+    if (!(g->memory = backend_alloc(m->be, AT_DEVICE, bytes, "the working set of a chunk", e)) ||
+        (kept && !(g->kept = backend_alloc(m->be, AT_DEVICE, kept, "kept activations", e)))) goto fail;
     saved_view(k, g->type, targets(c), rank(c), c->rows, g->memory, &g->saved);
     scratch_view(k, g->type, targets(c), rank(c), c->rows, 1, g->memory + p.saved, &g->scratch);
     g->r = (float *)(g->memory + p.saved + p.scratch);
@@ -152,6 +149,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
     }
     pages_put(m->outer_page, 0, 0);
     for (int64_t l = 0; l < L; l++) {
+        backend_range(g->be, "layer %lld forward", (long long)l);
         struct layer w;
         struct adapter lora[PROJ_COUNT];
         if (g->reach) g->reach(g->context, l);
@@ -174,12 +172,14 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         }
         if (value) pages_put(g->c.adapters, l, 0);
         pages_put(m->layers, l, 0);
+        backend_range_end(g->be);
     }
 }
 
 void engine_head(struct engine *g, const struct batch *b, int backward, const struct head_grads *hg) {
     struct model *m = g->m;
     int64_t L = m->config.L, D = m->config.D;
+    backend_range(g->be, "head");
     void *outer = pages_get(m->outer_page, 0, PAGE_READ);
     const float *norm = model_norm(m, outer);
     for (int c = 0; c < b->n_chunks; c++) {
@@ -202,6 +202,7 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         pages_put(g->x, page, 0);
     }
     pages_put(m->outer_page, 0, 0);
+    backend_range_end(g->be);
 }
 
 void engine_backward_layer(struct engine *g, const struct batch *b, const struct dropout *drop, int64_t l, void *weights,
@@ -209,6 +210,7 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
     struct model *m = g->m;
     struct layer w;
     struct adapter lora[PROJ_COUNT];
+    backend_range(g->be, "layer %lld backward", (long long)l);
     model_layer(m, l, weights, &w);
     engine_adapters(g, value, grad, lora);
     struct joints j;
@@ -225,6 +227,7 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
         block_backward(&k, x, dx, !kept, need_dx);
         pages_put(g->x, page, 0), pages_put(g->dx, c, 1);
     }
+    backend_range_end(g->be);
 }
 
 void engine_embed_backward(struct engine *g, const struct batch *b, const struct head_grads *hg) {

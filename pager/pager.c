@@ -61,19 +61,9 @@ struct pages *pages_open(struct backend *be, const struct pages_config *c, struc
     p->slot = sys_alloc_array((size_t)c->slots, sizeof *p->slot, "page table", e);
     if (!p->home || !p->bytes || !p->slot) goto fail;
     size_t on_device = (size_t)device - slots;
-    if (on_device && !(p->device_block = be->alloc(be->self, AT_DEVICE, on_device))) {
-        err_set(e, ERR_RUN, "out of device memory: %s needs %zu bytes; lower --vram so that more is kept in host memory",
-                c->name, on_device);
-        goto fail;
-    }
-    if (slots && !(p->slot_block = be->alloc(be->self, AT_DEVICE, slots))) {
-        err_set(e, ERR_RUN, "out of device memory: the %d slots of %s need %zu bytes", c->slots, c->name, slots);
-        goto fail;
-    }
-    if (host && !(p->host_block = be->alloc(be->self, AT_HOST, (size_t)host))) {
-        err_set(e, ERR_RUN, "out of host memory: %s needs %lld bytes", c->name, (long long)host);
-        goto fail;
-    }
+    if (on_device && !(p->device_block = backend_alloc(be, AT_DEVICE, on_device, c->name, e))) goto fail;
+    if (slots && !(p->slot_block = backend_alloc(be, AT_DEVICE, slots, c->name, e))) goto fail;
+    if (host && !(p->host_block = backend_alloc(be, AT_HOST, (size_t)host, c->name, e))) goto fail;
     unsigned char *d = p->device_block, *h = p->host_block;
     for (int64_t i = 0; i < c->count; i++) {
         unsigned char **from = i < c->resident ? &d : &h;

@@ -108,8 +108,7 @@ int params_open(struct params *q, int values_on_host, int state_on_host, struct 
     if (value.count && !(q->value = pages_open(q->be, &value, e))) return -1;
     if (!(q->grad = pages_open(q->be, &grad, e)) || !(q->state = pages_open(q->be, &state, e))) return -1;
     q->done = q->groups;
-    if (!(q->norms = q->be->alloc(q->be->self, AT_HOST, (size_t)q->count * sizeof *q->norms)))
-        return err_set(e, ERR_RUN, "out of host memory: gradient norms");
+    if (!(q->norms = backend_alloc(q->be, AT_HOST, (size_t)q->count * sizeof *q->norms, "gradient norms", e))) return -1;
     for (int64_t g = 0; q->lora && g < q->groups; g++)
         if (pages_write(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     return clear_state(q, e);

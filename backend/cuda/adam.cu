@@ -121,8 +121,9 @@ size_t cuda_adam_workspace(struct cuda *c, const struct backend_limits *, char *
 }
 
 /* Both maps on the card, for the life of the backend. */
-int cuda_adam_start(struct cuda *c) {
+cudaError_t cuda_adam_start(struct cuda *c) {
     nf4_init();
-    if (cudaMalloc(&c->maps, sizeof(struct maps)) != cudaSuccess) return -1;
-    return cudaMemcpy(c->maps, bw8_signed, 1024, cudaMemcpyHostToDevice) == cudaSuccess && cudaMemcpy((char *)c->maps + 1024, bw8_unsigned, 1024, cudaMemcpyHostToDevice) == cudaSuccess ? 0 : -1;
+    cudaError_t code = cudaMalloc(&c->maps, sizeof(struct maps));
+    if (code == cudaSuccess) code = cudaMemcpy(c->maps, bw8_signed, 1024, cudaMemcpyHostToDevice);
+    return code == cudaSuccess ? cudaMemcpy((char *)c->maps + 1024, bw8_unsigned, 1024, cudaMemcpyHostToDevice) : code;
 }

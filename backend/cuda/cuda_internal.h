@@ -54,18 +54,24 @@ struct cuda {
     double *pieces;      /* [SQSUM_PIECES] */
     void *maps;          /* bw8_signed, bw8_unsigned: [2 * 256] fp32, own memory */
     bf16 *loss_e;        /* (V, D) when E is fp32 */
-    struct err failure;  /* first asynchronous failure, for sync */
+    struct err failure;  /* the first, for sync; then no call reaches the card any more */
+    long long calls, fault_at; /* so far, and the one that QLORA_FAULT makes fail; 0 = none */
+    int fault_trap, fault_count;
 };
 
-/* The first failure is kept and reported by sync; ops go on as no-ops for the device. */
+/* Before every call to the card: an error when it must not be made, since the card failed or a test says that it fails now. */
+cudaError_t cuda_fault(struct cuda *c);
+/* Keeps the first failure. */
 void cuda_failed(struct cuda *c, cudaError_t code, const char *what, const char *file, int line);
-#define CUDA_TRY(c, call)                                                                                              \
+#define CUDA_CALL(c, call, what)                                                                                       \
     do {                                                                                                               \
-        cudaError_t code_ = (call);                                                                                    \
-        if (code_ != cudaSuccess) cuda_failed(c, code_, #call, __FILE__, __LINE__);                                    \
+        cudaError_t code_ = cuda_fault(c);                                                                             \
+        if (code_ == cudaSuccess) code_ = (call);                                                                      \
+        if (code_ != cudaSuccess) cuda_failed(c, code_, what, __FILE__, __LINE__);                                     \
     } while (0)
+#define CUDA_TRY(c, call) CUDA_CALL(c, call, #call)
 /* Behind every launch. */
-#define CUDA_LAUNCHED(c) CUDA_TRY(c, cudaGetLastError())
+#define CUDA_LAUNCHED(c) CUDA_CALL(c, cudaGetLastError(), "a kernel")
 
 static inline cudaStream_t cuda_stream(struct cuda *c) { return c->stream[Q_COMPUTE]; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -96,7 +102,7 @@ void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
 size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 size_t cuda_adam_workspace(struct cuda *c, const struct backend_limits *l, char *at);
-int cuda_adam_start(struct cuda *c);
+cudaError_t cuda_adam_start(struct cuda *c);
 
 /* The ops. */
 void cuda_embed(void *self, const struct embed_args *a);

@@ -7,6 +7,7 @@
 
 static int lt(struct cuda *c, cublasStatus_t status, const char *what) {
     if (status == CUBLAS_STATUS_SUCCESS) return 0;
+    CUDA_LAUNCHED(c); /* of a failed card the runtime knows more */
     err_set(&c->failure, ERR_RUN, "cublasLt failed: %s in %s; is the CUDA toolkit newer than the driver?", cublasLtGetStatusString(status), what);
     return -1;
 }
@@ -68,4 +69,5 @@ void cuda_gemm(struct cuda *c, const struct gemm *g) {
     if (g->bias && lt(c, cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &g->bias, sizeof g->bias), "a bias")) return;
     float beta = g->add ? 1.0f : 0.0f;
     lt(c, cublasLtMatmul(c->lt, p->op, &g->alpha, g->b, p->b, g->a, p->a, &beta, g->add ? g->add : g->c, p->add, g->c, p->c, &p->algo, c->lt_work, c->lt_work_bytes, cuda_stream(c)), "a product");
+    CUDA_LAUNCHED(c);
 }
