@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -162,14 +163,50 @@ static int finish(struct trainer *t, double epoch, double eval_seconds, int64_t 
     return 0;
 }
 
-static void print_counts(void) {
+/* "12.3 TFLOP/s": a rate with the unit that suits its size, "-" for none. */
+static const char *rate(char text[24], double amount, double seconds, const char *of) {
+    static const char units[] = "kMGTP";
+    double v = seconds > 0 ? amount / seconds / 1e3 : 0;
+    int u = 0;
+    for (; v >= 1000 && units[u + 1]; u++) v /= 1000;
+    snprintf(text, 24, v > 0 ? "%.1f %c%s/s" : "-", v, units[u], of);
+    return text;
+}
+
+static int slower_first(const void *a, const void *b) {
+    const struct op_count *x = a, *y = b;
+    return (x->seconds < y->seconds) - (x->seconds > y->seconds);
+}
+
+/* --profile: what the ops of these steps took, the longest first. */
+static void print_profile(int64_t steps, double wall) {
     int n;
-    const struct op_count *c = op_counts(&n);
-    double all = 0;
-    for (int i = 0; i < n; i++) all += c[i].seconds;
-    log_info("%-14s %9s %10s %10s %8s %6s", "op", "calls", "ms", "GFLOP/s", "GB/s", "share");
-    for (int i = 0; i < n; i++)
-        if (c[i].calls) log_info("%-14s %9lld %10.1f %10.1f %8.1f %5.1f%%", c[i].name, (long long)c[i].calls, c[i].seconds * 1e3, c[i].flops / c[i].seconds / 1e9, c[i].bytes / c[i].seconds / 1e9, 100 * c[i].seconds / all);
+    const struct op_count *counted = op_counts(&n);
+    struct op_count c[64];
+    double sum = 0;
+    char work[24], moved[24];
+    ASSERT(n <= 64, "%d ops", n);
+    memcpy(c, counted, sizeof *c * (size_t)n);
+    qsort(c, (size_t)n, sizeof *c, slower_first);
+    log_info("profile (each op waits for the device before and after it, so the run is slower than without --profile):\n"
+             "%-12s %9s %11s %14s %12s %7s", "op", "calls", "ms", "arithmetic", "memory", "share");
+    for (int i = 0; i < n; i++) {
+        if (!c[i].calls) continue;
+        sum += c[i].seconds;
+        log_info("%-12s %9lld %11.1f %14s %12s %6.1f%%", c[i].name, (long long)c[i].calls, c[i].seconds * 1e3, rate(work, c[i].flops, c[i].seconds, "FLOP"),
+                 rate(moved, c[i].bytes, c[i].seconds, "B"), 100 * c[i].seconds / wall);
+    }
+    log_info("%-12s %9s %11.1f %14s %12s %6.1f%%   of %.1f ms for %lld steps, with what lies between ops: copies, data, evaluations, saves", "all ops", "", sum * 1e3, "", "",
+             100 * sum / wall, wall * 1e3, (long long)steps);
+}
+
+/* A card that failed explains all that went wrong after it. */
+static void blame_card(struct trainer *t, struct err *e) {
+    struct err card = {0};
+    if (!backend_failed(t->be, &card)) return;
+    *e = (struct err){0};
+    if (!t->at.step) err_set(e, card.code, "%s", card.text);
+    else err_set(e, card.code, "after step %lld: %s. What was saved in %.400s is whole: the same command with --resume_from_checkpoint true goes on from there", (long long)t->at.step, card.text, t->o->output_dir);
 }
 
 static void close_all(struct trainer *t) {
@@ -201,11 +238,13 @@ int train_run(const struct train_options *o, struct err *e) {
     announce(&t);
     op_timing = o->profile;
     op_counts_reset();
+    double began = sys_seconds();
     r = loop(&t, &epoch, &eval_seconds, e);
-    if (o->profile) print_counts();
+    if (o->profile && r >= 0) print_profile(t.at.step - first, sys_seconds() - began);
     if (r > 0) r = 128 + r;
     else if (!r) r = finish(&t, epoch, eval_seconds, first, e);
 out:
+    if (r < 0) blame_card(&t, e);
     close_all(&t);
     return r < 0 ? (e->code ? e->code : ERR_RUN) : r;
 }
