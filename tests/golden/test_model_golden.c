@@ -1,5 +1,6 @@
 /* The model against the official PyTorch code: logits, loss, every gradient (full and LoRA), five optimizer steps, greedy
- * generation, document masks, all file layouts.  Goldens: goldens/yuan2-tiny-a, tolerances of its README. */
+ * generation, document masks, all file layouts.  Goldens: goldens/yuan2-tiny-a, tolerances of its README.
+ * QLORA_BACKEND=cuda: the same on the card, which computes in bf16, with tolerances for that (struct tolerance). */
 #include "tests/test.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
@@ -9,6 +10,37 @@
 #include <math.h>
 
 static struct err e;
+
+/* Logits and losses: absolute, from the README. Gradients: of the largest entry of a tensor in fp32; in bf16 every activation
+ * is rounded to 2^-9 several times a layer, so single entries wander and the norm of the difference is held to the tensor's. */
+static const struct tolerance {
+    double logits, loss, steps, gradient, norm;
+} fp32 = {.logits = 1e-4, .loss = 1e-5, .steps = 1e-4, .gradient = 1e-4, .norm = 1e-4},
+  bf16 = {.logits = 0.15, .loss = 0.03, .steps = 0.03, .gradient = 0.05, .norm = 0.03};
+static int on_card(void) {
+    const char *b = getenv("QLORA_BACKEND");
+    return b && strcmp(b, "cpu");
+}
+static struct tolerance within(void) { return on_card() ? bf16 : fp32; }
+static struct backend *open_backend(void) {
+    const char *plugin = getenv("QLORA_PLUGIN"); /* libqlora-cuda.so, when it does not lie beside the program */
+    return backend_open(!on_card() ? "cpu" : plugin ? plugin : getenv("QLORA_BACKEND"), &e);
+}
+#define NEED_GOLDENS()                                                                                                 \
+    do {                                                                                                               \
+        if (!shared_dir()) SKIP("no shared goldens");                                                                  \
+        if (!have_backend()) SKIP("no card");                                                                          \
+    } while (0)
+static int have_backend(void) {
+    static int have = -1;
+    if (have < 0) {
+        struct backend *b = open_backend();
+        if (!b) printf("  no card: %s\n", e.text);
+        backend_close(b);
+        have = b != NULL, e.code = 0;
+    }
+    return have;
+}
 static char path_buffer[1300];
 static const char *in(const char *name) {
     snprintf(path_buffer, sizeof path_buffer, "%s/goldens/yuan2-tiny-a/%s", shared_dir(), name);
@@ -63,7 +95,7 @@ static int world_open(struct world *w, const char *dir, int flags, int64_t rows)
         w->labels[i] = (int32_t *)golden("inputs.safetensors", label[i], NULL);
         if (!w->ids[i] || !w->labels[i]) return -1;
     }
-    if (!(w->be = backend_open("cpu", &e)) || model_open(&w->m, w->be, in(dir), &how, &c, &e)) return -1;
+    if (!(w->be = open_backend()) || model_open(&w->m, w->be, in(dir), &how, &c, &e)) return -1;
     w->m.config.document_mask = (flags & DOCMASK) != 0;
     int r = model_load(&w->m, &how, c, &e);
     ckpt_close(c);
@@ -95,7 +127,7 @@ static double difference(const float *x, const float *y, int64_t n) {
 
 /* Logits of all positions through the generator's pieces: prefill of n-1, then one token at a time would need V rows; so
  * logits of position t are those after feeding t+1 tokens. */
-static void check_logits(struct world *w, int which, const char *file, const char *name, double tolerance, int split) {
+static void check_logits(struct world *w, int which, const char *file, const char *name, int split) {
     int64_t n, V = w->m.config.V;
     float *want = golden(file, name, &n);
     struct generator g;
@@ -107,7 +139,7 @@ static void check_logits(struct world *w, int which, const char *file, const cha
         else generator_feed(&g, w->ids[which], t + 1, &e);
         worst = fmax(worst, difference(g.logits, want + t * V, V));
     }
-    CHECK(worst < tolerance, "%s: %g", name, worst);
+    CHECK(worst < within().logits, "%s: %g", name, worst);
     generator_close(&g);
     sys_free(want);
 }
@@ -124,17 +156,17 @@ static double loss(struct world *w, int first, int count) {
 }
 
 TEST(logits_and_losses_of_every_layout) {
-    if (!shared_dir()) SKIP("no shared goldens");
+    NEED_GOLDENS();
     const char *dirs[] = {"fp32", "bf16", "bf16-sharded", "bf16-safetensors"};
     for (int i = 0; i < 4; i++) {
         struct world w;
         const char *file = i ? "expected_bf16.safetensors" : "expected_full.safetensors";
         REQUIRE(!world_open(&w, dirs[i], 0, 64), "%s: %s", dirs[i], e.text);
-        check_logits(&w, 0, file, "logits_17", 1e-4, 1);
-        check_logits(&w, 1, file, "logits_40", 1e-4, 0);
-        CHECK(fabs(loss(&w, 0, 1) - value(file, "loss_17")) < 1e-5, "%s: %g", dirs[i], loss(&w, 0, 1));
-        CHECK(fabs(loss(&w, 1, 1) - value(file, "loss_40")) < 1e-5, "%s: %g", dirs[i], loss(&w, 1, 1));
-        if (!i) CHECK(fabs(loss(&w, 0, 2) - value(file, "loss_batch")) < 1e-5, "%g", loss(&w, 0, 2));
+        check_logits(&w, 0, file, "logits_17", 1);
+        check_logits(&w, 1, file, "logits_40", 0);
+        CHECK(fabs(loss(&w, 0, 1) - value(file, "loss_17")) < within().loss, "%s: %g", dirs[i], loss(&w, 0, 1));
+        CHECK(fabs(loss(&w, 1, 1) - value(file, "loss_40")) < within().loss, "%s: %g", dirs[i], loss(&w, 1, 1));
+        if (!i) CHECK(fabs(loss(&w, 0, 2) - value(file, "loss_batch")) < within().loss, "%g", loss(&w, 0, 2));
         world_close(&w);
     }
 }
@@ -153,7 +185,7 @@ static double gradients(struct world *w) {
     int64_t outer = p->groups - 1;
     if (!p->lora) {
         float *g = pages_get(p->grad, outer, PAGE_WRITE);
-        memset(g, 0, pages_bytes(p->grad, outer));
+        w->be->zero(w->be->self, g, pages_bytes(p->grad, outer), Q_COMPUTE);
         hg = (struct head_grads){.embed = g, .head = g, .norm = g + w->m.outer[OT_NORM].offset / 4};
     }
     engine_head(&w->g, &w->b, 1, p->lora ? NULL : &hg);
@@ -161,7 +193,7 @@ static double gradients(struct world *w) {
         void *weights = pages_get(w->m.layers, l, PAGE_READ);
         float *value_page = p->lora ? pages_get(p->value, l, PAGE_READ) : NULL, *g = pages_get(p->grad, l, PAGE_WRITE);
         struct layer_grads lg;
-        memset(g, 0, pages_bytes(p->grad, l));
+        w->be->zero(w->be->self, g, pages_bytes(p->grad, l), Q_COMPUTE);
         if (!p->lora) params_layer_grads(p, g, &lg);
         engine_backward_layer(&w->g, &w->b, NULL, l, weights, value_page, p->lora ? g : NULL, p->lora ? NULL : &lg, !p->lora || l > 0);
         params_norms(p, l, g);
@@ -207,42 +239,47 @@ static void check_gradients(struct world *w, const char *file) {
         float *want = golden(file, name, &n), *have = page_of(w, p, 1);
         REQUIRE(want, "%s", name);
         CHECK(n == (tap < 0 ? 1 : 2) * p->n, "%s has %lld numbers", name, (long long)n);
-        double scale = largest(want, n), worst = 0;
-        for (int64_t k = 0; k < p->n; k++) worst = fmax(worst, fabs((double)have[k] - (double)want[tap < 0 ? k : 2 * k + tap]));
-        CHECK(worst <= 1e-4 * scale, "%s: %g of %g", name, worst, scale);
+        double scale = largest(want, n), worst = 0, norm = 0, off = 0;
+        for (int64_t k = 0; k < p->n; k++) {
+            double g = (double)want[tap < 0 ? k : 2 * k + tap], d = isfinite(have[k]) ? fabs((double)have[k] - g) : INFINITY;
+            worst = fmax(worst, d), off += d * d, norm += g * g;
+        }
+        if (getenv("V")) printf("  %-60s largest %.5f, norm %.5f\n", name, worst / scale, sqrt(off / norm));
+        if (on_card()) CHECK(sqrt(off) <= within().gradient * sqrt(norm), "%s: %g of %g", name, sqrt(off), sqrt(norm));
+        else CHECK(worst <= within().gradient * scale, "%s: %g of %g", name, worst, scale);
         sys_free(want), sys_free(have);
     }
 }
 
 TEST(every_gradient_full_and_lora) {
-    if (!shared_dir()) SKIP("no shared goldens");
+    NEED_GOLDENS();
     for (int mode = 0; mode < 6; mode++) { /* recomputing, keeping, paged through host memory; one chunk or two */
         int lora = mode % 2, flags = (lora ? LORA : FULL) | (mode / 2 == 1 ? KEEP : mode / 2 == 2 ? HOST : 0);
         struct world w;
         const char *file = lora ? "expected_lora.safetensors" : "expected_full.safetensors";
         REQUIRE(!world_open(&w, "fp32", flags, mode / 2 == 0 ? 64 : 40), "%s", e.text);
         double norm = gradients(&w), want = value(file, "grad_norm");
-        CHECK(fabs(norm - want) < 1e-4 * want, "mode %d: %g, %g", mode, norm, want);
+        CHECK(fabs(norm - want) < within().norm * want, "mode %d: %g, %g", mode, norm, want);
         check_gradients(&w, file);
-        if (lora) check_logits(&w, 0, file, "logits_17", 1e-4, 1);
+        if (lora) check_logits(&w, 0, file, "logits_17", 1);
         world_close(&w);
     }
 }
 
 TEST(document_mask_cuts_attention_after_eod) {
-    if (!shared_dir()) SKIP("no shared goldens");
+    NEED_GOLDENS();
     struct world w;
     REQUIRE(!world_open(&w, "fp32", DOCMASK, 64), "%s", e.text);
-    check_logits(&w, 1, "expected_docmask.safetensors", "docmask_logits_40", 1e-4, 0);
-    check_logits(&w, 1, "expected_docmask.safetensors", "docmask_logits_40", 1e-4, 1);
+    check_logits(&w, 1, "expected_docmask.safetensors", "docmask_logits_40", 0);
+    check_logits(&w, 1, "expected_docmask.safetensors", "docmask_logits_40", 1);
     double have = loss(&w, 1, 1), want = value("expected_docmask.safetensors", "docmask_loss_40");
-    CHECK(fabs(have - want) < 1e-5, "%g, %g", have, want);
+    CHECK(fabs(have - want) < within().loss, "%g, %g", have, want);
     world_close(&w);
 }
 
 /* AdamW lr 1e-3, weight decay 0.01 (not norms and biases), clipped to 0.5; losses and norms before each step. */
 TEST(five_steps_full_and_lora) {
-    if (!shared_dir()) SKIP("no shared goldens");
+    NEED_GOLDENS();
     for (int lora = 0; lora < 2; lora++) {
         const char *file = lora ? "expected_lora.safetensors" : "expected_full_steps.safetensors";
         struct world w;
@@ -252,13 +289,14 @@ TEST(five_steps_full_and_lora) {
         for (int t = 1; t <= 6; t++) {
             double norm = gradients(&w), sum = 0;
             for (int64_t i = 0; i < w.b.n_loss; i++) sum += (double)w.b.nll[i] / (double)w.b.n_loss;
-            CHECK(fabs(sum - (double)losses[t - 1]) < 1e-4, "step %d: loss %g, %g", t, sum, (double)losses[t - 1]);
+            CHECK(fabs(sum - (double)losses[t - 1]) < within().steps, "step %d: loss %g, %g", t, sum, (double)losses[t - 1]);
             if (t == 6) break;
-            CHECK(fabs(norm - (double)norms[t - 1]) < 1e-4 * norm + 1e-5, "step %d: norm %g, %g", t, norm, (double)norms[t - 1]);
+            CHECK(fabs(norm - (double)norms[t - 1]) < within().norm * norm + 1e-5, "step %d: norm %g, %g", t, norm, (double)norms[t - 1]);
             double clip = 0.5 / (norm + 1e-6);
             params_update(&w.params, &(struct adam_settings){.t = t, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .lr = 1e-3, .weight_decay = 0.01, .grad_scale = clip < 1 ? clip : 1});
         }
-        for (int64_t i = 0, seen = 0; i < w.params.count; i++) {
+        /* Adam's first steps go by the sign of a gradient: in bf16 small ones change theirs, so values say nothing there. */
+        for (int64_t i = 0, seen = 0; !on_card() && i < w.params.count; i++) {
             const struct param *p = &w.params.p[i];
             char name[220];
             snprintf(name, sizeof name, lora ? "after5." : "full_after5.");
@@ -284,7 +322,7 @@ TEST(five_steps_full_and_lora) {
 }
 
 TEST(greedy_ids) {
-    if (!shared_dir()) SKIP("no shared goldens");
+    NEED_GOLDENS();
     const char *dirs[] = {"fp32", "bf16"}, *names[] = {"greedy_fp32", "greedy_bf16"};
     for (int i = 0; i < 2; i++) {
         struct world w;
@@ -293,28 +331,34 @@ TEST(greedy_ids) {
         REQUIRE(!world_open(&w, dirs[i], 0, 64), "%s", e.text);
         int32_t *prompt = (int32_t *)golden("inputs.safetensors", "prompt_5", &np), *want = (int32_t *)golden("expected_generate.safetensors", names[i], &n);
         REQUIRE(prompt && want && !generator_open(&g, &w.m, NULL, NULL, np + n, &e), "%s", e.text);
+        char gap[40];
+        snprintf(gap, sizeof gap, "top2_gaps_%s", names[i] + 7);
+        float *gaps = golden("expected_generate.safetensors", gap, NULL);
+        REQUIRE(gaps, "%s", gap);
         struct sampling s = {.greedy = 1};
         generator_feed(&g, prompt, np, &e);
         for (int64_t t = 0; t < n; t++) {
             int32_t id = sample_next(&s, g.logits, w.m.config.V, NULL, 0, &e);
-            CHECK(id == want[t], "%s %lld: %d, %d", names[i], (long long)t, id, want[t]);
+            int clear = (double)gaps[t] > 2 * within().logits; /* else too close to call in bf16 */
+            CHECK(!clear || id == want[t], "%s %lld: %d, %d", names[i], (long long)t, id, want[t]);
             if (t + 1 < n) generator_feed(&g, &want[t], 1, &e);
         }
         generator_close(&g);
-        sys_free(prompt), sys_free(want);
+        sys_free(prompt), sys_free(want), sys_free(gaps);
         world_close(&w);
     }
 }
 
-/* Chunking, keeping and paging change where bytes live, not one bit of a gradient. */
+/* Chunking, keeping and paging change where bytes live, not one bit of a gradient. On the card chunks of other lengths are
+ * products of other shapes, whose sums are split otherwise: there all have one length. */
 TEST(same_bits_for_any_plan) {
-    if (!shared_dir()) SKIP("no shared goldens");
+    NEED_GOLDENS();
     for (int full = 0; full < 2; full++) {
         float *first[256] = {0};
         for (int mode = 0; mode < 4; mode++) {
             struct world w;
             int flags = (full ? FULL : LORA) | (mode == 1 ? KEEP : mode == 2 ? HOST : mode == 3 ? HOST | KEEP : 0);
-            REQUIRE(!world_open(&w, "bf16", flags, mode % 2 ? 64 : 40), "%s", e.text);
+            REQUIRE(!world_open(&w, "bf16", flags, mode % 2 || on_card() ? 64 : 40), "%s", e.text);
             gradients(&w);
             for (int64_t i = 0; i < w.params.count; i++) {
                 float *g = page_of(&w, &w.params.p[i], 1);
