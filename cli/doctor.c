@@ -95,6 +95,7 @@ static void report_backend(struct report *r, const char *name, int must_work) {
     snprintf(text, sizeof text, "%s, %s of %s free", info.detail, text_bytes(free_text, info.free_bytes),
              text_bytes(total, info.total_bytes));
     row(r, name, text);
+    if (backend_failed(b, &e)) problem(r, e.text);
     backend_close(b);
 }
 
