@@ -98,6 +98,12 @@ extern "C" __attribute__((visibility("default"))) void cuda_unpack_to(struct cud
 void cuda_adapter_to(struct cuda *c, const float *src, int64_t rows, int64_t cols, float scale, bf16 *dst, int64_t ld);
 void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
 
+/* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, or transposed out(R,rows). left (N,rows), right (N,R); all operands must fit. */
+enum { TALL_JOBS = 4 };
+struct tall_job { const bf16 *left, *right; int64_t ld_left, ld_right; float *out; int64_t ld_out; int rows, R, transposed; float scale; };
+int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols); /* 16-byte rows */
+void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job, int n);
+
 /* Workspace each file needs: bytes for limits; `at` NULL: count only, else cut the parts from there. */
 size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char *at);

@@ -126,46 +126,53 @@ static void backward(struct cuda *c, const bf16 *dy, int64_t ldy, const bf16 *w,
     cuda_gemm(c, &g);
 }
 
-/* sum[i] += Σ_s part[s][i] in order of s; parts lie `stride` apart */
-__global__ static void add_parts(float *sum, int64_t ld, int64_t cols, const float *part, int64_t n, int64_t stride, int parts) {
+/* sum[i] += Σ_s part[s][i] in order of s */
+__global__ static void add_parts(float *sum, int64_t ld, int64_t cols, const float *part, int64_t n, int parts) {
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS) {
         float *to = &sum[i / cols * ld + i % cols], s = *to;
-        for (int k = 0; k < parts; k++) s += part[k * stride + i];
+        for (int k = 0; k < parts; k++) s += part[k * n + i];
         *to = s;
     }
 }
 
-/* dW_i(rows_i,cols) += alpha Σ_t a[t]ᵀ b[t] for the n matrices whose columns of `a` lie side by side. Sequence by sequence: one
- * batched product when all are of one length and the parts fit the workspace, else one after the other. */
-static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *dW, int n, float alpha) {
+/* dW(rows,cols) += alpha Σ_t a[t]ᵀ b[t]. Sequence by sequence: one batched product when all are of one length and the parts fit
+ * the workspace, else one after the other. */
+static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *dW, float alpha) {
     struct gemm g = {};
-    int64_t rows = 0, cols = dW->cols, length = r->seq_start[1];
-    for (int i = 0; i < n; i++) rows += dW[i].rows;
-    int64_t size = rows * cols, fit = (int64_t)c->partial_elements / size;
-    g.lda = ld_left, g.ta = 1, g.ldb = ld_right, g.n = cols, g.alpha = alpha, g.c_f32 = 1;
-    if (r->N == length * r->n_seqs && fit > 1 && (n > 1 || r->n_seqs > 1)) {
+    int64_t n = dW->rows * dW->cols, length = r->seq_start[1], fit = (int64_t)c->partial_elements / n;
+    g.lda = ld_left, g.ta = 1, g.ldb = ld_right, g.m = dW->rows, g.n = dW->cols, g.alpha = alpha, g.c_f32 = 1;
+    if (r->N == length * r->n_seqs && r->n_seqs > 1 && fit > 1) {
         for (int s = 0; s < r->n_seqs; s += (int)fit) {
             int k = r->n_seqs - s < fit ? r->n_seqs - s : (int)fit;
-            g.a = left + s * length * ld_left, g.b = right + s * length * ld_right, g.c = c->partial, g.ldc = cols, g.m = rows, g.k = length;
-            g.batch = k, g.stride_a = length * ld_left, g.stride_b = length * ld_right, g.stride_c = size;
+            g.a = left + s * length * ld_left, g.b = right + s * length * ld_right, g.c = c->partial, g.ldc = dW->cols, g.k = length;
+            g.batch = k, g.stride_a = length * ld_left, g.stride_b = length * ld_right, g.stride_c = n;
             cuda_gemm(c, &g);
-            const float *part = c->partial;
-            for (int i = 0; i < n; i++) {
-                int64_t here = dW[i].rows * cols, blocks = ceil_div(here, THREADS);
-                add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>((float *)dW[i].data, dW[i].ld, cols, part, here, size, k);
-                CUDA_LAUNCHED(c);
-                part += here;
-            }
+            int64_t blocks = ceil_div(n, THREADS);
+            add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>((float *)dW->data, dW->ld, dW->cols, c->partial, n, k);
+            CUDA_LAUNCHED(c);
         }
         return;
     }
-    for (int i = 0; i < n; i++, left += dW[i - 1].rows)
-        for (int s = 0; s < r->n_seqs; s++) {
-            int64_t first = r->seq_start[s];
-            g.a = left + first * ld_left, g.b = right + first * ld_right, g.k = r->seq_start[s + 1] - first, g.m = dW[i].rows;
-            g.c = dW[i].data, g.add = dW[i].data, g.ldc = g.ld_add = dW[i].ld;
-            cuda_gemm(c, &g);
-        }
+    for (int s = 0; s < r->n_seqs; s++) {
+        int64_t first = r->seq_start[s];
+        g.a = left + first * ld_left, g.b = right + first * ld_right, g.k = r->seq_start[s + 1] - first;
+        g.c = dW->data, g.add = dW->data, g.ldc = g.ld_add = dW->ld;
+        cuda_gemm(c, &g);
+    }
+}
+
+/* Gradients of adapters gather here and run together (tall.cu); what does not fit runs at once. */
+struct adapter_gradients { struct tall_job job[TALL_JOBS]; int n; };
+static void gradient(struct cuda *c, struct adapter_gradients *q, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *d, int transposed,
+                     float scale) {
+    int64_t rows = transposed ? d->cols : d->rows, R = transposed ? d->rows : d->cols;
+    if (!cuda_tall_fits(left, ld_left, rows) || !cuda_tall_fits(right, ld_right, R)) {
+        if (transposed) weight_gradient(c, r, right, ld_right, left, ld_left, d, scale);
+        else weight_gradient(c, r, left, ld_left, right, ld_right, d, scale);
+        return;
+    }
+    struct tall_job j = {left, right, ld_left, ld_right, (float *)d->data, d->ld, (int)rows, (int)R, transposed, scale};
+    q->job[q->n++] = j;
 }
 
 /* drop(x) of output i: x itself without dropout. */
@@ -256,33 +263,35 @@ void cuda_linear_bwd(void *self, const struct linear_args *a) {
             }
         }
     }
+    struct adapter_gradients q = {};
     for (int i = 0; i < a->n; i++) {
-        if (o[i].dW.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&a->x), a->x.ld, &o[i].dW, 1, 1);
-        if (f.R[i] && o[i].lora.dB.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&o[i].xa), o[i].xa.ld, &o[i].lora.dB, 1, o[i].lora.scale);
+        const struct adapter *l = &o[i].lora;
+        if (o[i].dW.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&a->x), a->x.ld, &o[i].dW, 1);
+        if (!f.R[i]) continue;
+        if (l->dB.data) gradient(c, &q, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&o[i].xa), o[i].xa.ld, &l->dB, 0, l->scale);
+        if (!l->dA.data) continue;
+        const bf16 *x = input(c, a, i, &ld);
+        gradient(c, &q, a->rows, x, ld, g[i], ld_g, &l->dA, 1, 1);
+        if (o[i].drop.p > 0) cuda_tall(c, a->rows, q.job, q.n), q.n = 0; /* the next output drops into the same scratch */
     }
-    if (a->n == 2 && fold && o[0].lora.dA.data && o[1].lora.dA.data) { /* both share x */
-        const struct mat dA[LINEAR_MAX] = {o[0].lora.dA, o[1].lora.dA};
-        weight_gradient(c, a->rows, g[0], ld_g, data16(&a->x), a->x.ld, dA, 2, 1);
-        return;
-    }
-    for (int i = 0; i < a->n; i++)
-        if (f.R[i] && o[i].lora.dA.data) {
-            const bf16 *x = input(c, a, i, &ld);
-            weight_gradient(c, a->rows, g[i], ld_g, x, ld, &o[i].lora.dA, 1, 1);
-        }
+    cuda_tall(c, a->rows, q.job, q.n);
 }
 
 /* ---- localized filter ---- */
 
 /* Rows of y at the edge of a sequence, which no neighbour reaches: y = add, or 0. last: its last row, else its first.
- * warp: one row. */
+ * block: looks at EDGE rows, and all its threads copy those it finds. */
+enum { EDGE = 16 };
 __global__ static void edge_rows(bf16 *y, int64_t ld, const bf16 *add, int64_t ld_add, int64_t cols, const int32_t *start, int64_t N, int last) {
-    int64_t t = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / 32;
-    if (t >= N || !(last ? t + 1 == N || start[t + 1] == t + 1 : start[t] == t)) return;
-    for (int64_t i = threadIdx.x % 32; i < cols; i += 32) y[t * ld + i] = add ? add[t * ld_add + i] : __float2bfloat16_rn(0.f);
+    __shared__ int at_edge[EDGE];
+    int64_t first = (int64_t)blockIdx.x * EDGE, mine = first + threadIdx.x;
+    if (threadIdx.x < EDGE) at_edge[threadIdx.x] = mine < N && (last ? mine + 1 == N || start[mine + 1] == mine + 1 : start[mine] == mine);
+    __syncthreads();
+    for (int k = 0; k < EDGE; k++)
+        for (int64_t t = first + k, i = threadIdx.x; at_edge[k] && i < cols; i += THREADS) y[t * ld + i] = add ? add[t * ld_add + i] : __float2bfloat16_rn(0.f);
 }
 static void edges(struct cuda *c, const struct rows *r, const struct mat *y, const struct mat *add, int last) {
-    edge_rows<<<(unsigned)ceil_div(r->N * 32, THREADS), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols, r->start, r->N, last);
+    edge_rows<<<(unsigned)ceil_div(r->N, EDGE), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols, r->start, r->N, last);
     CUDA_LAUNCHED(c);
 }
 /* db[i] += Σ_t dy[t][i] over one sequence, in order */
@@ -326,9 +335,9 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
         struct rows one = *a->rows;
         one.n_seqs = 1, one.seq_start = starts, one.N = n - 1;
         if (a->db) column_sums<<<(unsigned)ceil_div(out, 32), 32, 0, cuda_stream(c)>>>(dy + first * a->dy.ld, a->dy.ld, n, out, a->db);
-        if (a->dw0.data && n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1, 1);
+        if (a->dw0.data && n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1);
     }
-    if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1, 1);
+    if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1);
     CUDA_LAUNCHED(c);
     if (!a->dx.data) return;
     taps(c, a, &w0, &w1);

@@ -1,0 +1,132 @@
+/* backend/cuda/tall.cu - gradients of adapters: sums over all tokens of a chunk into matrices with one short side.
+ *
+ *     dB(out,R) += Σ_t dy[t] (s xa[t])ᵀ        dA(R,in) += Σ_t g[t] x[t]ᵀ, g = s dy B
+ *
+ * All of one linear in one launch. The sums go on from what the gradient holds, token by token in steps of 16 that begin anew at
+ * every sequence, in the matrix unit's fp32 accumulators: no partial sums in memory, and bits that do not depend on how sequences
+ * are grouped into chunks. Both operands lie token by token, so both are read transposed (ldmatrix.trans). */
+#include "backend/cuda/cuda_internal.h"
+#include "backend/cuda/mma.h"
+
+enum { WARPS = 4, THREADS = 32 * WARPS, LONG = 128 /* columns of the long matrix a block owns */, STEP = 32 /* tokens */, STAGES = 4, SEQS = 256 };
+
+struct jobs { int n, tiles; struct tall_job job[TALL_JOBS]; int first[TALL_JOBS + 1]; };
+struct starts { int n; int32_t at[SEQS + 1]; };
+
+/* 16-byte pieces of a row are swapped by row % 8: ldmatrix meets no bank twice. */
+template <int COLS> DEV int place(int row, int piece) { return row * COLS + ((piece ^ (row & (COLS >= 64 ? 7 : COLS / 8 - 1))) << 3); }
+
+/* STEP tokens from t on of `cols` columns from `first` on; what lies beyond a matrix or the sequence's end is zero. */
+template <int COLS> DEV void fetch(bf16 *to, const bf16 *from, int64_t ld, int first, int cols, int t, int end) {
+    for (int i = threadIdx.x; i < STEP * (COLS / 8); i += THREADS) {
+        int row = i / (COLS / 8), piece = i % (COLS / 8), there = t + row < end && first + piece * 8 < cols;
+        const bf16 *p = there ? from + (int64_t)(t + row) * ld + first + piece * 8 : from;
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at(to + place<COLS>(row, piece))), "l"(p), "r"(there ? 16 : 0));
+    }
+}
+
+/* block: 128 columns of the long matrix by SHORT of the other, for all tokens: a warp 32 by SHORT. Per token 2 (128 + SHORT) bytes
+ * through L2 and 256 SHORT FLOPs: bound by the long matrices' bytes. */
+template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct starts s) {
+    extern __shared__ __align__(128) bf16 tiles[];
+    int k = 0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    while (k + 1 < jobs.n && (int)blockIdx.x >= jobs.first[k + 1]) k++;
+    const struct tall_job &j = jobs.job[k];
+    int tile = blockIdx.x - jobs.first[k], across = (j.R + SHORT - 1) / SHORT, l0 = tile / across * LONG, r0 = tile % across * SHORT;
+    float acc[2][SHORT / 8][4];
+    /* element i of acc[m][n]: row l0 + 32 warp + 16 m + lane/4 + 8 (i/2), column r0 + 8 n + 2 (lane%4) + i%2 */
+#define ELEMENT(m, n, i)                                                                                                                   \
+    int l = l0 + 32 * warp + 16 * m + lane / 4 + 8 * (i / 2), r = r0 + 8 * n + 2 * (lane % 4) + i % 2;                                     \
+    float *at = j.transposed ? j.out + r * j.ld_out + l : j.out + l * j.ld_out + r
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < SHORT / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                ELEMENT(m, n, i);
+                acc[m][n][i] = l < j.rows && r < j.R ? *at : 0.f;
+            }
+    int seq = 0, t = s.at[0]; /* what is fetched next */
+    auto next = [&](int stage) {
+        if (seq < s.n) {
+            bf16 *to = tiles + stage * STEP * (LONG + SHORT);
+            fetch<LONG>(to, j.left, j.ld_left, l0, j.rows, t, s.at[seq + 1]);
+            fetch<SHORT>(to + STEP * LONG, j.right, j.ld_right, r0, j.R, t, s.at[seq + 1]);
+            if ((t += STEP) >= s.at[seq + 1]) t = s.at[++seq]; /* at[n] ends the list */
+        }
+        copies_end();
+    };
+    int steps = 0;
+    for (int i = 0; i < s.n; i++) steps += (s.at[i + 1] - s.at[i] + STEP - 1) / STEP;
+    for (int i = 0; i < STAGES - 1; i++) next(i);
+    __nv_bfloat162 scale = __float2bfloat162_rn(j.scale);
+    for (int step = 0; step < steps; step++) {
+        copies_wait<STAGES - 2>();
+        __syncthreads();
+        next((step + STAGES - 1) % STAGES);
+        const bf16 *left = tiles + step % STAGES * STEP * (LONG + SHORT), *right = left + STEP * LONG;
+#pragma unroll
+        for (int h = 0; h < STEP / 16; h++) {
+            uint32_t a[2][4];
+#pragma unroll
+            for (int m = 0; m < 2; m++) ld4t(a[m], left + place<LONG>(16 * h + lane / 16 * 8 + lane % 8, (32 * warp + 16 * m) / 8 + lane / 8 % 2));
+#pragma unroll
+            for (int n = 0; n < SHORT / 8; n += 2) {
+                uint32_t b[4];
+                if (SHORT > 8) ld4t(b, right + place<SHORT>(16 * h + lane % 16, n + lane / 16));
+                else ld2t(b, right + place<SHORT>(16 * h + lane % 16, n));
+#pragma unroll
+                for (int i = 0; i < (SHORT > 8 ? 4 : 2); i++) {
+                    __nv_bfloat162 v = __hmul2(*(__nv_bfloat162 *)&b[i], scale);
+                    b[i] = *(uint32_t *)&v;
+                }
+#pragma unroll
+                for (int m = 0; m < 2; m++) {
+                    mma(acc[m][n], a[m], b[0], b[1]);
+                    if (SHORT > 8) mma(acc[m][(n + 1) % (SHORT / 8)], a[m], b[2], b[3]);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < SHORT / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                ELEMENT(m, n, i);
+                if (l < j.rows && r < j.R) *at = acc[m][n][i];
+            }
+#undef ELEMENT
+}
+
+int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols) { return (uintptr_t)p % 16 == 0 && ld % 8 == 0 && cols % 8 == 0; }
+
+template <int SHORT> static void launch(struct cuda *c, const struct jobs &jobs, const struct starts &s) {
+    size_t bytes = (size_t)STAGES * STEP * (LONG + SHORT) * sizeof(bf16);
+    CUDA_TRY(c, cudaFuncSetAttribute(tall<SHORT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    tall<SHORT><<<(unsigned)jobs.tiles, THREADS, bytes, cuda_stream(c)>>>(jobs, s);
+    CUDA_LAUNCHED(c);
+}
+
+void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job, int n) {
+    struct jobs jobs = {};
+    int64_t most = 0;
+    for (int i = 0; i < n; i++) most = job[i].R > most ? job[i].R : most;
+    int width = most > 32 ? 64 : most > 16 ? 32 : most > 8 ? 16 : 8;
+    jobs.n = n;
+    for (int i = 0; i < n; i++) {
+        jobs.job[i] = job[i];
+        jobs.first[i + 1] = jobs.tiles = jobs.first[i] + (int)(ceil_div(job[i].rows, LONG) * ceil_div(job[i].R, width));
+    }
+    for (int first = 0; n && first < r->n_seqs; first += SEQS) {
+        struct starts s = {};
+        s.n = r->n_seqs - first < SEQS ? r->n_seqs - first : (int)SEQS;
+        for (int i = 0; i <= s.n; i++) s.at[i] = r->seq_start[first + i];
+        if (width == 64) launch<64>(c, jobs, s);
+        else if (width == 32) launch<32>(c, jobs, s);
+        else if (width == 16) launch<16>(c, jobs, s);
+        else launch<8>(c, jobs, s);
+    }
+}
