@@ -1,57 +1,69 @@
 /* backend/cuda/rows.cu - ops that treat token rows one by one: embedding, RMSNorm, rotation, silu-gate, and their backward.
  *
- * All are bound by memory: each element is read once and written once, 16 bytes a load where the row allows it. */
+ * All are bound by memory: each element is read once and written once. What counts is bytes under way: every thread issues
+ * several 16-byte loads before it uses the first. Inputs that nothing reads again soon leave the cache first (__ldcs); results
+ * stay, for the product that reads them next. Beside each fast kernel stands one for any width, stride and address. */
 #include "backend/cuda/cuda_internal.h"
+extern "C" {
+#include "base/sys.h"
+}
+#include <math.h>
 
-enum { THREADS = 256 };
+enum { THREADS = 256, WIDE = 8 }; /* WIDE bf16 are 16 bytes */
 
-/* Eight neighbouring bf16 as fp32. VEC = 8: one 16-byte access; VEC = 1: any address and any width. */
-template <int VEC> __device__ static inline void load(const bf16 *p, float v[VEC]) {
-    if (VEC == 8) {
-        uint4 u = *(const uint4 *)p;
-        const __nv_bfloat162 *h = (const __nv_bfloat162 *)&u;
-        for (int i = 0; i < 4; i++) {
-            float2 f = __bfloat1622float2(h[i]);
-            v[2 * i] = f.x, v[2 * i + 1] = f.y;
-        }
-    } else v[0] = __bfloat162float(p[0]);
+/* In assembly, because the compiler cuts a 16-byte store into four where special functions stand before it. */
+__device__ static inline uint4 load16(const bf16 *p) {
+    uint4 u;
+    asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(p) : "memory");
+    return u;
+}
+__device__ static inline void store16(bf16 *p, uint4 u) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(u.x), "r"(u.y), "r"(u.z), "r"(u.w) : "memory"); }
+
+/* VEC neighbouring elements, as stored and as fp32. VEC = WIDE: 16-byte accesses; VEC = 1: any address and any width. */
+template <int VEC> __device__ static inline uint4 fetch(const bf16 *p) { return VEC == WIDE ? load16(p) : make_uint4(*(const unsigned short *)p, 0, 0, 0); }
+template <int VEC> __device__ static inline void floats(uint4 u, float v[VEC]) {
+    const unsigned word[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+    for (int i = 0; i < VEC; i++) v[i] = __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+}
+template <int VEC> __device__ static inline void load(const bf16 *p, float v[VEC]) { floats<VEC>(fetch<VEC>(p), v); }
+template <int VEC> __device__ static inline void load(const float *p, float v[VEC]) {
+    if (VEC == WIDE) {
+        float4 a = *(const float4 *)p, b = *(const float4 *)(p + 4);
+        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+    } else v[0] = p[0];
 }
 template <int VEC> __device__ static inline void store(bf16 *p, const float v[VEC]) {
-    if (VEC == 8) {
+    if (VEC == WIDE) {
         uint4 u;
         __nv_bfloat162 *h = (__nv_bfloat162 *)&u;
-        for (int i = 0; i < 4; i++) h[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-        *(uint4 *)p = u;
+#pragma unroll
+        for (int i = 0; i < WIDE / 2; i++) h[i] = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+        store16(p, u);
     } else p[0] = __float2bfloat16_rn(v[0]);
 }
-static int wide(const struct mat *m) { return m->cols % 8 == 0 && m->ld % 8 == 0 && (uintptr_t)m->data % 16 == 0; }
-
-/* Sum over a block of THREADS; every thread gets it. A fixed tree: same bits each run. */
-__device__ static inline float block_sum(float x) {
-    __shared__ float part[THREADS / 32];
-    for (int s = 16; s; s >>= 1) x += __shfl_xor_sync(~0u, x, s);
-    __syncthreads(); /* part may still be read from the call before */
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = 0;
-    for (int i = 0; i < THREADS / 32; i++) x += part[i];
-    return x;
-}
+static int wide(const struct mat *m) { return m->cols % WIDE == 0 && m->ld % WIDE == 0 && (uintptr_t)m->data % 16 == 0; }
 
 /* ---- embedding ---- */
 
 /* y[t] = E[ids[t]]. block: one row. 2 D bytes in (4 D from fp32), 2 D out. */
-template <typename T> __global__ static void embed(const int32_t *ids, const T *E, int64_t lde, bf16 *y, int64_t ldy, int64_t D) {
+template <int VEC, typename T> __global__ static void embed(const int32_t *ids, const T *E, int64_t lde, bf16 *y, int64_t ldy, int64_t D) {
     const T *e = E + (int64_t)ids[blockIdx.x] * lde;
-    for (int64_t i = threadIdx.x; i < D; i += THREADS) y[blockIdx.x * ldy + i] = (bf16)(float)e[i];
+    for (int64_t i = threadIdx.x * VEC; i < D; i += THREADS * VEC) {
+        float v[VEC];
+        load<VEC>(e + i, v), store<VEC>(y + blockIdx.x * ldy + i, v);
+    }
 }
-void cuda_embed(void *self, const struct embed_args *a) {
-    struct cuda *c = (struct cuda *)self;
+template <typename T> static void embed_rows(struct cuda *c, const struct embed_args *a) {
     bf16 *y = (bf16 *)a->y.data;
     unsigned n = (unsigned)a->y.rows;
-    if (a->E.type == DT_F32) embed<<<n, THREADS, 0, cuda_stream(c)>>>(a->ids, (const float *)a->E.data, a->E.ld, y, a->y.ld, a->y.cols);
-    else embed<<<n, THREADS, 0, cuda_stream(c)>>>(a->ids, (const bf16 *)a->E.data, a->E.ld, y, a->y.ld, a->y.cols);
+    if (wide(&a->E) && wide(&a->y)) embed<WIDE><<<n, THREADS, 0, cuda_stream(c)>>>(a->ids, (const T *)a->E.data, a->E.ld, y, a->y.ld, a->y.cols);
+    else embed<1><<<n, THREADS, 0, cuda_stream(c)>>>(a->ids, (const T *)a->E.data, a->E.ld, y, a->y.ld, a->y.cols);
     CUDA_LAUNCHED(c);
+}
+void cuda_embed(void *self, const struct embed_args *a) {
+    if (a->E.type == DT_F32) embed_rows<float>((struct cuda *)self, a);
+    else embed_rows<bf16>((struct cuda *)self, a);
 }
 
 /* dE[ids[t]] += dy[t] in token order. A thread owns a column and walks all tokens, so no two write the same number.
@@ -72,187 +84,331 @@ void cuda_embed_bwd(void *self, const struct embed_args *a) {
 
 /* ---- RMSNorm ---- */
 
-/* y = bf16(g * bf16(x r)), r = 1/sqrt(mean x² + eps). block: one row, kept in registers between the two passes when it has at
- * most THREADS * VEC * 4 columns (8192), read again from cache beyond. 4 D bytes a row. */
-template <int VEC> __global__ static void norm(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y, int64_t ldy, float *r_out, int64_t D, float eps) {
-    const bf16 *row = x + blockIdx.x * ldx;
-    float v[4][VEC], sum = 0;
-    for (int64_t i = threadIdx.x * VEC, k = 0; i < D; i += THREADS * VEC, k++) {
-        float w[VEC];
-        load<VEC>(row + i, w);
+/* Eight gains from column i on. They are the same for all rows, so they stay in the first cache. */
+__device__ static inline void gains(const float *g32, const bf16 *g16, int64_t i, float g[WIDE]) {
+    if (g32) load<WIDE>(g32 + i, g);
+    else floats<WIDE>(*(const uint4 *)(g16 + i), g);
+}
+
+/* Sum over WARPS warps of a block of THREADS; every thread gets its own group's. A fixed tree: same bits each run. */
+template <int WARPS> __device__ static inline float group_sum(float x) {
+    __shared__ float part[THREADS / 32];
+    for (int s = 16; s; s >>= 1) x += __shfl_xor_sync(~0u, x, s);
+    if (WARPS == 1) return x;
+    int warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0) part[warp] = x;
+    __syncthreads();
+    x = 0;
 #pragma unroll
-        for (int j = 0; j < VEC; j++) sum += w[j] * w[j];
+    for (int i = 0; i < WARPS; i++) x += part[warp / WARPS * WARPS + i];
+    __syncthreads(); /* the next sum may write part */
+    return x;
+}
+
+/* y = bf16(g * bf16(x r)), r = 1/sqrt(mean x² + eps). WARPS warps a row, PIECES 16-byte pieces a thread, held in registers
+ * between the two passes: D <= 1024 WARPS. 4 D bytes a row. */
+enum { PIECES = 4 };
+template <int WARPS> __global__ __launch_bounds__(THREADS) static void norm(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y, int64_t ldy, float *r_out, int64_t N, int D, float eps) {
+    const int lanes = 32 * WARPS, at = threadIdx.x % lanes * WIDE;
+    int64_t t = (int64_t)blockIdx.x * (THREADS / lanes) + threadIdx.x / lanes;
+    uint4 raw[PIECES] = {};
+    float sum = 0;
 #pragma unroll
-        for (int n = 0; n < 4; n++)
-            if (n == k)
-                for (int j = 0; j < VEC; j++) v[n][j] = w[j];
+    for (int k = 0; k < PIECES; k++)
+        if (t < N && at + k * lanes * WIDE < D) raw[k] = load16(x + t * ldx + at + k * lanes * WIDE);
+#pragma unroll
+    for (int k = 0; k < PIECES; k++) {
+        float v[WIDE];
+        floats<WIDE>(raw[k], v);
+#pragma unroll
+        for (int j = 0; j < WIDE; j++) sum += v[j] * v[j];
     }
-    float r = rsqrtf(block_sum(sum) / (float)D + eps);
-    if (r_out && threadIdx.x == 0) r_out[blockIdx.x] = r;
-    for (int64_t i = threadIdx.x * VEC, k = 0; i < D; i += THREADS * VEC, k++) {
-        float w[VEC];
-        if (k >= 4) load<VEC>(row + i, w);
+    float r = rsqrtf(group_sum<WARPS>(sum) / (float)D + eps);
+    if (t >= N) return;
+    if (r_out && at == 0) r_out[t] = r;
 #pragma unroll
-        for (int n = 0; n < 4; n++)
-            if (n == k)
-                for (int j = 0; j < VEC; j++) w[j] = v[n][j];
+    for (int k = 0; k < PIECES; k++) {
+        int i = at + k * lanes * WIDE;
+        float v[WIDE], g[WIDE];
+        if (i >= D) break;
+        floats<WIDE>(raw[k], v), gains(g32, g16, i, g);
 #pragma unroll
-        for (int j = 0; j < VEC; j++) {
-            float n = __bfloat162float(__float2bfloat16_rn(w[j] * r));
-            w[j] = n * (g32 ? g32[i + j] : __bfloat162float(g16[i + j]));
-        }
-        store<VEC>(y + blockIdx.x * ldy + i, w);
+        for (int j = 0; j < WIDE; j++) v[j] = g[j] * __bfloat162float(__float2bfloat16_rn(v[j] * r));
+        store<WIDE>(y + t * ldy + i, v);
     }
 }
+/* Any row: block: one row, read twice. */
+__global__ static void norm_any(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y, int64_t ldy, float *r_out, int64_t D, float eps) {
+    const bf16 *row = x + blockIdx.x * ldx;
+    float sum = 0;
+    for (int64_t i = threadIdx.x; i < D; i += THREADS) sum += __bfloat162float(row[i]) * __bfloat162float(row[i]);
+    float r = rsqrtf(group_sum<THREADS / 32>(sum) / (float)D + eps);
+    if (r_out && threadIdx.x == 0) r_out[blockIdx.x] = r;
+    for (int64_t i = threadIdx.x; i < D; i += THREADS) {
+        float v = __bfloat162float(__float2bfloat16_rn(__bfloat162float(row[i]) * r));
+        y[blockIdx.x * ldy + i] = __float2bfloat16_rn(v * (g32 ? g32[i] : __bfloat162float(g16[i])));
+    }
+}
+
+/* dx (=|+=) r (dy g) - x r³ mean(dy g x). As norm: x, dy and dx are read once, all before the sum. 6 or 8 D bytes a row. */
+template <int WARPS> __global__ __launch_bounds__(THREADS) static void norm_bwd(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *g32, const bf16 *g16, const float *r_in,
+                                                                               bf16 *dx, int64_t lddx, int64_t N, int D, int add) {
+    const int lanes = 32 * WARPS, at = threadIdx.x % lanes * WIDE;
+    int64_t t = (int64_t)blockIdx.x * (THREADS / lanes) + threadIdx.x / lanes;
+    uint4 x16[PIECES] = {}, dy16[PIECES] = {}, dx16[PIECES] = {};
+    float sum = 0, r = t < N ? r_in[t] : 0;
+#pragma unroll
+    for (int k = 0; k < PIECES; k++) {
+        int i = at + k * lanes * WIDE;
+        if (t >= N || i >= D) break;
+        x16[k] = load16(x + t * ldx + i), dy16[k] = load16(dy + t * ldy + i);
+        if (add) dx16[k] = load16(dx + t * lddx + i);
+    }
+#pragma unroll
+    for (int k = 0; k < PIECES; k++) {
+        int i = at + k * lanes * WIDE;
+        float v[WIDE], d[WIDE], g[WIDE];
+        if (i >= D) break;
+        floats<WIDE>(x16[k], v), floats<WIDE>(dy16[k], d), gains(g32, g16, i, g);
+#pragma unroll
+        for (int j = 0; j < WIDE; j++) sum += v[j] * (d[j] * g[j]);
+    }
+    float mean = group_sum<WARPS>(sum) / (float)D * r * r * r;
+    if (t >= N) return;
+#pragma unroll
+    for (int k = 0; k < PIECES; k++) {
+        int i = at + k * lanes * WIDE;
+        float v[WIDE], d[WIDE], g[WIDE], o[WIDE];
+        if (i >= D) break;
+        floats<WIDE>(x16[k], v), floats<WIDE>(dy16[k], d), floats<WIDE>(dx16[k], o), gains(g32, g16, i, g);
+#pragma unroll
+        for (int j = 0; j < WIDE; j++) o[j] += r * (d[j] * g[j]) - v[j] * mean;
+        store<WIDE>(dx + t * lddx + i, o);
+    }
+}
+/* Any row: block: one row, read twice. */
+__global__ static void norm_bwd_any(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *g32, const bf16 *g16, const float *r_in, bf16 *dx, int64_t lddx, int64_t D, int add) {
+    const bf16 *xr = x + blockIdx.x * ldx, *dr = dy + blockIdx.x * ldy;
+    float sum = 0, r = r_in[blockIdx.x];
+    for (int64_t i = threadIdx.x; i < D; i += THREADS)
+        sum += __bfloat162float(xr[i]) * (__bfloat162float(dr[i]) * (g32 ? g32[i] : __bfloat162float(g16[i])));
+    float mean = group_sum<THREADS / 32>(sum) / (float)D * r * r * r;
+    for (int64_t i = threadIdx.x; i < D; i += THREADS) {
+        bf16 *out = dx + blockIdx.x * lddx + i;
+        float d = __bfloat162float(dr[i]) * (g32 ? g32[i] : __bfloat162float(g16[i]));
+        *out = __float2bfloat16_rn((add ? __bfloat162float(*out) : 0) + r * d - __bfloat162float(xr[i]) * mean);
+    }
+}
+
+/* dg[i] += Σ_t dy[t][i] x[t][i] r[t] over one sequence; sequence after sequence, so chunks do not matter. block: 32 columns by
+ * DG_ROWS rows at a time; a thread sums every DG_ROWS-th row, DG_AHEAD of them under way, then those sums are added in order. */
+enum { DG_ROWS = 32, DG_AHEAD = 8 };
+__global__ __launch_bounds__(32 * DG_ROWS) static void norm_dg(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *r, float *dg, int64_t rows, int64_t D) {
+    __shared__ float part[DG_ROWS][32];
+    int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.x, i = column < D ? column : D - 1, t = threadIdx.y;
+    float sum = 0;
+    for (; t + (DG_AHEAD - 1) * DG_ROWS < rows; t += DG_AHEAD * DG_ROWS) {
+        float product[DG_AHEAD];
+#pragma unroll
+        for (int k = 0; k < DG_AHEAD; k++) {
+            int64_t u = t + k * DG_ROWS;
+            product[k] = __bfloat162float(dy[u * ldy + i]) * __bfloat162float(x[u * ldx + i]) * r[u];
+        }
+#pragma unroll
+        for (int k = 0; k < DG_AHEAD; k++) sum += product[k];
+    }
+    for (; t < rows; t += DG_ROWS) sum += __bfloat162float(dy[t * ldy + i]) * __bfloat162float(x[t * ldx + i]) * r[t];
+    part[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || column >= D) return;
+    for (int k = 1; k < DG_ROWS; k++) sum += part[k][threadIdx.x];
+    dg[i] += sum;
+}
+
+/* kernel<WARPS> over N rows of D columns, or 0 when they are too wide. */
+#define NORM_BY_WIDTH(kernel, c, N, D, ...)                                                                            \
+    ((D) <= 1024   ? (kernel<1><<<(unsigned)ceil_div(N, 8), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)             \
+     : (D) <= 2048 ? (kernel<2><<<(unsigned)ceil_div(N, 4), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)             \
+     : (D) <= 4096 ? (kernel<4><<<(unsigned)ceil_div(N, 2), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)             \
+     : (D) <= 8192 ? (kernel<8><<<(unsigned)(N), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)                        \
+                   : 0)
+
 void cuda_norm(void *self, const struct norm_args *a) {
     struct cuda *c = (struct cuda *)self;
     const float *g32 = a->g_type == DT_F32 ? (const float *)a->g : NULL;
     const bf16 *g16 = g32 ? NULL : (const bf16 *)a->g, *x = (const bf16 *)a->x.data;
     bf16 *y = (bf16 *)a->y.data;
-    unsigned n = (unsigned)a->x.rows;
-    if (wide(&a->x) && wide(&a->y)) norm<8><<<n, THREADS, 0, cuda_stream(c)>>>(x, a->x.ld, g32, g16, y, a->y.ld, a->r, a->x.cols, a->eps);
-    else norm<1><<<n, THREADS, 0, cuda_stream(c)>>>(x, a->x.ld, g32, g16, y, a->y.ld, a->r, a->x.cols, a->eps);
+    int64_t N = a->x.rows, D = a->x.cols;
+    int fast = wide(&a->x) && wide(&a->y) && (uintptr_t)a->g % 16 == 0;
+    if (!fast || !NORM_BY_WIDTH(norm, c, N, D, x, a->x.ld, g32, g16, y, a->y.ld, a->r, N, (int)D, a->eps))
+        norm_any<<<(unsigned)N, THREADS, 0, cuda_stream(c)>>>(x, a->x.ld, g32, g16, y, a->y.ld, a->r, D, a->eps);
     CUDA_LAUNCHED(c);
 }
 
-/* dx (=|+=) r (dy g) - x r³ mean(dy g x). block: one row; the second pass reads x and dy from cache. 6 or 8 D bytes a row. */
-template <int VEC> __global__ static void norm_bwd(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *g32, const bf16 *g16, const float *r_in,
-                                                   bf16 *dx, int64_t lddx, int64_t D, int add) {
-    const bf16 *xr = x + blockIdx.x * ldx, *dr = dy + blockIdx.x * ldy;
-    bf16 *out = dx + blockIdx.x * lddx;
-    float sum = 0, r = r_in[blockIdx.x];
-    for (int64_t i = threadIdx.x * VEC; i < D; i += THREADS * VEC) {
-        float v[VEC], d[VEC];
-        load<VEC>(xr + i, v), load<VEC>(dr + i, d);
-#pragma unroll
-        for (int j = 0; j < VEC; j++) sum += v[j] * d[j] * (g32 ? g32[i + j] : __bfloat162float(g16[i + j]));
-    }
-    float mean = block_sum(sum) / (float)D * r * r * r;
-    for (int64_t i = threadIdx.x * VEC; i < D; i += THREADS * VEC) {
-        float v[VEC], d[VEC], o[VEC] = {0};
-        load<VEC>(xr + i, v), load<VEC>(dr + i, d);
-        if (add) load<VEC>(out + i, o);
-#pragma unroll
-        for (int j = 0; j < VEC; j++) o[j] += r * d[j] * (g32 ? g32[i + j] : __bfloat162float(g16[i + j])) - v[j] * mean;
-        store<VEC>(out + i, o);
-    }
-}
-
-/* dg[i] += Σ_t dy[t][i] x[t][i] r[t] over one sequence: rows in order, so chunks do not matter. A thread owns a column. */
-__global__ static void norm_dg(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *r, float *dg, int64_t rows, int64_t D) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= D) return;
-    float sum = 0;
-    for (int64_t t = 0; t < rows; t++) sum += __bfloat162float(dy[t * ldy + i]) * __bfloat162float(x[t * ldx + i]) * r[t];
-    dg[i] += sum;
-}
 void cuda_norm_bwd(void *self, const struct norm_args *a) {
     struct cuda *c = (struct cuda *)self;
     const float *g32 = a->g_type == DT_F32 ? (const float *)a->g : NULL;
     const bf16 *g16 = g32 ? NULL : (const bf16 *)a->g, *x = (const bf16 *)a->x.data, *dy = (const bf16 *)a->dy.data;
+    bf16 *dx = (bf16 *)a->dx.data;
+    int64_t N = a->x.rows, D = a->x.cols;
     for (int s = 0; a->dg && s < a->rows->n_seqs; s++) { /* before dx: it may be dy */
         int64_t first = a->rows->seq_start[s], n = a->rows->seq_start[s + 1] - first;
-        norm_dg<<<(unsigned)ceil_div(a->x.cols, 32), 32, 0, cuda_stream(c)>>>(x + first * a->x.ld, a->x.ld, dy + first * a->dy.ld, a->dy.ld, a->r + first, a->dg, n, a->x.cols);
+        norm_dg<<<(unsigned)ceil_div(D, 32), dim3(32, DG_ROWS), 0, cuda_stream(c)>>>(x + first * a->x.ld, a->x.ld, dy + first * a->dy.ld, a->dy.ld, a->r + first, a->dg, n, D);
         CUDA_LAUNCHED(c);
     }
-    unsigned n = (unsigned)a->x.rows;
-    bf16 *dx = (bf16 *)a->dx.data;
-    if (wide(&a->x) && wide(&a->dy) && wide(&a->dx)) norm_bwd<8><<<n, THREADS, 0, cuda_stream(c)>>>(x, a->x.ld, dy, a->dy.ld, g32, g16, a->r, dx, a->dx.ld, a->x.cols, !a->overwrite);
-    else norm_bwd<1><<<n, THREADS, 0, cuda_stream(c)>>>(x, a->x.ld, dy, a->dy.ld, g32, g16, a->r, dx, a->dx.ld, a->x.cols, !a->overwrite);
+    int fast = wide(&a->x) && wide(&a->dy) && wide(&a->dx) && (uintptr_t)a->g % 16 == 0;
+    if (!fast || !NORM_BY_WIDTH(norm_bwd, c, N, D, x, a->x.ld, dy, a->dy.ld, g32, g16, a->r, dx, a->dx.ld, N, (int)D, !a->overwrite))
+        norm_bwd_any<<<(unsigned)N, THREADS, 0, cuda_stream(c)>>>(x, a->x.ld, dy, a->dy.ld, g32, g16, a->r, dx, a->dx.ld, D, !a->overwrite);
     CUDA_LAUNCHED(c);
 }
 
 /* ---- rotation ---- */
 
-/* In place: pairs (i, i+K/2) of every K columns turn by position * 10000^(-2i/K). block: one row; its K/2 sines are made once
- * and serve all heads. 4 bytes an element. */
-template <int VEC> __global__ static void rope(bf16 *x, int64_t ld, int64_t cols, int K, const int32_t *position, float sign) {
-    extern __shared__ float table[]; /* cos[K/2], sin[K/2] */
-    int half = K / 2;
-    float p = (float)position[blockIdx.x];
-    for (int i = threadIdx.x; i < half; i += THREADS) {
-        float theta = 1.0f / powf(10000.0f, (float)(2 * i) / (float)K), s, co;
-        sincosf(p * theta, &s, &co);
-        table[i] = co, table[half + i] = sign * s;
-    }
-    __syncthreads();
-    bf16 *row = x + blockIdx.x * ld;
-    for (int64_t k = threadIdx.x * VEC; k < cols / 2; k += THREADS * VEC) {
-        int64_t head = k / half, i = k % half;
-        float a[VEC], b[VEC];
-        load<VEC>(row + head * K + i, a), load<VEC>(row + head * K + half + i, b);
+enum { ROPE_K_MAX = 256, HEADS_A_THREAD = 4 };
+struct angles { float theta[ROPE_K_MAX / 2]; }; /* 10000^(-2i/K), by value in the kernel's parameters */
+
+/* sin and cos of an angle below 2^18 to 1.5 units of the last place: a = k pi/2 + r with pi/2 in three parts (the first product
+ * is exact), then the polynomials of Cephes (Moshier) on |r| <= pi/4. No table, no branch. */
+__device__ static inline void sine_cosine(float a, float *sine, float *cosine) {
+    float k = rintf(a * 0x1.45f306p-1f), r = fmaf(k, -0x1.921fb6p+0f, a);
+    r = fmaf(k, 0x1.777a5cp-25f, r);
+    r = fmaf(k, 0x1.ee59dap-50f, r);
+    float z = r * r;
+    float s = fmaf(fmaf(fmaf(-1.95152959e-4f, z, 8.33216087e-3f), z, -1.66666546e-1f) * z, r, r);
+    float c = fmaf(fmaf(fmaf(fmaf(2.44331571e-5f, z, -1.38873162e-3f), z, 4.16666456e-2f), z, -0.5f), z, 1.f);
+    int quarter = (int)k;
+    float u = quarter & 1 ? c : s, v = quarter & 1 ? s : c;
+    *sine = quarter & 2 ? -u : u, *cosine = (quarter + 1) & 2 ? -v : v;
+}
+
+/* In place: pairs (i, i+K/2) of every K columns turn by position * theta[i]. thread: VEC neighbouring i of HEADS_A_THREAD
+ * heads, which share their sines: 20 instructions each instead of the hundreds of powf and sincosf; groups of heads lie `groups` apart, so that neighbouring threads are neighbours in memory.
+ * 4 bytes an element. */
+template <int VEC> __global__ __launch_bounds__(THREADS) static void rope(bf16 *x, int64_t ld, int64_t N, unsigned heads, unsigned K, const int32_t *position, float sign, const struct angles f) {
+    unsigned half = K / 2, parts = half / VEC, groups = (heads + HEADS_A_THREAD - 1) / HEADS_A_THREAD;
+    int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    unsigned at = blockIdx.y * blockDim.x + threadIdx.x, head = at / parts, i = at % parts * VEC;
+    bool inside = t < N && head < groups;
+    t = t < N ? t : N - 1; /* threads and heads beyond the end read what the last one reads, and write nothing */
+    bf16 *row = x + t * ld + i;
+    uint4 a16[HEADS_A_THREAD], b16[HEADS_A_THREAD];
+    float s[VEC], c[VEC];
 #pragma unroll
-        for (int j = 0; j < VEC; j++) {
-            float u = a[j], w = b[j], co = table[i + j], s = table[half + i + j];
-            a[j] = u * co - w * s, b[j] = w * co + u * s;
-        }
-        store<VEC>(row + head * K + i, a), store<VEC>(row + head * K + half + i, b);
+    for (unsigned h = 0; h < HEADS_A_THREAD; h++) {
+        unsigned k = min(head + h * groups, heads - 1);
+        a16[h] = fetch<VEC>(row + k * K), b16[h] = fetch<VEC>(row + k * K + half);
+    }
+    __syncwarp(); /* keeps the loads ahead of the arithmetic (gate says why) */
+    float p = (float)position[t];
+#pragma unroll
+    for (int j = 0; j < VEC; j++) {
+        sine_cosine(p * f.theta[i + j], &s[j], &c[j]);
+        s[j] *= sign;
+    }
+#pragma unroll
+    for (unsigned h = 0; h < HEADS_A_THREAD; h++) {
+        unsigned k = head + h * groups;
+        float a[VEC], b[VEC], u[VEC], v[VEC];
+        floats<VEC>(a16[h], a), floats<VEC>(b16[h], b);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) u[j] = a[j] * c[j] - b[j] * s[j], v[j] = b[j] * c[j] + a[j] * s[j];
+        if (inside && k < heads) store<VEC>(row + k * K, u), store<VEC>(row + k * K + half, v);
     }
 }
 void cuda_rope(void *self, const struct rope_args *a) {
     struct cuda *c = (struct cuda *)self;
-    unsigned n = (unsigned)a->x.rows;
-    size_t shared = (size_t)a->K * 4;
-    if (wide(&a->x) && a->K % 16 == 0) rope<8><<<n, THREADS, shared, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.cols, (int)a->K, a->rows->position, (float)a->sign);
-    else rope<1><<<n, THREADS, shared, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.cols, (int)a->K, a->rows->position, (float)a->sign);
+    int vec = wide(&a->x) && a->K % (2 * WIDE) == 0 ? WIDE : 1;
+    struct angles f = {};
+    ASSERT(a->K <= ROPE_K_MAX, "head size %lld", (long long)a->K);
+    for (int64_t i = 0; i < a->K / 2; i++) f.theta[i] = 1 / powf(10000, (float)(2 * i) / (float)a->K); /* as backend/cpu: same bits */
+    int64_t heads = a->x.cols / a->K, across = a->K / 2 / vec * ceil_div(heads, HEADS_A_THREAD), lanes = 32;
+    while (lanes < across && lanes < THREADS) lanes *= 2;
+    dim3 block((unsigned)lanes, (unsigned)(THREADS / lanes)), grid((unsigned)ceil_div(a->x.rows, block.y), (unsigned)ceil_div(across, lanes));
+    if (vec == WIDE) rope<WIDE><<<grid, block, 0, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.rows, (unsigned)heads, (unsigned)a->K, a->rows->position, (float)a->sign, f);
+    else rope<1><<<grid, block, 0, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.rows, (unsigned)heads, (unsigned)a->K, a->rows->position, (float)a->sign, f);
     CUDA_LAUNCHED(c);
 }
 
 /* ---- silu-gate ---- */
 
-__device__ static inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+/* 1 / (1 + e^-x) by the special unit: within 2^-20, far below bf16. e^-x beyond the largest float gives 0. */
+__device__ static inline float sigmoid(float x) { return __fdividef(1.f, 1.f + __expf(-x)); }
 
-/* y = g silu(u). thread: VEC elements. 6 bytes an element. */
-template <int VEC> __global__ static void gate(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, bf16 *y, int64_t ldy, int64_t F) {
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * VEC, t = blockIdx.y;
-    if (i >= F) return;
-    float a[VEC], b[VEC];
-    load<VEC>(g + t * ldg + i, a), load<VEC>(u + t * ldu + i, b);
+/* Where a thread of the gate works: VEC columns from i on of GATE_ROWS rows from t on; `tiles` blocks cover a row. All its loads
+ * stand before a barrier of the warp, for else the compiler moves some behind the arithmetic of others to save registers: two
+ * latencies instead of one. Threads beyond the end read what the last one reads, and write nothing. */
+enum { GATE_ROWS = 2 };
+#define GATE_PLACE                                                                                                     \
+    int64_t t = (int64_t)(blockIdx.x / tiles) * GATE_ROWS, i = ((int64_t)(blockIdx.x % tiles) * THREADS + threadIdx.x) * VEC; \
+    bool inside = i < F;                                                                                               \
+    i = inside ? i : F - VEC
+
+/* y = g silu(u). 6 bytes an element. */
+template <int VEC> __global__ __launch_bounds__(THREADS) static void gate(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, bf16 *y, int64_t ldy, int64_t N, int64_t F, unsigned tiles) {
+    GATE_PLACE;
+    uint4 g16[GATE_ROWS], u16[GATE_ROWS];
 #pragma unroll
-    for (int j = 0; j < VEC; j++) a[j] *= b[j] * sigmoid(b[j]);
-    store<VEC>(y + t * ldy + i, a);
+    for (int k = 0; k < GATE_ROWS; k++) {
+        int64_t row = t + k < N ? t + k : N - 1;
+        g16[k] = fetch<VEC>(g + row * ldg + i), u16[k] = fetch<VEC>(u + row * ldu + i);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < GATE_ROWS; k++) {
+        float a[VEC], b[VEC];
+        floats<VEC>(g16[k], a), floats<VEC>(u16[k], b);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) a[j] *= b[j] * sigmoid(b[j]);
+        if (inside && t + k < N) store<VEC>(y + (t + k) * ldy + i, a);
+    }
 }
 /* dg = dy silu(u), du = dy g σ(u)(1 + u(1 - σ(u))), y again if asked. 10 or 12 bytes an element; dg may be g, du may be u. */
-template <int VEC> __global__ static void gate_bwd(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, const bf16 *dy, int64_t lddy, bf16 *dg, int64_t lddg, bf16 *du, int64_t lddu,
-                                                   bf16 *y, int64_t ldy, int64_t F) {
-    int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * VEC, t = blockIdx.y;
-    if (i >= F) return;
-    float a[VEC], b[VEC], d[VEC], m[VEC];
-    load<VEC>(g + t * ldg + i, a), load<VEC>(u + t * ldu + i, b), load<VEC>(dy + t * lddy + i, d);
+template <int VEC> __global__ __launch_bounds__(THREADS) static void gate_bwd(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, const bf16 *dy, int64_t lddy, bf16 *dg, int64_t lddg, bf16 *du, int64_t lddu,
+                                                                              bf16 *y, int64_t ldy, int64_t N, int64_t F, unsigned tiles) {
+    GATE_PLACE;
+    uint4 g16[GATE_ROWS], u16[GATE_ROWS], dy16[GATE_ROWS];
 #pragma unroll
-    for (int j = 0; j < VEC; j++) {
-        float s = sigmoid(b[j]), silu = b[j] * s;
-        m[j] = a[j] * silu;
-        b[j] = d[j] * a[j] * s * (1 + b[j] * (1 - s));
-        a[j] = d[j] * silu;
+    for (int k = 0; k < GATE_ROWS; k++) {
+        int64_t row = t + k < N ? t + k : N - 1;
+        g16[k] = fetch<VEC>(g + row * ldg + i), u16[k] = fetch<VEC>(u + row * ldu + i), dy16[k] = fetch<VEC>(dy + row * lddy + i);
     }
-    store<VEC>(dg + t * lddg + i, a), store<VEC>(du + t * lddu + i, b);
-    if (y) store<VEC>(y + t * ldy + i, m);
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < GATE_ROWS; k++) {
+        float a[VEC], b[VEC], d[VEC], m[VEC];
+        floats<VEC>(g16[k], a), floats<VEC>(u16[k], b), floats<VEC>(dy16[k], d);
+#pragma unroll
+        for (int j = 0; j < VEC; j++) {
+            float s = sigmoid(b[j]), silu = b[j] * s;
+            m[j] = a[j] * silu;
+            b[j] = d[j] * a[j] * s * (1 + b[j] * (1 - s));
+            a[j] = d[j] * silu;
+        }
+        if (!inside || t + k >= N) continue;
+        store<VEC>(dg + (t + k) * lddg + i, a), store<VEC>(du + (t + k) * lddu + i, b);
+        if (y) store<VEC>(y + (t + k) * ldy + i, m);
+    }
 }
 
-enum { GRID_Y = 65535 };
 void cuda_gate(void *self, const struct gate_args *a) {
     struct cuda *c = (struct cuda *)self;
-    int v = wide(&a->g) && wide(&a->u) && wide(&a->y) ? 8 : 1;
+    int v = wide(&a->g) && wide(&a->u) && wide(&a->y) ? WIDE : 1;
+    int64_t N = a->g.rows, F = a->g.cols, tiles = ceil_div(F, THREADS * v);
+    unsigned blocks = (unsigned)(tiles * ceil_div(N, GATE_ROWS));
     const bf16 *g = (const bf16 *)a->g.data, *u = (const bf16 *)a->u.data;
     bf16 *y = (bf16 *)a->y.data;
-    for (int64_t t = 0; t < a->g.rows; t += GRID_Y) {
-        dim3 grid((unsigned)ceil_div(a->g.cols, THREADS * v), (unsigned)(a->g.rows - t < GRID_Y ? a->g.rows - t : (int64_t)GRID_Y));
-        if (v == 8) gate<8><<<grid, THREADS, 0, cuda_stream(c)>>>(g + t * a->g.ld, a->g.ld, u + t * a->u.ld, a->u.ld, y + t * a->y.ld, a->y.ld, a->g.cols);
-        else gate<1><<<grid, THREADS, 0, cuda_stream(c)>>>(g + t * a->g.ld, a->g.ld, u + t * a->u.ld, a->u.ld, y + t * a->y.ld, a->y.ld, a->g.cols);
-        CUDA_LAUNCHED(c);
-    }
+    if (v == WIDE) gate<WIDE><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, y, a->y.ld, N, F, (unsigned)tiles);
+    else gate<1><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, y, a->y.ld, N, F, (unsigned)tiles);
+    CUDA_LAUNCHED(c);
 }
 void cuda_gate_bwd(void *self, const struct gate_args *a) {
     struct cuda *c = (struct cuda *)self;
-    int v = wide(&a->g) && wide(&a->u) && wide(&a->dy) && wide(&a->dg) && wide(&a->du) && (!a->y.data || wide(&a->y)) ? 8 : 1;
+    int v = wide(&a->g) && wide(&a->u) && wide(&a->dy) && wide(&a->dg) && wide(&a->du) && (!a->y.data || wide(&a->y)) ? WIDE : 1;
+    int64_t N = a->g.rows, F = a->g.cols, tiles = ceil_div(F, THREADS * v);
+    unsigned blocks = (unsigned)(tiles * ceil_div(N, GATE_ROWS));
     const bf16 *g = (const bf16 *)a->g.data, *u = (const bf16 *)a->u.data, *dy = (const bf16 *)a->dy.data;
     bf16 *dg = (bf16 *)a->dg.data, *du = (bf16 *)a->du.data, *y = (bf16 *)a->y.data;
-    for (int64_t t = 0; t < a->g.rows; t += GRID_Y) {
-        dim3 grid((unsigned)ceil_div(a->g.cols, THREADS * v), (unsigned)(a->g.rows - t < GRID_Y ? a->g.rows - t : (int64_t)GRID_Y));
-        bf16 *yt = y ? y + t * a->y.ld : NULL;
-        if (v == 8) gate_bwd<8><<<grid, THREADS, 0, cuda_stream(c)>>>(g + t * a->g.ld, a->g.ld, u + t * a->u.ld, a->u.ld, dy + t * a->dy.ld, a->dy.ld, dg + t * a->dg.ld, a->dg.ld, du + t * a->du.ld, a->du.ld, yt, a->y.ld, a->g.cols);
-        else gate_bwd<1><<<grid, THREADS, 0, cuda_stream(c)>>>(g + t * a->g.ld, a->g.ld, u + t * a->u.ld, a->u.ld, dy + t * a->dy.ld, a->dy.ld, dg + t * a->dg.ld, a->dg.ld, du + t * a->du.ld, a->du.ld, yt, a->y.ld, a->g.cols);
-        CUDA_LAUNCHED(c);
-    }
+    if (v == WIDE) gate_bwd<WIDE><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, dy, a->dy.ld, dg, a->dg.ld, du, a->du.ld, y, a->y.ld, N, F, (unsigned)tiles);
+    else gate_bwd<1><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, dy, a->dy.ld, dg, a->dg.ld, du, a->du.ld, y, a->y.ld, N, F, (unsigned)tiles);
+    CUDA_LAUNCHED(c);
 }
