@@ -1,116 +1,250 @@
-/* backend/cuda/adam.cu - AdamW over lists of tensors, and sums of squares in a fixed order. */
+/* backend/cuda/adam.cu - AdamW over lists of tensors, and sums of squares in a fixed order.
+ *
+ * A list of up to LIST tensors goes to the card by value, in the parameters of one launch. Its tensors are cut into pieces that
+ * are counted through: first[i] is the number of the first piece of tensor i. So a list of small tensors fills the card as well
+ * as a large one, and what a piece does never depends on its neighbours. */
 #include "backend/cuda/cuda_internal.h"
 extern "C" {
 #include "base/sys.h"
 }
 #include <math.h>
 
-enum { THREADS = 256, LIST = 32, PIECE = 65536 };
+enum { THREADS = 256, LIST = 32, WARPS = THREADS / 32 };
 
-struct list { /* by value in the kernel's parameters: no table to copy */
-    struct { float *p; const float *g; float *m, *v; bf16 *copy; int64_t n; float decay, rate; } t[LIST];
+/* The tensor that piece b belongs to. */
+__device__ static inline int tensor_of(const int32_t *first, int count, int64_t b) {
+    int i = 0;
+    for (int step = LIST / 2; step; step /= 2)
+        if (i + step < count && first[i + step] <= b) i += step;
+    return i;
+}
+
+/* ---- AdamW, 32-bit state ---- */
+
+enum { CHUNK = 2 * 4 * THREADS }; /* elements a block: two of 16 bytes of each array a thread */
+struct list {
+    struct tensor { float *p; const float *g; float *m, *v; bf16 *copy; int64_t n; float decay, rate; int wide; } t[LIST];
+    int32_t first[LIST + 1], count;
     float beta1, beta2, rest1, rest2, eps, grad_scale, v_scale;
 };
 
-/* p *= decay; m, v moments of g' = g grad_scale; p -= rate m / (sqrt(v) v_scale + eps).
- * grid: y = tensor, x strides over it. 16 bytes read and 12 (14) written an element: bound by memory. */
-__global__ static void adam32(const struct list l) {
-    auto &t = l.t[blockIdx.y];
-    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < t.n; i += (int64_t)gridDim.x * THREADS) {
-        float g = t.g[i] * l.grad_scale, m = l.beta1 * t.m[i] + l.rest1 * g, v = l.beta2 * t.v[i] + l.rest2 * g * g;
-        float p = t.p[i] * t.decay - t.rate * m / (sqrtf(v) * l.v_scale + l.eps);
-        t.m[i] = m, t.v[i] = v, t.p[i] = p;
-        if (t.copy) t.copy[i] = __float2bfloat16_rn(p);
+/* p *= decay; m, v moments of g' = g grad_scale; p -= rate m / (sqrt(v) v_scale + eps). */
+__device__ static inline void step(const struct list &l, const struct list::tensor &t, float g, float *p, float *m, float *v) {
+    g *= l.grad_scale;
+    *m = l.beta1 * *m + l.rest1 * g, *v = l.beta2 * *v + l.rest2 * g * g;
+    *p = *p * t.decay - t.rate * *m / (sqrtf(*v) * l.v_scale + l.eps);
+}
+/* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read and 12 (14) written an element: bound by memory. Nothing
+ * is read again soon: streamed past the cache. */
+__global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__ struct list l) {
+    int i = tensor_of(l.first, l.count, blockIdx.x);
+    const struct list::tensor &t = l.t[i];
+    int64_t from = (int64_t)(blockIdx.x - l.first[i]) * CHUNK;
+    if (!t.wide || from + CHUNK > t.n) {
+        for (int64_t k = from + threadIdx.x; k < from + CHUNK && k < t.n; k += THREADS) {
+            step(l, t, t.g[k], &t.p[k], &t.m[k], &t.v[k]);
+            if (t.copy) t.copy[k] = __float2bfloat16_rn(t.p[k]);
+        }
+        return;
+    }
+    float4 p[2], g[2], m[2], v[2];
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int64_t at = from / 4 + k * THREADS + threadIdx.x;
+        p[k] = __ldcs((const float4 *)t.p + at), g[k] = __ldcs((const float4 *)t.g + at), m[k] = __ldcs((const float4 *)t.m + at), v[k] = __ldcs((const float4 *)t.v + at);
+    }
+    __syncwarp(); /* keeps the loads ahead of the arithmetic */
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int64_t at = from / 4 + k * THREADS + threadIdx.x;
+        step(l, t, g[k].x, &p[k].x, &m[k].x, &v[k].x), step(l, t, g[k].y, &p[k].y, &m[k].y, &v[k].y);
+        step(l, t, g[k].z, &p[k].z, &m[k].z, &v[k].z), step(l, t, g[k].w, &p[k].w, &m[k].w, &v[k].w);
+        __stcs((float4 *)t.p + at, p[k]), __stcs((float4 *)t.m + at, m[k]), __stcs((float4 *)t.v + at, v[k]);
+        if (!t.copy) continue;
+        __nv_bfloat162 half[2] = {__floats2bfloat162_rn(p[k].x, p[k].y), __floats2bfloat162_rn(p[k].z, p[k].w)};
+        ((uint2 *)t.copy)[at] = *(const uint2 *)half;
     }
 }
 
-struct maps { float s[256], u[256]; };
-
-/* The 8-bit form, one block of 256 elements a thread block: decode, step, find both maxima, encode. 14 bytes an element and
- * 16 a block. The maps lie in shared memory. */
-__global__ static void adam8(struct bw8_adam s, const struct maps *maps, int64_t n, float *p, const float *g, uint8_t *m8, float *m_absmax, uint8_t *v8, float *v_absmax, bf16 *copy) {
-    __shared__ float map_s[256], map_u[256], top[2][8];
-    int k = threadIdx.x;
-    map_s[k] = maps->s[k], map_u[k] = maps->u[k];
-    __syncthreads();
-    int64_t b = blockIdx.x, i = b * 256 + k;
-    int in = i < n;
-    float m = in ? __fmul_rn(map_s[m8[i]], m_absmax[b]) : 0, v = in ? __fmul_rn(map_u[v8[i]], v_absmax[b]) : 0, w = in ? p[i] : 0;
-    if (in) bw8_adam_element(&s, g[i], &w, &m, &v);
-    float a = fabsf(m), c = v;
-    for (int x = 16; x; x >>= 1) a = fmaxf(a, __shfl_xor_sync(~0u, a, x)), c = fmaxf(c, __shfl_xor_sync(~0u, c, x));
-    if (k % 32 == 0) top[0][k / 32] = a, top[1][k / 32] = c;
-    __syncthreads();
-    a = c = 0;
-    for (int x = 0; x < 8; x++) a = fmaxf(a, top[0][x]), c = fmaxf(c, top[1][x]);
-    if (k == 0) m_absmax[b] = a, v_absmax[b] = c;
-    if (!in) return;
-    p[i] = w;
-    if (copy) copy[i] = __float2bfloat16_rn(w);
-    m8[i] = (uint8_t)(a > 0 ? bw8_keep_sign(bw8_nearest(map_s, __fdiv_rn(m, a)), m) : BW8_ZERO);
-    v8[i] = (uint8_t)(c > 0 ? bw8_nearest(map_u, __fdiv_rn(v, c)) : 0);
+static void run_list(struct cuda *c, struct list *l) {
+    if (l->count && l->first[l->count]) adam32<<<(unsigned)l->first[l->count], THREADS, 0, cuda_stream(c)>>>(*l);
+    CUDA_LAUNCHED(c);
+    l->count = 0;
 }
+
+/* ---- AdamW, 8-bit state ---- */
+
+struct maps { float s[256], u[256]; };
+struct list8 {
+    struct tensor { float *p; const float *g; uint8_t *m, *v; float *m_absmax, *v_absmax; bf16 *copy; int64_t n; struct bw8_adam step; int wide; } t[LIST];
+    int32_t first[LIST + 1], count;
+};
+
+/* bw8_nearest with the midpoints made beforehand: same bits. */
+__device__ static inline int nearest(const float *middle, float x) {
+    int i = 0;
+#pragma unroll
+    for (int k = 7; k > 0; k--) i += (x >= middle[i + (1 << k) - 1]) << k;
+    return i + (x > middle[i]);
+}
+
+/* warp: blocks of 256 elements, one after the other: decode, step, find both maxima, encode. A lane has two runs of four
+ * neighbours. Maps and the middles between their entries lie in shared memory. 16 bytes an element and 16 a block. */
+__global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ struct list8 l, const struct maps *maps) {
+    __shared__ float map_s[256], map_u[256], middle_s[256], middle_u[256];
+    int lane = threadIdx.x % 32;
+    map_s[threadIdx.x] = maps->s[threadIdx.x], map_u[threadIdx.x] = maps->u[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x < 255) {
+        middle_s[threadIdx.x] = __fmul_rn(__fadd_rn(map_s[threadIdx.x], map_s[threadIdx.x + 1]), 0.5f);
+        middle_u[threadIdx.x] = __fmul_rn(__fadd_rn(map_u[threadIdx.x], map_u[threadIdx.x + 1]), 0.5f);
+    }
+    __syncthreads();
+    for (int64_t block = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32; block < l.first[l.count]; block += (int64_t)gridDim.x * WARPS) {
+        int which = tensor_of(l.first, l.count, block);
+        const struct list8::tensor &t = l.t[which];
+        int64_t b = block - l.first[which];
+        float4 p[2] = {}, g[2] = {};
+        uchar4 m8[2] = {}, v8[2] = {};
+        float m[8], v[8], m_top = 0, v_top = 0, m_scale = t.m_absmax[b], v_scale = t.v_absmax[b];
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            int64_t i = b * 256 + k * 128 + lane * 4;
+            if (t.wide && i + 4 <= t.n) p[k] = *(const float4 *)(t.p + i), g[k] = *(const float4 *)(t.g + i), m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
+            else
+                for (int j = 0; j < 4 && i + j < t.n; j++) (&p[k].x)[j] = t.p[i + j], (&g[k].x)[j] = t.g[i + j], (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            int64_t i = b * 256 + j / 4 * 128 + lane * 4 + j % 4;
+            m[j] = v[j] = 0;
+            if (i >= t.n) continue;
+            m[j] = __fmul_rn(map_s[(&m8[j / 4].x)[j % 4]], m_scale), v[j] = __fmul_rn(map_u[(&v8[j / 4].x)[j % 4]], v_scale);
+            bw8_adam_element(&t.step, (&g[j / 4].x)[j % 4], &(&p[j / 4].x)[j % 4], &m[j], &v[j]);
+            m_top = fmaxf(m_top, fabsf(m[j])), v_top = fmaxf(v_top, v[j]);
+        }
+        for (int x = 16; x; x >>= 1) m_top = fmaxf(m_top, __shfl_xor_sync(~0u, m_top, x)), v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, x));
+        if (lane == 0) t.m_absmax[b] = m_top, t.v_absmax[b] = v_top;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            (&m8[j / 4].x)[j % 4] = (uint8_t)(m_top > 0 ? bw8_keep_sign(nearest(middle_s, __fdiv_rn(m[j], m_top)), m[j]) : BW8_ZERO);
+            (&v8[j / 4].x)[j % 4] = (uint8_t)(v_top > 0 ? nearest(middle_u, __fdiv_rn(v[j], v_top)) : 0);
+        }
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            int64_t i = b * 256 + k * 128 + lane * 4;
+            if (t.wide && i + 4 <= t.n) __stcs((float4 *)(t.p + i), p[k]), *(uchar4 *)(t.m + i) = m8[k], *(uchar4 *)(t.v + i) = v8[k];
+            else
+                for (int j = 0; j < 4 && i + j < t.n; j++) t.p[i + j] = (&p[k].x)[j], t.m[i + j] = (&m8[k].x)[j], t.v[i + j] = (&v8[k].x)[j];
+            for (int j = 0; t.copy && j < 4 && i + j < t.n; j++) t.copy[i + j] = __float2bfloat16_rn((&p[k].x)[j]);
+        }
+    }
+}
+
+static void run_list8(struct cuda *c, struct list8 *l) {
+    int64_t blocks = l->count ? ceil_div(l->first[l->count], WARPS) : 0;
+    if (blocks) adam8<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>(*l, (const struct maps *)c->maps);
+    CUDA_LAUNCHED(c);
+    l->count = 0;
+}
+
+static int aligned(const void *p, size_t bytes) { return (uintptr_t)p % bytes == 0; }
 
 void cuda_adam(void *self, const struct adam_args *a) {
     struct cuda *c = (struct cuda *)self;
     double c1 = 1 - pow(a->beta1, (double)a->t), c2 = 1 - pow(a->beta2, (double)a->t);
     struct list l = {};
+    struct list8 l8 = {};
     l.beta1 = (float)a->beta1, l.beta2 = (float)a->beta2, l.rest1 = (float)(1 - a->beta1), l.rest2 = (float)(1 - a->beta2);
     l.eps = (float)a->eps, l.grad_scale = (float)a->grad_scale, l.v_scale = (float)(1 / sqrt(c2));
-    unsigned count = 0;
-    int64_t most = 0;
     for (int64_t i = 0; i < a->count; i++) {
         const struct adam_tensor *x = &a->tensors[i];
-        if (!x->m) {
-            struct bw8_adam s = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay, (float)a->grad_scale);
-            adam8<<<(unsigned)ceil_div(x->n, 256), 256, 0, cuda_stream(c)>>>(s, (const struct maps *)c->maps, x->n, x->p, x->g, x->m8, x->m_absmax, x->v8, x->v_absmax, (bf16 *)x->copy);
-            CUDA_LAUNCHED(c);
-            continue;
+        int wide = aligned(x->p, 16) && aligned(x->g, 16);
+        if (x->m) {
+            auto &t = l.t[l.count];
+            t.p = x->p, t.g = x->g, t.m = x->m, t.v = x->v, t.copy = (bf16 *)x->copy, t.n = x->n;
+            t.decay = (float)(1 - x->lr * x->weight_decay), t.rate = (float)(x->lr / c1);
+            t.wide = wide && aligned(x->m, 16) && aligned(x->v, 16) && aligned(x->copy, 8);
+            l.first[l.count + 1] = l.first[l.count] + (int32_t)ceil_div(x->n, CHUNK), l.count++;
+        } else {
+            auto &t = l8.t[l8.count];
+            t.p = x->p, t.g = x->g, t.m = x->m8, t.v = x->v8, t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax, t.copy = (bf16 *)x->copy, t.n = x->n;
+            t.step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay, (float)a->grad_scale);
+            t.wide = wide && aligned(x->m8, 4) && aligned(x->v8, 4);
+            l8.first[l8.count + 1] = l8.first[l8.count] + (int32_t)ceil_div(x->n, 256), l8.count++;
         }
-        auto &t = l.t[count++];
-        t.p = x->p, t.g = x->g, t.m = x->m, t.v = x->v, t.copy = (bf16 *)x->copy, t.n = x->n;
-        t.decay = (float)(1 - x->lr * x->weight_decay), t.rate = (float)(x->lr / c1);
-        if (x->n > most) most = x->n;
-        if (count == LIST || i + 1 == a->count) {
-            int64_t blocks = ceil_div(most, THREADS * 4);
-            adam32<<<dim3((unsigned)(blocks < 4 * c->sms ? blocks : 4 * c->sms), count), THREADS, 0, cuda_stream(c)>>>(l);
-            CUDA_LAUNCHED(c);
-            count = 0, most = 0;
-        }
+        if (l.count == LIST) run_list(c, &l);
+        if (l8.count == LIST) run_list8(c, &l8);
     }
-    if (count) {
-        int64_t blocks = ceil_div(most, THREADS * 4);
-        adam32<<<dim3((unsigned)(blocks < 4 * c->sms ? blocks : 4 * c->sms), count), THREADS, 0, cuda_stream(c)>>>(l);
-        CUDA_LAUNCHED(c);
-    }
+    run_list(c, &l), run_list8(c, &l8);
 }
 
-/* part[piece] = Σ x² over PIECE elements, in double, by a fixed tree. */
-__global__ static void square_pieces(const float *x, int64_t n, double *part) {
-    __shared__ double sum[THREADS];
-    int64_t first = (int64_t)blockIdx.x * PIECE, end = first + PIECE < n ? first + PIECE : n;
-    double s = 0;
-    for (int64_t i = first + threadIdx.x; i < end; i += THREADS) s += (double)x[i] * (double)x[i];
-    sum[threadIdx.x] = s;
-    for (int k = THREADS / 2; k; k >>= 1) {
-        __syncthreads();
-        if ((int)threadIdx.x < k) sum[threadIdx.x] += sum[threadIdx.x + k];
-    }
-    if (threadIdx.x == 0) part[blockIdx.x] = sum[0];
+/* ---- sums of squares ---- */
+
+enum { PIECE = 8192, PIECES_MAX = SQSUM_PIECES / LIST };
+struct squares { /* tensor i is cut into pieces of PIECE << bits[i] elements, PIECES_MAX at most: by its size alone */
+    const float *x[LIST];
+    int64_t n[LIST];
+    int32_t first[LIST + 1], bits[LIST], count;
+};
+
+/* Sum over a block in double by a fixed tree; thread 0 gets it. */
+__device__ static inline double block_sum(double x) {
+    __shared__ double part[WARPS];
+    for (int s = 16; s; s >>= 1) x += __shfl_xor_sync(~0u, x, s);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int i = 1; threadIdx.x == 0 && i < WARPS; i++) x += part[i];
+    return x;
 }
-/* out = Σ part in order. out is pinned host memory, which the card writes directly. */
-__global__ static void add_pieces(const double *part, int64_t n, double *out) {
-    double s = 0;
-    for (int64_t i = 0; i < n; i++) s += part[i];
-    *out = s;
+
+/* part[piece] = Σ x² of a piece, in double. A thread has four neighbours of every 4 * THREADS, whatever the address: same bits.
+ * block: one piece. 4 bytes an element. */
+__global__ __launch_bounds__(THREADS) static void square_pieces(const __grid_constant__ struct squares s, double *part) {
+    enum { AHEAD = PIECE / (4 * THREADS) };
+    int t = tensor_of(s.first, s.count, blockIdx.x);
+    const float *x = s.x[t];
+    int64_t at = (int64_t)(blockIdx.x - s.first[t]) << s.bits[t], end = at + (1ll << s.bits[t]);
+    bool wide = (uintptr_t)x % 16 == 0;
+    double sum = 0;
+    for (; at < end && at * PIECE < s.n[t]; at++) {
+        float4 v[AHEAD] = {};
+        int64_t i = at * PIECE + threadIdx.x * 4;
+        if (wide && (at + 1) * PIECE <= s.n[t]) {
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) v[k] = __ldcs((const float4 *)(x + i + k * 4 * THREADS));
+        } else {
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    if (i + k * 4 * THREADS + j < s.n[t]) (&v[k].x)[j] = x[i + k * 4 * THREADS + j];
+        }
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) sum += ((double)v[k].x * v[k].x + (double)v[k].y * v[k].y) + ((double)v[k].z * v[k].z + (double)v[k].w * v[k].w);
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
+}
+/* out[tensor] = Σ its pieces in a fixed order; block: one tensor. out is pinned host memory, which the card writes directly. */
+__global__ __launch_bounds__(THREADS) static void add_pieces(const __grid_constant__ struct squares s, const double *part, double *out) {
+    double sum = 0;
+    for (int i = s.first[blockIdx.x] + (int)threadIdx.x; i < s.first[blockIdx.x + 1]; i += THREADS) sum += part[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 void cuda_sqsum(void *self, const struct sqsum_args *a) {
     struct cuda *c = (struct cuda *)self;
-    for (int64_t i = 0; i < a->count; i++) {
-        int64_t pieces = ceil_div(a->n[i], PIECE);
-        ASSERT(pieces <= SQSUM_PIECES, "%lld numbers in one tensor", (long long)a->n[i]);
-        if (pieces) square_pieces<<<(unsigned)pieces, THREADS, 0, cuda_stream(c)>>>(a->x[i], a->n[i], c->pieces);
-        add_pieces<<<1, 1, 0, cuda_stream(c)>>>(c->pieces, pieces, a->out + i);
+    for (int64_t i = 0; i < a->count; i += LIST) {
+        struct squares s = {};
+        for (; s.count < LIST && i + s.count < a->count; s.count++) {
+            int k = s.count;
+            s.x[k] = a->x[i + k], s.n[k] = a->n[i + k];
+            while (ceil_div(s.n[k], (int64_t)PIECE << s.bits[k]) > PIECES_MAX) s.bits[k]++;
+            s.first[k + 1] = s.first[k] + (int32_t)ceil_div(s.n[k], (int64_t)PIECE << s.bits[k]);
+        }
+        if (s.first[s.count]) square_pieces<<<(unsigned)s.first[s.count], THREADS, 0, cuda_stream(c)>>>(s, c->pieces);
+        add_pieces<<<(unsigned)s.count, THREADS, 0, cuda_stream(c)>>>(s, c->pieces, a->out + i);
         CUDA_LAUNCHED(c);
     }
 }
