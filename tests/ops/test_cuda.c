@@ -1,11 +1,13 @@
 /* Every op of the CUDA backend against the CPU's, at sizes 1, odd, around tiles, and real; twice for the same bits.
  * Inputs are bf16 values, so both see the same numbers; outputs differ by bf16 rounding of results and of what lies between
  * (xa, probabilities, logits): the tolerance of each is a small multiple of 2^-8 relative to the output's norm. */
+#define _GNU_SOURCE /* dladdr */
 #include "tests/test.h"
 #include "backend/backend.h"
 #include "base/half.h"
 #include "base/rng.h"
 #include "base/sys.h"
+#include <dlfcn.h>
 #include <math.h>
 
 static struct backend *cpu, *gpu;
@@ -426,6 +428,134 @@ TEST(loss_and_optimizer) {
         struct pair *all[] = {&p, &g, &m, &v, &p8, &am, &av, &m8, &v8};
         for (int i = 0; i < 9; i++) drop(all[i]);
     }
+}
+
+/* ---- strides and lists ---- */
+
+/* The plugin's cuda_unpack_to: no op shows a stride alone. */
+typedef void unpack_to(void *self, const struct weight *w, uint16_t *dst, int64_t ld);
+static unpack_to *unpack_of_plugin(void) {
+    void *address, *symbol = NULL;
+    Dl_info where;
+    unpack_to *f;
+    memcpy(&address, &gpu->linear, sizeof address);
+    if (dladdr(address, &where)) {
+        void *plugin = dlopen(where.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+        if (plugin) symbol = dlsym(plugin, "cuda_unpack_to"), dlclose(plugin);
+    }
+    memcpy(&f, &symbol, sizeof f);
+    return f;
+}
+static uint16_t unpacked(const struct weight *w, int64_t i) {
+    switch (w->format) {
+    case W_F32: return f32_to_bf16(((const float *)w->data)[i]);
+    case W_BF16: return ((const uint16_t *)w->data)[i];
+    case W_INT8: return f32_to_bf16((float)((const int8_t *)w->data)[i] * int8_unit(w->scale[i / w->cols]));
+    case W_Q4: return f32_to_bf16(q4_value(&w->q4, i));
+    }
+    return 0;
+}
+TEST(unpacking_to_the_bit) { /* whole rows, rows apart, odd widths, odd addresses: right inside, untouched outside */
+    NEED_CARD();
+    unpack_to *unpack = unpack_of_plugin();
+    REQUIRE(unpack, "the plugin does not show cuda_unpack_to");
+    const struct { enum weight_format f; int nested; } formats[] = {{W_BF16, 0}, {W_Q4, 1}, {W_Q4, 0}, {W_INT8, 0}, {W_F32, 0}};
+    const int64_t sizes[][2] = {{1, 1}, {7, 37}, {3, 8}, {129, 64}, {5, 96}, {33, 136}, {66, 2056}, {1, 5504}, {300, 40}}, apart[] = {0, 3, 8, 64};
+    for (int f = 0; f < 5; f++)
+        for (int s = 0; s < 9; s++)
+            for (int k = 0; k < 8; k++) {
+                int64_t rows = sizes[s][0], cols = sizes[s][1], ld = cols + apart[k / 2], shift = k % 2, n = rows * ld + 8, wrong = 0;
+                struct both_weight w;
+                weight_of(&w, formats[f].f, rows, cols, formats[f].nested);
+                uint16_t *host = malloc((size_t)n * 2), *card = gpu->alloc(gpu->self, AT_DEVICE, (size_t)n * 2);
+                for (int64_t i = 0; i < n; i++) host[i] = 0x1234;
+                gpu->put(gpu->self, card, host, (size_t)n * 2, Q_COMPUTE);
+                unpack(gpu->self, &w.g, card + shift, ld);
+                gpu->get(gpu->self, host, card, (size_t)n * 2, Q_COMPUTE);
+                gpu->sync(gpu->self, &e);
+                for (int64_t i = 0; i < n; i++) {
+                    int64_t row = (i - shift) / ld, col = (i - shift) % ld, inside = i >= shift && row < rows && col < cols;
+                    wrong += host[i] != (inside ? unpacked(&w.c, row * cols + col) : 0x1234);
+                }
+                CHECK(!wrong, "format %d.%d (%lld,%lld) ld %lld shift %lld: %lld differ", formats[f].f, formats[f].nested, (long long)rows, (long long)cols, (long long)ld, (long long)shift, (long long)wrong);
+                free(host), gpu->release(gpu->self, AT_DEVICE, card), weight_drop(&w);
+            }
+}
+
+/* The first `cols` columns of p; compare sees the rest too, which no op may touch. */
+static struct mat part(const struct pair *p, int g, int64_t cols) {
+    struct mat m = side(p, g);
+    m.cols = cols;
+    return m;
+}
+TEST(rows_with_stride) {
+    NEED_CARD();
+    const struct { int64_t D, ld; } sizes[] = {{1024, 1032}, {2048, 2112}, {2056, 2064}, {5120, 5120}, {8192, 8256}, {8200, 8200}, {640, 648}, {640, 643}};
+    for (int s = 0; s < 8; s++)
+        for (int bf = 0; bf < 2; bf++) {
+            struct both_rows r;
+            char where[60];
+            rows_of(&r, several, 0);
+            int64_t N = r.c.N, D = sizes[s].D, ld = sizes[s].ld, K = 128;
+            snprintf(where, sizeof where, "D %lld ld %lld", (long long)D, (long long)ld);
+            for (int64_t i = 0; i < N; i++) ((int32_t *)r.position.c.data)[i] += 8000; /* large angles */
+            upload(&r.position);
+            limits(N, ld, ld, 1, 128, 64, 4);
+            struct pair x = make(N, ld, DT_BF16, 1), y = make(N, ld, DT_BF16, 1), dy = make(N, ld, DT_BF16, 1), dx = make(N, ld, DT_BF16, 1), over = make(N, ld, DT_BF16, 1);
+            struct pair g = make(1, D, bf ? DT_BF16 : DT_F32, 1), rr = make(N, 1, DT_F32, 0), dg = make(1, D, DT_F32, 1);
+            for (int k = 0; k < 2; k++) {
+                struct backend *b = k ? gpu : cpu;
+                struct norm_args n = {.rows = k ? &r.g : &r.c, .x = part(&x, k, D), .y = part(&y, k, D), .g = side(&g, k).data, .g_type = side(&g, k).type, .r = side(&rr, k).data, .eps = 1e-6f, .dy = part(&dy, k, D), .dx = part(&dx, k, D), .dg = side(&dg, k).data};
+                op_norm(b, &n), op_norm_bwd(b, &n);
+                n.dx = part(&over, k, D), n.overwrite = 1, n.dg = NULL;
+                op_norm_bwd(b, &n);
+            }
+            compare("norm", where, &y, 6e-3), compare("norm_bwd +=", where, &dx, 6e-3), compare("norm_bwd =", where, &over, 6e-3), compare("dg", where, &dg, 1e-4);
+            if (D % K == 0 && !bf) {
+                for (int k = 0; k < 2; k++) {
+                    const struct rows *rows = k ? &r.g : &r.c;
+                    op_rope(k ? gpu : cpu, &(struct rope_args){.rows = rows, .x = part(&dy, k, D), .K = K, .sign = 1});
+                    op_gate(k ? gpu : cpu, &(struct gate_args){.rows = rows, .g = part(&x, k, D), .u = part(&dx, k, D), .y = part(&y, k, D)});
+                    op_gate_bwd(k ? gpu : cpu, &(struct gate_args){.rows = rows, .g = part(&x, k, D), .u = part(&dx, k, D), .dy = part(&over, k, D), .dg = part(&x, k, D), .du = part(&dx, k, D)});
+                }
+                compare("rope", where, &dy, 6e-3), compare("gate", where, &y, 8e-3), compare("gate_bwd dg", where, &x, 1e-2), compare("gate_bwd du", where, &dx, 1e-2);
+            }
+            struct pair *all[] = {&x, &y, &dy, &dx, &over, &g, &rr, &dg};
+            for (int i = 0; i < 8; i++) drop(all[i]);
+            rows_drop(&r);
+        }
+}
+
+TEST(lists_of_tensors) { /* many, odd, empty, at odd addresses: one list as the CPU, and the same bits again */
+    NEED_CARD();
+    enum { TENSORS = 75 };
+    const int64_t sizes[] = {0, 1, 5, 255, 4096, 8191, 8192, 8193, 2048, 40001};
+    int64_t n[TENSORS], at[TENSORS], total = 0;
+    for (int i = 0; i < TENSORS; i++) at[i] = total, total += n[i] = sizes[i % 10];
+    struct pair p = make(total, 1, DT_F32, 1), g = make(total, 1, DT_F32, 1), m = make(total, 1, DT_F32, 1), v = make(total, 1, DT_F32, 1), copy = make(total, 1, DT_BF16, 0);
+    limits(8, 64, 64, 1, 64, 64, 4);
+    clear(&m), clear(&v);
+    struct adam_tensor t[2][TENSORS];
+    const float *x[2][TENSORS];
+    double want[TENSORS], *sums = gpu->alloc(gpu->self, AT_HOST, 2 * sizeof want);
+    uint16_t *half = malloc((size_t)total * 2);
+    for (int k = 0; k < 2; k++)
+        for (int i = 0; i < TENSORS; i++) {
+            x[k][i] = (float *)side(&g, k).data + at[i];
+            t[k][i] = (struct adam_tensor){.p = (float *)side(&p, k).data + at[i], .g = x[k][i], .m = (float *)side(&m, k).data + at[i], .v = (float *)side(&v, k).data + at[i],
+                                           .copy = (k ? (uint16_t *)copy.g.data : half) + at[i], .n = n[i], .lr = 1e-2, .weight_decay = 0.1};
+        }
+    for (int step = 1; step <= 2; step++)
+        for (int k = 0; k < 2; k++) op_adam(k ? gpu : cpu, &(struct adam_args){.tensors = t[k], .count = TENSORS, .t = step, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 0.5});
+    for (int64_t i = 0; i < total; i++) ((float *)copy.c.data)[i] = bf16_to_f32(half[i]);
+    compare("p", "a list", &p, 1e-6), compare("m", "a list", &m, 1e-6), compare("v", "a list", &v, 1e-6), compare("copy", "a list", &copy, 1e-3); /* a few round to the other side */
+    op_sqsum(cpu, &(struct sqsum_args){.x = x[0], .n = n, .count = TENSORS, .out = want});
+    for (int k = 0; k < 2; k++) op_sqsum(gpu, &(struct sqsum_args){.x = x[1], .n = n, .count = TENSORS, .out = sums + k * TENSORS});
+    gpu->sync(gpu->self, &e);
+    for (int i = 0; i < TENSORS; i++) CHECK(fabs(sums[i] - want[i]) <= 1e-12 * want[i] && sums[i] == sums[TENSORS + i], "sum of %lld squares: %.17g, %.17g", (long long)n[i], sums[i], want[i]);
+    free(half), gpu->release(gpu->self, AT_HOST, sums);
+    struct pair *all[] = {&p, &g, &m, &v, &copy};
+    for (int i = 0; i < 5; i++) drop(all[i]);
 }
 
 TEST(no_failure_was_left) {
