@@ -50,8 +50,9 @@ FUZZERS := $(REPLAYS:=.fuzzer)
 SCRIPTS := $(call tests,fault run,*.sh)
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 TOOLS := $(patsubst %.c,$(B)/%,$(wildcard examples/demo/*.c))
-# What scripts are told: where the program and the demo's tools are.
-WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo
+LOST_CARD := $(B)/tests/run/lost_card.so
+# What scripts are told: where the program, the demo's tools, and a backend for tests are.
+WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD)
 
 .PHONY: all demo test test-gpu sanitize-gpu bench install asan valgrind fuzz fuzzers format clean help FORCE
 .DELETE_ON_ERROR:
@@ -80,6 +81,8 @@ $(REPLAYS): $(B)/%: %.c tests/fuzz/replay.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -o $@ $< tests/fuzz/replay.c $(LIB) $(LIBS)
 $(FUZZERS): $(B)/%.fuzzer: %.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -fsanitize=fuzzer -o $@ $< $(LIB) $(LIBS)
+$(LOST_CARD): $(B)/%.so: %.c $(LIB)
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -shared -MF $@.d -o $@ $< $(LIB) -Wl,--exclude-libs,ALL $(LIBS)
 $(B)/bench/%: bench/%.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(CBLAS_CFLAGS) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS) $(CBLAS_LIBS)
 $(B)/examples/demo/%: examples/demo/%.c $(LIB)
@@ -89,7 +92,7 @@ demo: all $(TOOLS)
 	@$(WHERE) WORK=$(B)/demo examples/demo/run.sh
 
 # ---- tests (tests/README.md) ----
-test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM)
+test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM) $(LOST_CARD)
 	@$(WHERE) tests/run.sh $(TESTS) $(REPLAYS) $(filter-out $(GPU_SCRIPTS),$(SCRIPTS))
 
 # What runs on the card; the rest of make test does not know of it.
@@ -154,4 +157,4 @@ help:
 #? CBLAS=0           do not compare with OpenBLAS in bench/
 #? INSTALL=0         never call apt-get for missing libraries; print the command instead
 
--include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d) $(TOOLS:=.d)
+-include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d) $(TOOLS:=.d) $(LOST_CARD).d

@@ -12,7 +12,7 @@ ok "undisturbed run" train "$work/a" --backend "$backend"
 QLORA_FAULT=cuda:0 ok "counted run" train "$work/c" --backend "$backend"
 ok "same bytes" same "$work/a" "$work/c"
 calls=$(sed -n 's/.*QLORA_FAULT: \([0-9]*\) calls.*/\1/p' "$work/c.log")
-ok "calls are counted" test "${calls:-0}" -gt 1500
+ok "calls are counted" test "${calls:-0}" -gt 500
 
 # lost N[:TRAP]: a run that loses the card there, then one that does not
 lost() {
@@ -30,15 +30,12 @@ lost() {
     ok "call $1: the next run goes on" train "$out" --backend "$backend"
     ok "call $1: same bytes" same "$work/a" "$out"
 }
-lost 1
-lost 3
-for ((i = 0; i < 22; i++)); do lost $((1030 + i * (calls - 1035) / 21)); done
-for i in 2 10 19; do lost $((1030 + i * (calls - 1030) / 20)):TRAP; done
+lost 2
+for ((i = 0; i < 24; i++)); do lost $((7 + i * (calls - 12) / 23)); done
+for i in 4 10 18; do lost $((i * calls / 20)):TRAP; done
 ok "no core" test -z "$(find . "$work" -maxdepth 1 -name 'core*' -newer "$work/a.log")"
 
 train "$work/small" --backend "$backend" --vram 1MiB
 ok "too small a card: exit status 1" test $? = 1
 ok "what is needed, what there is, what would help" grep -Eq '^error: this run needs at least .* on the device and has 1(.0*)? MiB: .* would fit more' "$work/small.log"
-ok "no card named: exit status 1" bash -c "CUDA_VISIBLE_DEVICES= '$QLORA' train $(echo $lora) --backend '$backend' --output_dir '$work/none' 2>'$work/none.log'; test \$? = 1"
-ok "it says so" grep -q '^error: no card: CUDA_VISIBLE_DEVICES=""' "$work/none.log"
 finish

@@ -19,6 +19,10 @@ for n in 5 34 89; do # system calls of the saves
     ok "same bytes after a kill in system call $n" same "$work/a" "$work/k$n"
 done
 
+CUDA_VISIBLE_DEVICES="" train "$work/none" --backend "$backend"
+ok "without a card: exit status 1" test $? = 1
+ok "it says why" grep -q '^error: no card: CUDA_VISIBLE_DEVICES=""' "$work/none.log"
+
 # The smallest budget that starts, in KiB, then larger ones.
 starts() { train "$work/dry" --backend "$backend" --dry_run --vram "$1KiB"; }
 low=1 high=65536
