@@ -30,6 +30,7 @@ lost() {
     ok "call $1: the next run goes on" train "$out" --backend "$backend"
     ok "call $1: same bytes" same "$work/a" "$out"
 }
+lost 1
 lost 2
 for ((i = 0; i < 24; i++)); do lost $((7 + i * (calls - 12) / 23)); done
 for i in 4 10 18; do lost $((i * calls / 20)):TRAP; done

@@ -23,7 +23,7 @@ static void info(void *self, struct backend_info *out) {
 }
 static void *alloc(void *self, enum place place, size_t bytes) { return lost() ? NULL : cpu->alloc(self, place, bytes); }
 static void release(void *self, enum place place, void *p) {
-    if (p && !lost()) cpu->release(self, place, p);
+    if (p) lost(), cpu->release(self, place, p); /* even then: leaks of the program shall show */
 }
 static void move(void *self, void *dst, const void *src, size_t bytes, enum queue q) {
     if (bytes && !lost()) cpu->copy(self, dst, src, bytes, q);
