@@ -224,6 +224,7 @@ struct backend_limits {
     int trains_weights;        /* dW, dE will be asked for */
     int drops;                 /* dropout will be asked for */
     int joined;                /* every linear call brings its joint operand */
+    int generates;             /* calls of a few rows may take ways of their own, whose bits differ from those of many rows */
 };
 
 struct backend_info {

@@ -46,7 +46,7 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     p += saved + scratch;
     g->x = (struct mat){p, g->rows, c->D, c->D, act}, g->y = (struct mat){p + x, g->rows, c->D, c->D, act};
     g->out = (struct mat){p + 2 * x, 1, c->V, c->V, act};
-    struct backend_limits lim = {.rows = g->rows, .sequence = capacity, .D = c->D, .F = c->F, .H = c->H, .K = c->K, .V = c->V, .R = R};
+    struct backend_limits lim = {.rows = g->rows, .sequence = capacity, .D = c->D, .F = c->F, .H = c->H, .K = c->K, .V = c->V, .R = R, .generates = 1};
     if (!be->reserve(be->self, &lim, e)) return 0;
     generator_close(g);
     return -1;

@@ -1,7 +1,8 @@
 /* backend/cuda/attend.cu - causal attention with document starts, forward and backward, on the matrix units.
  *
  * Tiling, online softmax and recomputation in backward: Dao 2023 (FlashAttention-2). mma.sync m16n8k16 in bf16 with fp32 sums,
- * so one source serves sm_80 to sm_90. Head sizes 64 and 128; others, and a few rows of generation, take plain kernels.
+ * so one source serves sm_80 to sm_90. Head sizes 64 and 128; others take plain kernels, a few rows
+ * of generation decode.cu.
  *
  * Backward is two kernels, one over key tiles (dK, dV) and one over query tiles (dQ): two products more than one kernel with
  * atomic adds, and the same bits on every run.
@@ -409,8 +410,9 @@ static unsigned warps(int64_t n) { return (unsigned)ceil_div(n * 32, THREADS); }
 
 void cuda_attend(void *self, const struct attend_args *a) {
     struct cuda *c = (struct cuda *)self;
+    if (c->limits.generates && cuda_decode_attend(c, a)) return;
     struct problem p = problem_of(a);
-    if (!tiled(a) || a->rows->N <= 8) {
+    if (!tiled(a)) {
         ASSERT(a->K <= 32 * LANES, "head size %lld", (long long)a->K);
         any_fwd<<<warps(a->rows->N * a->H), THREADS, 0, cuda_stream(c)>>>(p, (int)a->K, a->rows->N);
         CUDA_LAUNCHED(c);

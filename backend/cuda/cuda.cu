@@ -138,6 +138,7 @@ static size_t lay(struct cuda *c, const struct backend_limits *l, char *at) {
     n += cuda_linear_workspace(c, l, at ? at + n : NULL);
     n += cuda_adam_workspace(c, l, at ? at + n : NULL);
     n += cuda_loss_workspace(c, l, at ? at + n : NULL);
+    n += cuda_decode_workspace(c, l, at ? at + n : NULL);
     return n;
 }
 static size_t workspace(void *self, const struct backend_limits *l) { return lay((struct cuda *)self, l, NULL); }

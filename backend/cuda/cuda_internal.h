@@ -54,6 +54,8 @@ struct cuda {
     double *pieces;      /* [SQSUM_PIECES] */
     void *maps;          /* bw8_signed, bw8_unsigned: [2 * 256] fp32, own memory */
     bf16 *loss_e;        /* (V, D) when E is fp32 */
+    float *slices;       /* attention of a few rows, by slices of the keys */
+    size_t slice_floats;
     struct err failure;  /* the first, for sync; then no call reaches the card any more */
     long long calls, fault_at; /* so far, and the one that QLORA_FAULT makes fail; 0 = none */
     int fault_trap, fault_count;
@@ -108,7 +110,13 @@ void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job,
 size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 size_t cuda_adam_workspace(struct cuda *c, const struct backend_limits *l, char *at);
+size_t cuda_decode_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 cudaError_t cuda_adam_start(struct cuda *c);
+
+/* Ops of at most eight rows (decode.cu): 1, or 0 when the call is not for them and nothing was done. */
+int cuda_decode_linear(struct cuda *c, const struct linear_args *a);
+int cuda_decode_filter(struct cuda *c, const struct filter_args *a);
+int cuda_decode_attend(struct cuda *c, const struct attend_args *a);
 
 /* The ops. */
 void cuda_embed(void *self, const struct embed_args *a);

@@ -210,6 +210,7 @@ static int side_by_side(const struct linear_args *a, int gradient) {
 
 void cuda_linear(void *self, const struct linear_args *a) {
     struct cuda *c = (struct cuda *)self;
+    if (c->limits.generates && cuda_decode_linear(c, a)) return;
     struct frozen f = frozen(c, a);
     int64_t N = a->x.rows, in = a->x.cols, ld;
     const bf16 *x = data16(&a->x);
@@ -312,6 +313,7 @@ static void taps(struct cuda *c, const struct filter_args *a, const bf16 **w0, c
 /* Two products over shifted rows; the sum, the addend and the bias ride on their epilogues. */
 void cuda_filter(void *self, const struct filter_args *a) {
     struct cuda *c = (struct cuda *)self;
+    if (c->limits.generates && cuda_decode_filter(c, a)) return;
     const bf16 *w0, *w1, *b = (const bf16 *)a->b, *x = data16(&a->x);
     int64_t N = a->x.rows, in = a->x.cols, out = a->w1.rows;
     taps(c, a, &w0, &w1);
