@@ -46,4 +46,23 @@ int lora_read_config(const char *dir, struct lora_config *c, struct err *e);
 int lora_parse_config(const char *text, size_t n, const char *where, struct lora_config *c, struct err *e);
 int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e);
 int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e);
+
+/* A PEFT folder read matrix by matrix: what merging needs, without the whole adapter in memory. Opening checks every
+ * name and shape against the model. */
+struct ckpt;
+struct lora_file {
+    struct lora shape; /* data NULL */
+    struct ckpt *c;
+};
+int lora_file_open(const char *dir, const struct model_config *m, struct lora_file *f, struct err *e);
+void lora_file_close(struct lora_file *f);
+/* a (R,in), b (out,R) of a target; a NaN or infinity is refused. */
+int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, struct err *e);
+
+/* Merging (lora/merge.c): w[0..count) = elements first .. first+count of the row-major matrix W (out,in);
+ * W += scale * B A, in fp32, every element summed over the rank in order: the bits do not depend on the pieces. */
+void lora_merge(const struct lora_config *c, int64_t cols, const float *a, const float *b, int64_t first,
+                int64_t count, float *w);
+/* l becomes one adapter that adds what l and more added: their ranks side by side, their scales inside B. */
+int lora_append(struct lora *l, const struct lora *more, struct err *e);
 #endif

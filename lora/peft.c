@@ -245,32 +245,51 @@ static int check_tensors(const struct lora *l, const struct ckpt *c, struct err 
     return 0;
 }
 
-int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e) {
+int lora_file_open(const char *dir, const struct model_config *m, struct lora_file *f, struct err *e) {
     struct lora_config config;
-    struct ckpt *c = NULL;
-    *l = (struct lora){0};
-    if (lora_read_config(dir, &config, e) || lora_shapes(l, &config, m, e)) goto fail;
-    if (!(c = ckpt_open_adapter(dir, e)) || check_tensors(l, c, e) || lora_init(l, &config, m, e)) goto fail;
-    for (int64_t i = 0; i < ckpt_count(c); i++) {
-        const struct ckpt_tensor *t = ckpt_at(c, i);
-        struct slot s;
-        int found = find_slot(l, t->name, &s);
-        ASSERT(!found, "tensor %s was checked", t->name);
-        float *x = slot_data(l, s);
-        if (ckpt_read_all(c, t, DT_F32, x, e)) goto fail;
-        for (int64_t k = 0; k < t->count; k++)
-            if (!isfinite(x[k])) {
-                err_set(e, ERR_INPUT, "%s: element %lld of tensor %s is not a finite number", ckpt_file(c, t),
-                        (long long)k, t->name);
-                goto fail;
-            }
-    }
-    ckpt_close(c);
-    return 0;
-fail:
-    ckpt_close(c);
-    lora_free(l);
+    *f = (struct lora_file){0};
+    if (!lora_read_config(dir, &config, e) && !lora_shapes(&f->shape, &config, m, e) &&
+        (f->c = ckpt_open_adapter(dir, e)) && !check_tensors(&f->shape, f->c, e))
+        return 0;
+    lora_file_close(f);
     return -1;
+}
+
+void lora_file_close(struct lora_file *f) {
+    ckpt_close(f->c);
+    *f = (struct lora_file){0};
+}
+
+static int read_slot(const struct lora_file *f, struct slot s, float *x, struct err *e) {
+    char name[NAME_MAX_BYTES];
+    slot_name(s, name);
+    const struct ckpt_tensor *t = ckpt_find(f->c, name);
+    ASSERT(t, "tensor %s was checked", name);
+    if (ckpt_read_all(f->c, t, DT_F32, x, e)) return -1;
+    for (int64_t k = 0; k < t->count; k++)
+        if (!isfinite(x[k]))
+            return err_set(e, ERR_INPUT, "%s: element %lld of tensor %s is not a finite number",
+                           ckpt_file(f->c, t), (long long)k, t->name);
+    return 0;
+}
+
+int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, struct err *e) {
+    return read_slot(f, (struct slot){layer, p, 0}, a, e) || read_slot(f, (struct slot){layer, p, 1}, b, e) ? -1 : 0;
+}
+
+int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e) {
+    struct lora_file f;
+    *l = (struct lora){0};
+    if (lora_file_open(dir, m, &f, e)) return -1;
+    int r = lora_init(l, &f.shape.config, m, e);
+    for (struct slot s = {0}; !r && s.layer < m->L; s.layer++)
+        for (int k = 0; !r && k < 2 * PROJ_COUNT; k++) {
+            s.p = (enum proj)(k / 2), s.is_b = k & 1;
+            if (l->config.targets >> s.p & 1) r = read_slot(&f, s, slot_data(l, s), e);
+        }
+    lora_file_close(&f);
+    if (r) lora_free(l);
+    return r;
 }
 
 /* Layer numbers sort as text inside tensor names: 0, 1, 10, 11, .., 2. */
