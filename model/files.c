@@ -2,6 +2,7 @@
 #include "model/files.h"
 #include "base/file.h"
 #include "base/str.h"
+#include "base/sys.h"
 #include <string.h>
 #include <sys/stat.h>
 
@@ -38,15 +39,52 @@ int model_output_dir(const char *dir, const char *from, int overwrite, struct er
     int n, rc = 0;
     if (dir_make(dir, e)) return -1;
     if (from && is_same(dir, from))
-        return err_set(e, ERR_INPUT, "output_dir %s is the folder of the input; give another one", dir);
+        return err_set(e, ERR_INPUT, "%s is the folder of the input; give another one for the output", dir);
     if (overwrite) return 0;
     if (dir_list(dir, &names, &n, e)) return -1;
     for (int i = 0; i < n && !rc; i++)
-        if (!strcmp(names[i], "config.json") || text_ends(names[i], ".safetensors") ||
-            text_ends(names[i], ".bin"))
-            rc = err_set(e, ERR_INPUT,
-                         "output_dir %s already holds %s; give another folder or --overwrite_output_dir", dir,
+        if (names[i][0] != '.')
+            rc = err_set(e, ERR_INPUT, "%s already holds %s; give another folder or --overwrite_output_dir", dir,
                          names[i]);
     dir_list_free(names, n);
     return rc;
+}
+
+/* ---- publishing ---- */
+
+/* What would make a reader take an older model, or mix it with the new one. */
+static int is_weights(const char *name) {
+    return !strcmp(name, "config.json") ||
+           ((text_starts(name, "model") || text_starts(name, "pytorch_model")) &&
+            (text_ends(name, ".safetensors") || text_ends(name, ".bin") || text_ends(name, ".index.json")));
+}
+
+static int remove_older(const char *dir, struct err *e) {
+    char **names, path[4096];
+    int n, rc = 0;
+    if (dir_list(dir, &names, &n, e)) return -1;
+    for (int i = 0; i < n && !rc; i++) { /* sorted: config.json is among the first to go */
+        if (!is_weights(names[i])) continue;
+        rc = path_join(path, sizeof path, dir, names[i], e);
+        if (!rc && sys_unlink(path)) rc = err_errno(e, ERR_RUN, "cannot remove the older %s", path);
+    }
+    dir_list_free(names, n);
+    return rc;
+}
+
+static int move(const char *tmp, const char *dir, const char *name, struct err *e) {
+    char from[4096], to[4096];
+    if (path_join(from, sizeof from, tmp, name, e) || path_join(to, sizeof to, dir, name, e)) return -1;
+    return sys_rename(from, to) ? err_errno(e, ERR_RUN, "cannot rename %s to %s", from, to) : 0;
+}
+
+int model_publish(const char *tmp, const char *dir, struct err *e) {
+    char **names;
+    int n, rc;
+    if (remove_older(dir, e) || dir_list(tmp, &names, &n, e)) return -1;
+    rc = 0;
+    for (int i = 0; i < n && !rc; i++)
+        if (strcmp(names[i], "config.json")) rc = move(tmp, dir, names[i], e);
+    dir_list_free(names, n);
+    return rc || dir_sync(dir, e) || move(tmp, dir, "config.json", e) || dir_sync(dir, e) ? -1 : 0;
 }

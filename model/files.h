@@ -6,7 +6,10 @@
 
 /* Copies those of them that `from` has to `to`. */
 int model_copy_files(const char *from, const char *to, struct err *e);
-/* Fails when `dir` already holds weights or a config.json, unless overwrite; makes it otherwise. `from` (may be NULL) must be
- * another folder. */
+/* Fails when `dir` already holds anything, unless overwrite; makes it otherwise. `from` (may be NULL) must be another
+ * folder. */
 int model_output_dir(const char *dir, const char *from, int overwrite, struct err *e);
+/* Moves the files of the finished folder `tmp` (on the same file system) into `dir`. An older config.json and older weights
+ * in `dir` go first and config.json comes last: with it there, the model is complete. Other files of `dir` stay. */
+int model_publish(const char *tmp, const char *dir, struct err *e);
 #endif

@@ -7,7 +7,7 @@
 #include "checkpoint/checkpoint.h"
 #include "model/files.h"
 #include "model/new.h"
-#include "model/quantize.h"
+#include "model/export.h"
 #include "model/tensors.h"
 #include "tests/test.h"
 #include <math.h>
@@ -139,9 +139,9 @@ TEST(parameters_of_the_published_models) {
 
 static int quantize(const char *from, const char *to, int bits, enum q4_type type, int nested,
                     struct err *e) {
-    struct quantize_how how = {.bits = bits, .type = type, .nested = nested};
+    struct export_how how = {.type = -1, .bits = bits, .q_type = type, .nested = nested, .original = 1};
     *e = (struct err){0};
-    return model_quantize(from, to, &how, e);
+    return model_export(from, to, &how, e);
 }
 
 static int same_bytes(const struct ckpt *c, const char *name, const char *tail, const void *want,
@@ -292,9 +292,9 @@ TEST(wrong_input_is_refused) {
           "%s", e.text);
     CHECK(quantize(folder("ok"), folder("okq"), 4, Q4_NF4, 1, &e) == -1 && strstr(e.text, "already holds"),
           "%s", e.text);
-    struct quantize_how again = {.bits = 8, .overwrite = 1};
+    struct export_how again = {.type = -1, .bits = 8, .overwrite = 1};
     e = (struct err){0};
-    CHECK(!model_quantize(folder("ok"), folder("okq"), &again, &e), "%s", e.text);
+    CHECK(!model_export(folder("ok"), folder("okq"), &again, &e), "%s", e.text);
     CHECK(quantize(folder("nowhere"), folder("x"), 4, Q4_NF4, 1, &e) == -1 && e.code == ERR_INPUT, "%s",
           e.text);
     /* a tensor that does not fit the configuration, one that is missing, one that is not finite */

@@ -1,0 +1,165 @@
+/* model/export.c - the order of an export: what is asked for can be done, every tensor is declared, there is room on the
+ * disk, tensors go through one by one, small files follow, and the folder appears. */
+#include "base/file.h"
+#include "base/log.h"
+#include "base/str.h"
+#include "base/sys.h"
+#include "model/export_internal.h"
+#include "model/files.h"
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static const int64_t SHARD_BYTES = 5000000000;
+
+/* ---- what goes in ---- */
+
+static int open_adapters(struct job *j, const char *to) {
+    char dir[3000];
+    for (const char *p = j->how->adapters; p && *p; p += *p == ',') {
+        size_t n = strcspn(p, ",");
+        if (j->adapters == EXPORT_ADAPTERS)
+            return err_set(j->e, ERR_INPUT, "more than %d adapters at once; merge some of them first", EXPORT_ADAPTERS);
+        snprintf(dir, sizeof dir, "%.*s", (int)n, p);
+        if (model_output_dir(to, dir, 1, j->e) || lora_file_open(dir, &j->config, &j->adapter[j->adapters], j->e))
+            return -1;
+        j->adapters++;
+        p += n;
+    }
+    return 0;
+}
+
+static int open_source(struct job *j, const char *from) {
+    if (model_config_read(from, &j->config, j->e)) return -1;
+    j->type = j->how->type < 0 ? j->config.stored : (enum dtype)j->how->type;
+    if (j->config.q_bits && j->how->original)
+        return err_set(j->e, ERR_INPUT, "%s is quantised already (%d bits); give the original checkpoint", from,
+                       j->config.q_bits);
+    if (j->config.q_bits)
+        log_info("%s is stored in %d bits: its weights are decoded first, so the result differs from merging into, or "
+                 "converting, the original weights",
+                 from, j->config.q_bits);
+    return (j->in = ckpt_open(from, j->e)) ? 0 : -1;
+}
+
+static int declare_all(struct job *j, const char *from, const char *to) {
+    struct model_tensor m;
+    char need[24], have[24];
+    for (int64_t i = 0; i < model_tensor_count(&j->config); i++) {
+        model_tensor_at(&j->config, i, &m);
+        if (source_check(j, &m, from) || export_declare(j, &m)) return -1;
+    }
+    int64_t room = dir_free_bytes(to);
+    if (room >= 0 && room < j->write_bytes)
+        return err_set(j->e, ERR_RUN, "%s: the result needs %s, the disk has %s free", to,
+                       text_bytes(need, j->write_bytes), text_bytes(have, room));
+    return 0;
+}
+
+/* ---- what comes out ---- */
+
+static int write_tensors(struct job *j) {
+    struct model_tensor m;
+    struct source s;
+    if (!(j->piece = sys_alloc((size_t)EXPORT_PIECE * 4, "a piece of a tensor", j->e)) ||
+        !(j->wide = sys_alloc((size_t)EXPORT_PIECE * 4, "a piece of a tensor", j->e)) ||
+        !(j->codes = sys_alloc((size_t)EXPORT_PIECE, "codes", j->e)))
+        return -1;
+    for (int64_t i = 0; i < model_tensor_count(&j->config); i++) {
+        model_tensor_at(&j->config, i, &m);
+        if (source_open(j, &m, &s)) return -1;
+        int rc = export_tensor(j, &m, &s);
+        source_close(&s);
+        if (rc) return -1;
+    }
+    return 0;
+}
+
+static const char *type_name(enum dtype t) {
+    return t == DT_F32 ? "float32" : t == DT_F16 ? "float16" : "bfloat16";
+}
+
+static int write_config(const struct job *j, const char *dir) {
+    char path[4096], type[40];
+    const char *override = type;
+    struct model_config q = {
+        .q_bits = j->how->bits, .q_type = j->how->q_type, .q_double = j->how->bits == 4 && j->how->nested};
+    snprintf(type, sizeof type, "torch_dtype=%s", type_name(j->type));
+    char *text = model_config_text(&j->config, &override, 1, &q, j->e);
+    int rc = text ? path_join(path, sizeof path, dir, "config.json", j->e) ||
+                        file_write_all(path, text, strlen(text), j->e)
+                  : -1;
+    sys_free(text);
+    return rc ? -1 : 0;
+}
+
+static const char *last_part(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash && slash[1] ? slash + 1 : path;
+}
+
+/* README.md: what this is, made of what, and how to use it. */
+static int write_card(const struct job *j, const char *from, const char *to, const char *dir) {
+    char path[4096];
+    struct str s = {0};
+    str_puts(&s, "---\nlibrary_name: transformers\nlicense: other\nbase_model: ");
+    str_json(&s, from, strlen(from));
+    str_printf(&s, "\ntags:\n- yuan\n%s%s---\n\n# %s\n\n", j->adapters ? "- merge\n- lora\n" : "",
+               j->how->bits ? "- bitsandbytes\n" : "", last_part(to));
+    str_printf(&s, "`%s`, stored as %s", last_part(from), type_name(j->type));
+    if (j->how->bits)
+        str_printf(&s, " with the projections in %s%s (bitsandbytes)",
+                   j->how->bits == 8              ? "int8"
+                   : j->how->q_type == Q4_NF4     ? "NF4"
+                                                  : "FP4",
+                   j->how->bits == 4 && j->how->nested ? ", scales in 8 bits" : "");
+    str_puts(&s, ".\n");
+    if (j->config.q_bits)
+        str_printf(&s, "Its projections were stored in %d bits and were decoded first.\n", j->config.q_bits);
+    if (j->adapters) str_puts(&s, "\nMerged into it, in this order:\n\n| adapter | rank | scale |\n|---|---|---|\n");
+    const char *p = j->how->adapters;
+    for (int i = 0; i < j->adapters; i++, p += strcspn(p, ","), p += *p == ',')
+        str_printf(&s, "| %.*s | %lld | %g |\n", (int)strcspn(p, ","), p,
+                   (long long)j->adapter[i].shape.config.rank, (double)lora_scale(&j->adapter[i].shape.config));
+    str_printf(&s, "\n    qlora chat --model_name_or_path %s --template yuan\n", to);
+    int rc = s.oom ? err_set(j->e, ERR_RUN, "out of memory: README.md")
+                   : path_join(path, sizeof path, dir, "README.md", j->e) || file_write_all(path, s.p, s.n, j->e);
+    str_free(&s);
+    return rc ? -1 : 0;
+}
+
+static int export_to(struct job *j, const char *from, const char *to, const char *tmp) {
+    int64_t shard = j->how->shard_bytes ? j->how->shard_bytes : SHARD_BYTES;
+    if (!(j->out = ckpt_create(tmp, "model", shard, j->e)) || declare_all(j, from, to) || write_tensors(j)) return -1;
+    int rc = ckpt_commit(j->out, j->e);
+    j->out = NULL;
+    return rc || model_copy_files(from, tmp, j->e) || write_card(j, from, to, tmp) || write_config(j, tmp) ||
+                   model_publish(tmp, to, j->e)
+               ? -1
+               : 0;
+}
+
+int model_export(const char *from, const char *to, const struct export_how *how, struct err *e) {
+    struct job j = {.how = how, .e = e, .start = sys_seconds()};
+    char in[24], out[24], tmp[3200];
+    int rc = -1;
+    nf4_init();
+    snprintf(tmp, sizeof tmp, "%.3000s/.tmp-export.%ld", to, (long)getpid());
+    const int existed = path_exists(to);
+    if (!open_source(&j, from) && !model_output_dir(to, from, how->overwrite, e) && !open_adapters(&j, to))
+        rc = export_to(&j, from, to, tmp);
+    if (!rc)
+        log_progress(1, "wrote %s in %.1f s, %.0f MB/s (read %s): %s", text_bytes(out, j.write_bytes),
+                     sys_seconds() - j.start, (double)j.read_bytes * 1e-6 / (sys_seconds() - j.start + 1e-9),
+                     text_bytes(in, j.read_bytes), to);
+    if (j.out) ckpt_abort(j.out);
+    dir_remove(tmp, NULL);
+    if (rc && !existed) rmdir(to);
+    ckpt_close(j.in);
+    for (int i = 0; i < j.adapters; i++) lora_file_close(&j.adapter[i]);
+    sys_free(j.piece);
+    sys_free(j.wide);
+    sys_free(j.codes);
+    model_config_free(&j.config);
+    return rc;
+}

@@ -1,0 +1,193 @@
+/* model/export_read.c - pieces of a tensor as the merged model has them: read by several threads, decoded when they are
+ * stored in 4 or 8 bits, adapters added in fp32, rounded once. */
+#include "base/half.h"
+#include "base/log.h"
+#include "base/stop.h"
+#include "base/sys.h"
+#include "model/export_internal.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    MAX_READERS = 16,
+    ALIGN = 4096,   /* elements: the largest block, whose codes are whole elements of any storage type */
+    SLICE = 1 << 14 /* elements a thread decodes at a time: a multiple of all block sizes */
+};
+
+int source_not_finite(struct job *j, const struct source *s, int64_t element) {
+    return err_set(j->e, ERR_INPUT, "%s: element %lld of %s is NaN, infinite or beyond the format%s",
+                   ckpt_file(j->in, s->t), (long long)element, s->t->name,
+                   s->adapters ? ", with the adapter added" : "");
+}
+
+/* ---- a tensor ---- */
+
+static int check_shape(struct job *j, const struct model_tensor *m, int rank, const int64_t *shape,
+                       const struct ckpt_tensor *t) {
+    int same = rank == m->rank;
+    for (int k = 0; same && k < rank; k++) same = shape[k] == m->shape[k];
+    if (same) return 0;
+    return err_set(j->e, ERR_INPUT, "%s: tensor %s has not the shape that config.json asks for (%lld elements, %lld)",
+                   ckpt_file(j->in, t), m->name, (long long)t->count, (long long)m->count);
+}
+
+int source_check(struct job *j, const struct model_tensor *m, const char *from) {
+    struct ckpt_quant q = {0};
+    const struct ckpt_tensor *t = ckpt_find(j->in, m->name);
+    if (!t)
+        return err_set(j->e, ERR_INPUT, "%s: tensor %s is missing; is this a complete Yuan 2.0 checkpoint?", from,
+                       m->name);
+    if (m->kind == TENSOR_PROJ && ckpt_quant(j->in, m->name, &q, j->e)) return -1;
+    j->all_bytes += t->count * (int64_t)dtype_bytes(t->type);
+    if (q.bits) return check_shape(j, m, 2, (int64_t[]){q.rows, q.cols}, t);
+    if (t->type == DT_F32 || t->type == DT_BF16 || t->type == DT_F16 || t->type == DT_F64)
+        return check_shape(j, m, t->rank, t->shape, t);
+    return err_set(j->e, ERR_INPUT, "%s: tensor %s has type %s, a float type is needed", ckpt_file(j->in, t), m->name,
+                   dtype_name(t->type));
+}
+
+static int open_scales(struct job *j, struct source *s) {
+    const struct ckpt_quant *q = &s->q;
+    const struct ckpt_tensor *t = q->bits == 8 ? q->row_scale : q->absmax;
+    if (!(s->scale = sys_alloc((size_t)t->count * 4, "scales", j->e))) return -1;
+    if (q->bits == 8 || !q->nested) return ckpt_read_all(j->in, t, DT_F32, s->scale, j->e);
+    uint8_t *small = sys_alloc((size_t)t->count, "8-bit scales", j->e);
+    float *nested = sys_alloc((size_t)q->nested_absmax->count * 4, "nested scales", j->e);
+    int rc = small && nested && !ckpt_read_all(j->in, t, DT_U8, small, j->e) &&
+                     !ckpt_read_all(j->in, q->nested_absmax, DT_F32, nested, j->e)
+                 ? 0
+                 : -1;
+    const struct q4_view v = {.absmax_q = small,
+                              .nested_absmax = nested,
+                              .nested_map = q->nested_map,
+                              .nested_offset = q->nested_offset};
+    for (int64_t b = 0; !rc && b < t->count; b++) s->scale[b] = q4_scale(&v, b);
+    sys_free(small);
+    sys_free(nested);
+    return rc;
+}
+
+/* The projection that a tensor's name ends with. */
+static int find_projection(const struct model_tensor *m, int64_t *layer, enum proj *p) {
+    char module[64];
+    long long l;
+    if (sscanf(m->name, "model.layers.%lld.%63s", &l, module) != 2) return -1;
+    *layer = l;
+    for (int i = 0; i < PROJ_COUNT; i++)
+        if (!strncmp(module, proj_module[i], strlen(proj_module[i]))) return *p = (enum proj)i, 0;
+    return -1;
+}
+
+static int open_adapters(struct job *j, const struct model_tensor *m, struct source *s) {
+    int64_t layer;
+    enum proj p;
+    int found = find_projection(m, &layer, &p);
+    ASSERT(!found, "%s is no projection", m->name);
+    for (int i = 0; i < j->adapters; i++) {
+        const struct lora_config *c = &j->adapter[i].shape.config;
+        if (!(c->targets >> p & 1)) continue;
+        int k = s->adapters++;
+        s->config[k] = c;
+        s->a[k] = sys_alloc((size_t)(c->rank * m->shape[1]) * 4, "adapter of one matrix", j->e);
+        s->b[k] = sys_alloc((size_t)(c->rank * m->shape[0]) * 4, "adapter of one matrix", j->e);
+        if (!s->a[k] || !s->b[k] || lora_file_read(&j->adapter[i], layer, p, s->a[k], s->b[k], j->e)) return -1;
+    }
+    return 0;
+}
+
+int source_open(struct job *j, const struct model_tensor *m, struct source *s) {
+    *s = (struct source){.t = ckpt_find(j->in, m->name), .cols = m->shape[m->rank - 1]};
+    if (m->kind != TENSOR_PROJ) return 0;
+    if (!ckpt_quant(j->in, m->name, &s->q, j->e) && !(s->q.bits && open_scales(j, s)) && !open_adapters(j, m, s))
+        return 0;
+    source_close(s);
+    return -1;
+}
+
+void source_close(struct source *s) {
+    sys_free(s->scale);
+    for (int i = 0; i < s->adapters; i++) sys_free(s->a[i]), sys_free(s->b[i]);
+    *s = (struct source){0};
+}
+
+/* ---- a piece ---- */
+
+/* Elements of t as they are or as `as`, by several threads. */
+static int read_range(struct job *j, const struct ckpt_tensor *t, int64_t first, int64_t count, enum dtype as,
+                      void *to) {
+    struct err errs[MAX_READERS] = {{0}};
+    int readers = sys_threads() < MAX_READERS ? sys_threads() : MAX_READERS;
+    if (count < 1 << 16) readers = 1;
+    int64_t share = (count + readers - 1) / readers;
+#pragma omp parallel for num_threads(readers) schedule(static, 1)
+    for (int r = 0; r < readers; r++) {
+        int64_t from = r * share, n = from + share < count ? share : count - from;
+        if (n > 0)
+            ckpt_read_range(j->in, t, first + from, n, as, (char *)to + (size_t)from * dtype_bytes(as), &errs[r]);
+    }
+    for (int r = 0; r < readers; r++)
+        if (errs[r].code) return err_set(j->e, errs[r].code, "%s", errs[r].text);
+    return 0;
+}
+
+static int decode_q4(struct job *j, const struct source *s, int64_t first, int64_t count) {
+    const struct ckpt_tensor *t = s->q.weight;
+    const int64_t start = first / ALIGN * ALIGN, per = 2 * (int64_t)dtype_bytes(t->type);
+    int64_t units = (first + count - start + per - 1) / per;
+    if (units > t->count - start / per) units = t->count - start / per;
+    if (read_range(j, t, start / per, units, t->type, j->codes)) return -1;
+    const struct q4_view v = {
+        .codes = j->codes, .absmax = s->scale + start / s->q.block, .levels = s->q.levels, .block = s->q.block};
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i += SLICE)
+        q4_decode(&v, first - start + i, count - i < SLICE ? count - i : SLICE, j->wide + i, DT_F32);
+    return 0;
+}
+
+static int decode_int8(struct job *j, const struct source *s, int64_t first, int64_t count) {
+    const int8_t *q = (const int8_t *)j->codes;
+    if (read_range(j, s->q.weight, first, count, DT_I8, j->codes)) return -1;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++)
+        j->wide[i] = (float)q[i] * int8_unit(s->scale[(first + i) / s->cols]);
+    return 0;
+}
+
+/* wide[0..count) to piece. -1, or the index of the first value that is not finite in the target. */
+static int64_t round_piece(struct job *j, int64_t count) {
+    const float *x = j->wide;
+    const float limit = j->type == DT_F16 ? 65520 : j->type == DT_BF16 ? 0x1.ffp127f : INFINITY;
+    uint16_t *h = j->piece;
+    int64_t bad = INT64_MAX;
+#pragma omp parallel for schedule(static) reduction(min : bad)
+    for (int64_t i = 0; i < count; i++) {
+        if (!(x[i] < limit && x[i] > -limit) && i < bad) bad = i;
+        if (j->type == DT_F32)
+            ((float *)j->piece)[i] = x[i];
+        else
+            h[i] = j->type == DT_F16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
+    }
+    return bad == INT64_MAX ? -1 : bad;
+}
+
+int source_read(struct job *j, const struct source *s, int64_t first, int64_t count) {
+    const struct ckpt_tensor *t = s->t;
+    int rc;
+    if (s->q.bits) rc = s->q.bits == 4 ? decode_q4(j, s, first, count) : decode_int8(j, s, first, count);
+    else if (!s->adapters && (j->type != DT_F16 || t->type == DT_F16)) rc = read_range(j, t, first, count, j->type, j->piece);
+    else rc = read_range(j, t, first, count, DT_F32, j->wide);
+    if (rc) return -1;
+    for (int i = 0; i < s->adapters; i++)
+        lora_merge(s->config[i], s->cols, s->a[i], s->b[i], first, count, j->wide);
+    if (s->q.bits || s->adapters || (j->type == DT_F16 && t->type != DT_F16)) {
+        int64_t bad = round_piece(j, count);
+        if (bad >= 0) return source_not_finite(j, s, first + bad);
+    }
+    j->read_bytes += s->q.bits == 4 ? count / 2 : count * (int64_t)dtype_bytes(t->type);
+    double took = sys_seconds() - j->start;
+    log_progress(0, "%s: %.1f of %.1f GB, %.0f MB/s", j->how->bits ? "quantizing" : "exporting", (double)j->read_bytes * 1e-9,
+                 (double)j->all_bytes * 1e-9, took > 0 ? (double)j->read_bytes * 1e-6 / took : 0);
+    int sig = stop_requested();
+    return sig ? err_set(j->e, 128 + sig, "stopped by a signal; nothing was written") : 0;
+}
