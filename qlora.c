@@ -26,6 +26,8 @@ static const struct command commands[] = {
      "qlora tokenize --model_name_or_path Yuan2-2B --text \"你好<sep>\""},
     {"quantize", CMD_QUANTIZE, cmd_quantize, "write a checkpoint with 4-bit or 8-bit weights",
      "qlora quantize --model_name_or_path Yuan2-2B --output_dir Yuan2-2B-nf4 --quantization_bit 4"},
+    {"export", CMD_EXPORT, cmd_export, "merge adapters into a checkpoint; convert, reshard or quantise it",
+     "qlora export --model_name_or_path Yuan2-2B --adapter_name_or_path out --template yuan --export_dir merged"},
     {"new", CMD_NEW, cmd_new, "make a model with random weights",
      "qlora new --config yuan2-tiny --tokenizer Yuan2-2B --output_dir tiny"},
     {"doctor", CMD_DOCTOR, cmd_doctor, "say what was found on this machine and what is wrong", "qlora doctor"},
@@ -33,10 +35,15 @@ static const struct command commands[] = {
 /* clang-format on */
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
+/* A command by its name, or by that of the script that did its job in LLaMA-Factory. */
 static const struct command *find(const char *name) {
-    for (int i = 0; i < COMMANDS; i++)
-        if (!strcmp(commands[i].name, name)) return &commands[i];
-    return text_ends(name, "train_bash.py") ? &commands[0] : NULL;
+    static const char *const scripts[] = {
+        [CMD_TRAIN] = "src/train_bash.py", [CMD_EXPORT] = "src/export_model.py", [CMD_CHAT] = "src/cli_demo.py"};
+    for (int i = 0; i < COMMANDS; i++) {
+        const char *script = commands[i].id <= CMD_EXPORT ? scripts[commands[i].id] : NULL;
+        if (!strcmp(commands[i].name, name) || (script && text_ends(name, script + strlen("src/")))) return &commands[i];
+    }
+    return NULL;
 }
 
 static int unknown(const char *name, struct err *e) {
@@ -90,7 +97,7 @@ int main(int argc, char **argv) {
         return puts("qlora " QLORA_VERSION), close_output(0);
     const struct command *c = find(name);
     if (!c) return unknown(name, &e);
-    int skip = strcmp(c->name, name) ? 1 : 2; /* the script's own path is the parser's to see */
+    int skip = c->id == CMD_TRAIN && strcmp(c->name, name) ? 1 : 2; /* that of train is the parser's to see */
     int code = options_parse(c->id, argc - skip, argv + skip, &o, &e) ? e.code : 0;
     if (!code && o.help) {
         help_command(c);

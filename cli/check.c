@@ -146,14 +146,21 @@ static int check_quantization(struct options *o, struct err *e) {
     return 0;
 }
 
-static int check_adapter(const struct options *o, struct err *e) {
+/* Training merges all adapters but the last, which needs full weights; the other commands add them up beside the weights. */
+static int check_adapter(enum command_id cmd, const struct options *o, struct err *e) {
     const char *adapter = o->train.adapter_name_or_path;
     if (!adapter) return 0;
     if (o->train.finetuning != FT_LORA) return wrong(e, "Adapter is only valid for the LoRA method.");
-    if (strchr(adapter, ','))
-        return wrong(e, o->quantization_bit
-                            ? "Quantized model only accepts a single adapter. Merge them first."
-                            : "adapter_name_or_path takes one adapter; merge the others first");
+    if (cmd == CMD_TRAIN && strchr(adapter, ',') && o->quantization_bit)
+        return wrong(e, "Quantized model only accepts a single adapter. Merge them first.");
+    return 0;
+}
+
+static int check_export(struct options *o, struct err *e) {
+    int64_t bits = o->quantization_bit;
+    if (check_model(CMD_EXPORT, o, e) || check_template(o, e) || check_adapter(CMD_EXPORT, o, e)) return -1;
+    if (!o->export_dir) return wrong(e, "Please specify export_dir to save model.");
+    if (bits && bits != 4 && bits != 8) return wrong(e, "export_quantization_bit: We only accept 4-bit or 8-bit quantization.");
     return 0;
 }
 
@@ -247,7 +254,7 @@ static int check_train(struct options *o, struct err *e) {
     if (check_model(CMD_TRAIN, o, e)) return -1;
     if (!options_given(o, "do_train") && !t->do_eval) t->do_train = 1;
     if (t->do_train && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
-    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || check_adapter(o, e) ||
+    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || check_adapter(CMD_TRAIN, o, e) ||
         set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e))
         return -1;
     if (t->finetuning == FT_LORA && set_lora(o, e)) return -1;
@@ -285,7 +292,7 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
     case CMD_SCORE:
     case CMD_CHAT:
         if (check_model(cmd, o, e) || check_template(o, e) || check_quantization(o, e)) return -1;
-        return check_adapter(o, e);
+        return check_adapter(cmd, o, e);
     case CMD_TOKENIZE:
         if (check_model(cmd, o, e)) return -1;
         if (!o->file && !o->text && !o->ids) return wrong(e, "Please provide file, text or ids.");
@@ -294,6 +301,8 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
         if (check_model(cmd, o, e) || need(o->train.output_dir, "output_dir", e)) return -1;
         return need(options_given(o, "quantization_bit"), "quantization_bit (4 or 8)", e) ||
                check_quantization(o, e);
+    case CMD_EXPORT:
+        return check_export(o, e);
     case CMD_NEW:
         return need(o->config, "config", e) || need(o->train.output_dir, "output_dir", e);
     case CMD_DOCTOR:

@@ -19,7 +19,7 @@
 
 #define QLORA_VERSION "0.1.0"
 
-enum command_id { CMD_TRAIN, CMD_PREVIEW, CMD_SCORE, CMD_CHAT, CMD_TOKENIZE, CMD_QUANTIZE, CMD_NEW, CMD_DOCTOR };
+enum command_id { CMD_TRAIN, CMD_PREVIEW, CMD_SCORE, CMD_CHAT, CMD_TOKENIZE, CMD_QUANTIZE, CMD_EXPORT, CMD_NEW, CMD_DOCTOR };
 
 enum { FLAGS_MAX = 384, OVERRIDES_MAX = 64 };
 struct given { const char *name, *value; }; /* a flag as typed, last one wins; name NULL = not given */
@@ -38,6 +38,9 @@ struct options {
     int64_t limit, max_new_tokens, top_k;
     double temperature, top_p, repetition_penalty;
     int dtype;                    /* 0: the configuration's, 1: bf16, 2: fp32 */
+    const char *export_dir;
+    double export_size;           /* GB */
+    int export_dtype;             /* 0: the model's; then bf16, fp16, fp32, and once more by their other names */
     /* how the command line looked */
     int train_script;             /* a leading src/train_bash.py */
     int help;                     /* --help was there: nothing is checked */
@@ -70,6 +73,7 @@ int cmd_score(struct options *o, struct err *e);
 int cmd_chat(struct options *o, struct err *e);
 int cmd_tokenize(struct options *o, struct err *e);
 int cmd_quantize(struct options *o, struct err *e);
+int cmd_export(struct options *o, struct err *e);
 int cmd_new(struct options *o, struct err *e);
 int cmd_doctor(struct options *o, struct err *e);
 #endif

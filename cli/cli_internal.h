@@ -16,7 +16,7 @@ enum flag_kind {
     FLAG_TEXT,   /* text as it stands */
     FLAG_REPEAT  /* text, kept in order of appearance: options.overrides */
 };
-enum flag_group { G_MODEL, G_METHOD, G_DATA, G_RUN, G_OPTIMIZER, G_SAVE, G_MACHINE, G_TEXT, G_COUNT };
+enum flag_group { G_MODEL, G_METHOD, G_DATA, G_RUN, G_OPTIMIZER, G_SAVE, G_MACHINE, G_TEXT, G_EXPORT, G_COUNT };
 extern const char *const group_names[G_COUNT];
 enum flag_status {
     USED,

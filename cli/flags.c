@@ -5,11 +5,11 @@
 #include "cli/cli_internal.h"
 
 const char *const group_names[G_COUNT] = {"Model",           "Method",          "Data", "Run", "Optimizer and schedule",
-                                          "Logs and saving", "Machine and run", "Text"};
+                                          "Logs and saving", "Machine and run", "Text", "Export"};
 
 enum {
     T = 1 << CMD_TRAIN, P = 1 << CMD_PREVIEW, S = 1 << CMD_SCORE, C = 1 << CMD_CHAT, K = 1 << CMD_TOKENIZE,
-    Q = 1 << CMD_QUANTIZE, N = 1 << CMD_NEW, TP = T | P, SC = S | C, TSC = T | S | C
+    Q = 1 << CMD_QUANTIZE, X = 1 << CMD_EXPORT, N = 1 << CMD_NEW, TP = T | P, SC = S | C, TSC = T | S | C
 };
 
 #define FIELD(f) (((struct options *)0)->f)
@@ -35,25 +35,26 @@ enum {
 /* clang-format off: a row a line, as far as it goes */
 const struct flag flags[] = {
     /* ---- model ---- */
-    {"model_name_or_path", 0, WORD(train.model_name_or_path), 0, 0, TP | SC | K | Q, G_MODEL, USED,
+    {"model_name_or_path", 0, WORD(train.model_name_or_path), 0, 0, TP | SC | K | Q | X, G_MODEL, USED,
      "folder of the model in the Hugging Face layout; for preview and tokenize the tokenizer files are enough"},
-    {"adapter_name_or_path", "checkpoint_dir", LIST(train.adapter_name_or_path), 0, 0, TSC, G_MODEL, USED,
-     "folder of a PEFT adapter: training goes on from its weights at step 0 (resume_from_checkpoint goes on with a run)"},
+    {"adapter_name_or_path", "checkpoint_dir", LIST(train.adapter_name_or_path), 0, 0, TSC | X, G_MODEL, USED,
+     "folders of PEFT adapters, applied together in this order; training merges all but the last and goes on from the "
+     "weights of the last at step 0 (resume_from_checkpoint goes on with a run)"},
     {"quantization_bit", 0, INT(quantization_bit), 0, 0, TSC | Q, G_MODEL, USED,
      "4 or 8: hold the frozen weights in that many bits (QLoRA)"},
-    {"quantization_type", 0, CHOICE(train.quantization_type), "nf4", "nf4|fp4", TSC | Q, G_MODEL, USED,
+    {"quantization_type", 0, CHOICE(train.quantization_type), "nf4", "nf4|fp4", TSC | Q | X, G_MODEL, USED,
      "code book of 4-bit weights"},
-    {"double_quantization", 0, BOOL(train.double_quantization), "true", 0, TSC | Q, G_MODEL, USED,
+    {"double_quantization", 0, BOOL(train.double_quantization), "true", 0, TSC | Q | X, G_MODEL, USED,
      "store the scales of 4-bit weights in 8 bits"},
-    {"template", 0, WORD(template), 0, 0, TP | SC, G_MODEL, USED, "chat template: yuan (assumed when not given)"},
-    {"use_fast_tokenizer", 0, NO(BOOL), 0, 0, TP, G_MODEL, INERT, "Yuan's tokenizer is the sentencepiece (slow) one"},
+    {"template", 0, WORD(template), 0, 0, TP | SC | X, G_MODEL, USED, "chat template: yuan (assumed when not given)"},
+    {"use_fast_tokenizer", 0, NO(BOOL), 0, 0, TP | SC | X, G_MODEL, INERT, "Yuan's tokenizer is the sentencepiece (slow) one"},
     {"split_special_tokens", 0, NO(BOOL), "false", 0, TP, G_MODEL, REFUSED,
      "special strings in the data are always read as special tokens"},
     {"flash_attn", 0, NO(CHOICE), 0, "auto|off|disabled|sdpa|fa2|fa3|true|false", T, G_MODEL, INERT,
      "attention is always tiled and exact"},
     {"upcast_layernorm", 0, NO(BOOL), 0, 0, T, G_MODEL, INERT, ALL_IN_FP32},
     {"upcast_lmhead_output", 0, NO(BOOL), 0, 0, T, G_MODEL, INERT, ALL_IN_FP32},
-    {"quantization_method", 0, NO(CHOICE), 0, "bnb|bitsandbytes", TSC, G_MODEL, INERT,
+    {"quantization_method", 0, NO(CHOICE), 0, "bnb|bitsandbytes", TSC | X, G_MODEL, INERT,
      "the bitsandbytes formats are the only ones"},
     {"quantization_device_map", 0, NO(WORD), 0, 0, T, G_MODEL, REFUSED, "the plan decides where layers live: see vram"},
     {"rope_scaling", 0, NO(WORD), 0, 0, T, G_MODEL, REFUSED, "Yuan's positions are not scaled"},
@@ -66,23 +67,23 @@ const struct flag flags[] = {
     {"resize_vocab", 0, NO(BOOL), "false", 0, T, G_MODEL, REFUSED, "the vocabulary stays as it is"},
     {"add_tokens", 0, NO(LIST), 0, 0, T, G_MODEL, REFUSED, "the vocabulary stays as it is"},
     {"add_special_tokens", "new_special_tokens", NO(LIST), 0, 0, T, G_MODEL, REFUSED, "the vocabulary stays as it is"},
-    {"cache_dir", 0, NO(WORD), 0, 0, TP | SC, G_MODEL, INERT, NO_HUB},
-    {"model_revision", 0, NO(WORD), 0, 0, TP | SC, G_MODEL, INERT, NO_HUB},
-    {"hf_hub_token", 0, NO(WORD), 0, 0, TP | SC, G_MODEL, INERT, NO_HUB},
-    {"ms_hub_token", 0, NO(WORD), 0, 0, TP | SC, G_MODEL, INERT, NO_HUB},
-    {"om_hub_token", 0, NO(WORD), 0, 0, TP | SC, G_MODEL, INERT, NO_HUB},
-    {"use_auth_token", 0, NO(WORD), 0, 0, TP | SC, G_MODEL, INERT, NO_HUB},
-    {"trust_remote_code", 0, NO(BOOL), 0, 0, TP | SC, G_MODEL, INERT, "no code of a model is ever run"},
-    {"low_cpu_mem_usage", 0, NO(BOOL), 0, 0, TSC, G_MODEL, INERT, "weights are always streamed from their files"},
-    {"use_cache", "use_kv_cache", NO(BOOL), 0, 0, TSC, G_MODEL, INERT, "generation always keeps keys and values"},
+    {"cache_dir", 0, NO(WORD), 0, 0, TP | SC | X, G_MODEL, INERT, NO_HUB},
+    {"model_revision", 0, NO(WORD), 0, 0, TP | SC | X, G_MODEL, INERT, NO_HUB},
+    {"hf_hub_token", 0, NO(WORD), 0, 0, TP | SC | X, G_MODEL, INERT, NO_HUB},
+    {"ms_hub_token", 0, NO(WORD), 0, 0, TP | SC | X, G_MODEL, INERT, NO_HUB},
+    {"om_hub_token", 0, NO(WORD), 0, 0, TP | SC | X, G_MODEL, INERT, NO_HUB},
+    {"use_auth_token", 0, NO(WORD), 0, 0, TP | SC | X, G_MODEL, INERT, NO_HUB},
+    {"trust_remote_code", 0, NO(BOOL), 0, 0, TP | SC | X, G_MODEL, INERT, "no code of a model is ever run"},
+    {"low_cpu_mem_usage", 0, NO(BOOL), 0, 0, TSC | X, G_MODEL, INERT, "weights are always streamed from their files"},
+    {"use_cache", "use_kv_cache", NO(BOOL), 0, 0, TSC | X, G_MODEL, INERT, "generation always keeps keys and values"},
     {"infer_dtype", 0, NO(WORD), 0, 0, TSC, G_MODEL, INERT, "weights keep the type of the checkpoint"},
-    {"infer_backend", 0, NO(WORD), 0, 0, TSC, G_MODEL, INERT, "there is one engine: see backend"},
-    {"offload_folder", 0, NO(WORD), 0, 0, TSC, G_MODEL, INERT, "layers that do not fit are streamed from host memory"},
+    {"infer_backend", 0, NO(WORD), 0, 0, TSC | X, G_MODEL, INERT, "there is one engine: see backend"},
+    {"offload_folder", 0, NO(WORD), 0, 0, TSC | X, G_MODEL, INERT, "layers that do not fit are streamed from host memory"},
 
     /* ---- method ---- */
     {"stage", 0, CHOICE(train.data.stage), "sft", "sft|pt", TP, G_METHOD, USED,
      "sft: supervised fine-tuning; pt: plain text, preview only"},
-    {"finetuning_type", 0, CHOICE(train.finetuning), "lora", "lora|full", TSC, G_METHOD, USED,
+    {"finetuning_type", 0, CHOICE(train.finetuning), "lora", "lora|full", TSC | X, G_METHOD, USED,
      "lora: low-rank adapters on frozen weights; full: all weights"},
     {"lora_rank", 0, INT(train.lora.rank), "8", "1..4096", T, G_METHOD, USED, "rank of the adapters"},
     {"lora_alpha", 0, INT(lora_alpha), "0", "0..1048576", T, G_METHOD, USED,
@@ -206,7 +207,7 @@ const struct flag flags[] = {
 
     /* ---- run ---- */
     {"output_dir", 0, WORD(train.output_dir), 0, 0, T | Q | N, G_RUN, USED, "folder of the results, made if missing"},
-    {"overwrite_output_dir", 0, BOOL(train.overwrite_output_dir), "false", 0, T | Q | N, G_RUN, USED,
+    {"overwrite_output_dir", 0, BOOL(train.overwrite_output_dir), "false", 0, T | Q | X | N, G_RUN, USED,
      "write into a folder that already holds results"},
     {"do_train", 0, BOOL(train.do_train), 0, 0, T, G_RUN, USED, "train; assumed when no do_ flag is given"},
     {"do_eval", 0, BOOL(train.do_eval), "false", 0, T, G_RUN, USED, "measure the loss on the evaluation data at the end"},
@@ -319,7 +320,7 @@ const struct flag flags[] = {
     {"chunk_tokens", 0, INT(train.chunk_tokens), 0, "1..16777216", T, G_MACHINE, USED, "tokens that go through a layer together, at most; the plan decides"},
     {"profile", 0, BOOL(train.profile), "false", 0, T, G_MACHINE, USED, "time every operation and print a table"},
     {"use_cpu", "no_cuda", BOOL(no_card), "false", 0, TSC, G_MACHINE, USED, "the same as --backend cpu"},
-    {"quiet", 0, BOOL(quiet), "false", 0, TP | SC | K | Q | N, G_MACHINE, USED, "only warnings and errors on standard error"},
+    {"quiet", 0, BOOL(quiet), "false", 0, TP | SC | K | Q | X | N, G_MACHINE, USED, "only warnings and errors on standard error"},
     {"local_rank", 0, NO(INT), 0, 0, T, G_MACHINE, INERT, NO_LAUNCHER},
     {"num_gpus", "num_nodes master_port master_addr include", NO(WORD), 0, 0, T, G_MACHINE, INERT,
      "one card is used; an update sees per_device_train_batch_size x gradient_accumulation_steps sequences"},
@@ -359,6 +360,24 @@ const struct flag flags[] = {
      "key=value for config.json (hidden_size=512); may be given several times"},
     {"tokenizer", 0, WORD(tokenizer), 0, 0, N, G_TEXT, USED, "folder whose tokenizer files are copied"},
     {"dtype", 0, CHOICE(dtype), "config", "config|bf16|fp32", N, G_TEXT, USED, "type of the weights"},
+
+    /* ---- export ---- */
+    {"export_dir", "output_dir", WORD(export_dir), 0, 0, X, G_EXPORT, USED, "folder of the result, made if missing"},
+    {"export_size", 0, NUM(export_size), "5", "1e-6..1e6", X, G_EXPORT, USED,
+     "GB (10^9 bytes) of a file; a larger tensor has one of its own"},
+    {"export_dtype", "infer_dtype", CHOICE(export_dtype), "auto", "auto|bf16|fp16|fp32|bfloat16|float16|float32", X,
+     G_EXPORT, USED, "type of the weights; auto: that of the model"},
+    {"export_quantization_bit", 0, INT(quantization_bit), 0, 0, X, G_EXPORT, USED,
+     "4 or 8: store the projections of the merged model in the layout of bitsandbytes"},
+    {"export_device", 0, NO(WORD), 0, 0, X, G_EXPORT, INERT, "weights stream through host memory; no device is needed"},
+    {"export_legacy_format", 0, NO(BOOL), "false", 0, X, G_EXPORT, REFUSED,
+     "torch .bin files are read but not written; transformers loads safetensors"},
+    {"export_quantization_dataset", 0, NO(WORD), 0, 0, X, G_EXPORT, INERT, "the 4-bit and 8-bit formats need no calibration"},
+    {"export_quantization_nsamples", "export_quantization_maxlen", NO(INT), 0, 0, X, G_EXPORT, INERT,
+     "the 4-bit and 8-bit formats need no calibration"},
+    {"export_hub_model_id", 0, NO(WORD), 0, 0, X, G_EXPORT, INERT, NO_HUB},
+    {"quantization_bit", 0, NO(INT), 0, 0, X, G_EXPORT, REFUSED,
+     "adapters are merged into full weights; export_quantization_bit stores the result in 4 or 8 bits"},
 };
 /* clang-format on */
 const int flag_count = sizeof flags / sizeof *flags;

@@ -36,8 +36,8 @@ static int matches_negated(const struct flag *f, const char *name) {
 }
 
 static int unknown_flag(enum command_id cmd, const char *name, struct err *e) {
-    static const char *const commands[] = {"train",    "preview",  "score", "chat",
-                                           "tokenize", "quantize", "new",   "doctor"};
+    static const char *const commands[] = {"train",    "preview",  "score",  "chat", "tokenize",
+                                           "quantize", "export", "new",    "doctor"};
     const char *names[FLAGS_MAX + 1];
     int n = 0;
     for (int i = 0; i < flag_count; i++) {
@@ -166,7 +166,7 @@ static int is_flag_file(const char *arg) {
 
 static int read_arguments(enum command_id cmd, int argc, char **argv, struct options *o, struct err *e) {
     int i = 0, with_file = 0;
-    if (cmd == CMD_TRAIN || cmd == CMD_PREVIEW) {
+    if (cmd == CMD_TRAIN || cmd == CMD_PREVIEW || cmd == CMD_EXPORT || cmd == CMD_CHAT) {
         for (; i < argc && (text_ends(argv[i], "train_bash.py") || text_ends(argv[i], "src/train.py") ||
                             !strcmp(argv[i], "train"));
              i++)
