@@ -1,4 +1,5 @@
 /* cli/chat.c - qlora chat: a conversation, one answer, or the answers to a file of prompts. */
+#include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/stop.h"
@@ -20,11 +21,15 @@ struct talk {
     struct ids said;           /* all tokens of the conversation, fed or not */
     size_t fed;
     int turn;
+    struct str system, history; /* system text; the conversation as text */
+    struct str active;         /* comma list of the adapters in force */
 };
 
-/* A cache for at least `tokens`. */
+/* A cache for at least `tokens`. It doubles, so that a long conversation is seldom read anew. */
 static int make_room(struct talk *t, int64_t tokens, struct err *e) {
+    int64_t most = t->s.model.config.max_positions, twice = 2 * t->g.capacity < most ? 2 * t->g.capacity : most;
     if (t->g.capacity >= tokens) return 0;
+    if (tokens < twice) tokens = twice;
     generator_close(&t->g);
     t->fed = 0;
     return generator_open(&t->g, &t->s.model, t->s.adapters ? &t->s.lora : NULL, t->s.adapters, tokens, e);
@@ -32,6 +37,7 @@ static int make_room(struct talk *t, int64_t tokens, struct err *e) {
 
 static void forget(struct talk *t) {
     t->said.n = t->fed = 0, t->turn = 0;
+    str_clear(&t->history);
     if (t->g.be) generator_reset(&t->g);
 }
 
@@ -63,8 +69,7 @@ static int answer(struct talk *t, int show, struct str *out, struct err *e) {
 static int ask(struct talk *t, const char *text, size_t n, struct err *e) {
     if (!t->s.tok) return err_set(e, ERR_INPUT, "the model's folder has no tokenizer.model; give the prompt with --ids");
     if (t->turn && template_target(t->s.tok, t->kind, "", 0, &t->said, e)) return -1;
-    const char *system = t->o->system;
-    return template_source(t->s.tok, t->kind, t->turn++, system, system ? strlen(system) : 0, text, n, &t->said, e);
+    return template_source(t->s.tok, t->kind, t->turn++, t->system.p, t->system.n, text, n, &t->said, e);
 }
 
 static int print_json(struct talk *t, const char *prompt, size_t first, const struct str *text, struct err *e) {
@@ -114,32 +119,141 @@ static int answer_file(struct talk *t, const char *path, struct err *e) {
     return r;
 }
 
+/* ---- the conversation ---- */
+
+static int set_text(struct str *s, const char *text, struct err *e) {
+    str_clear(s);
+    str_puts(s, text);
+    return s->oom ? err_set(e, ERR_RUN, "out of memory: the conversation") : 0;
+}
+
+static const char *last_part(const char *path, size_t n) {
+    size_t i = n;
+    while (i && path[i - 1] != '/') i--;
+    return path + i;
+}
+
+/* The folder of an adapter as typed: the last part of one from the command line, or a path. */
+static int add_adapter(const struct talk *t, const char *name, size_t n, struct str *dirs, struct err *e) {
+    const char *given = t->o->train.adapter_name_or_path, *p = given ? given : "";
+    for (; *p; p += *p == ',') {
+        size_t length = strcspn(p, ",");
+        const char *last = last_part(p, length);
+        if ((length == n && !strncmp(p, name, n)) || ((size_t)(p + length - last) == n && !strncmp(last, name, n))) break;
+        p += length;
+    }
+    if (*p) name = p, n = strcspn(p, ",");
+    char path[3100];
+    snprintf(path, sizeof path, "%.*s/adapter_config.json", (int)(n < 3000 ? n : 3000), name);
+    if (!path_is_file(path))
+        return err_set(e, ERR_INPUT, "\"%.*s\" is neither the name of an adapter from the command line%s%s%s nor the folder of one", (int)n, name, given ? " (" : "",
+                       given ? given : "", given ? ")" : "");
+    str_printf(dirs, "%s%.*s", dirs->n ? "," : "", (int)n, name);
+    return 0;
+}
+
+/* "NAME", "A,B" or "none". The conversation stays; it is read anew with the other weights. */
+static int switch_adapter(struct talk *t, const char *names, struct err *e) {
+    struct str dirs = {0};
+    int r = 0, none = !strcmp(names, "none");
+    for (const char *p = names; !none && !r && *p; p += *p == ',') {
+        size_t n = strcspn(p, ",");
+        r = add_adapter(t, p, n, &dirs, e);
+        p += n;
+    }
+    if (!r && dirs.oom) r = err_set(e, ERR_RUN, "out of memory: the adapter");
+    if (!r) {
+        generator_close(&t->g);
+        t->fed = 0;
+        r = session_adapters(&t->s, dirs.p, e) || set_text(&t->active, dirs.p ? dirs.p : "", e) ? -1 : 0;
+    }
+    str_free(&dirs);
+    return r;
+}
+
+static void show_adapters(const struct talk *t) {
+    const char *given = t->o->train.adapter_name_or_path;
+    fprintf(stderr, "In force: %s. From the command line: %s.\n", t->active.n ? t->active.p : "none", given ? given : "none");
+}
+
+static const char help[] = "  /clear          forget the conversation\n"
+                           "  /system TEXT    set the system text and begin anew; without TEXT: none\n"
+                           "  /adapter NAME   answer with this adapter (A,B: with both), none: without; alone: say which\n"
+                           "  /history        print the conversation\n"
+                           "  /help           this text\n"
+                           "  /exit           leave\n"
+                           "A message that begins with // is sent with one slash. `clear` and `exit` work, too.\n";
+
+/* A line that is not a message. 1: leave, 0: done, -1: e. */
+static int command(struct talk *t, const char *line, struct err *e) {
+    static const char *const names[] = {"clear", "system", "adapter", "history", "help", "exit", NULL};
+    enum { CLEAR, SYSTEM, ADAPTER, HISTORY, HELP, EXIT };
+    size_t n = strcspn(line, " \t");
+    const char *rest = line + n + strspn(line + n, " \t");
+    char word[32];
+    int k = 0;
+    snprintf(word, sizeof word, "%.*s", (int)(n < 31 ? n : 31), line);
+    while (names[k] && strcmp(names[k], word)) k++;
+    switch (k) {
+    case CLEAR:
+        forget(t);
+        fprintf(stderr, "History has been removed.\n");
+        return 0;
+    case SYSTEM:
+        forget(t);
+        fprintf(stderr, "System text %s; the conversation begins anew.\n", *rest ? "set" : "removed");
+        return set_text(&t->system, rest, e);
+    case ADAPTER:
+        if (*rest && switch_adapter(t, rest, e)) return -1;
+        return show_adapters(t), 0;
+    case HISTORY:
+        fputs(t->history.n ? t->history.p : "Nothing was said yet.\n", stderr);
+        return 0;
+    case HELP:
+        fputs(help, stderr);
+        return 0;
+    case EXIT:
+        return 1;
+    }
+    const char *near = nearest_word(word, names);
+    return err_set(e, ERR_INPUT, "unknown command /%s%s%s%s (/help lists all)", word, near ? ", did you mean /" : "", near ? near : "", near ? "?" : "");
+}
+
+static int say(struct talk *t, const char *line, size_t n, struct err *e) {
+    struct str text = {0};
+    if ((int64_t)t->said.n + (int64_t)n + 64 > t->s.model.config.max_positions && t->said.n) {
+        forget(t);
+        fprintf(stderr, "The conversation is longer than the model's %lld positions; it starts anew.\n", (long long)t->s.model.config.max_positions);
+    }
+    if (ask(t, line, n, e)) return -1;
+    fprintf(stderr, "Assistant: ");
+    int r = answer(t, 1, &text, e);
+    puts(""), fflush(stdout);
+    str_printf(&t->history, "User: %s\nAssistant: %s\n", line, text.p ? text.p : "");
+    str_free(&text);
+    return r;
+}
+
 static int converse(struct talk *t, struct err *e) {
     char line[1 << 16];
-    fprintf(stderr, "Type a message; `clear` forgets the conversation, `exit` leaves.\n");
+    fprintf(stderr, "Type a message; /help lists commands, /exit leaves.\n");
     for (;;) {
         fprintf(stderr, "\nUser: ");
         if (!fgets(line, sizeof line, stdin) || stop_requested()) return 0;
         size_t n = strcspn(line, "\r\n");
         line[n] = 0;
-        if (!strcmp(line, "exit")) return 0;
-        if (!strcmp(line, "clear")) {
-            forget(t);
-            fprintf(stderr, "History has been removed.\n");
+        if (!n) continue;
+        int word = !strcmp(line, "exit") || !strcmp(line, "clear");
+        if (word || (line[0] == '/' && line[1] != '/')) {
+            struct err problem = {0}; /* the user is there: say it and go on */
+            int r = command(t, line + !word, &problem);
+            if (r > 0) return 0;
+            if (r) err_print(&problem);
             continue;
         }
-        if (!n) continue;
-        if ((int64_t)t->said.n + (int64_t)n + 64 > t->s.model.config.max_positions) {
-            forget(t);
-            fprintf(stderr, "The conversation is longer than the model's %lld positions; it starts anew.\n", (long long)t->s.model.config.max_positions);
-        }
-        if (ask(t, line, n, e)) return -1;
-        fprintf(stderr, "Assistant: ");
-        struct str text = {0};
-        int r = answer(t, 1, &text, e);
-        puts("");
-        str_free(&text);
-        if (r || stop_requested()) return r;
+        const char *message = line + (line[0] == '/');
+        if (say(t, message, strlen(message), e)) return -1;
+        if (stop_requested()) return 0;
     }
 }
 
@@ -152,12 +266,15 @@ int cmd_chat(struct options *o, struct err *e) {
         return e->code;
     }
     log_quiet = o->json;
-    if (session_open(&t.s, o, e)) goto out;
+    if (session_open(&t.s, o, e) || set_text(&t.system, o->system ? o->system : "", e) ||
+        set_text(&t.active, o->train.adapter_name_or_path ? o->train.adapter_name_or_path : "", e))
+        goto out;
     if (o->ids) r = cli_read_ids(o->ids, t.s.ids, &t.said, e) || one(&t, NULL, e) ? -1 : 0;
     else if (o->prompt) r = ask(&t, o->prompt, strlen(o->prompt), e) || one(&t, o->prompt, e) ? -1 : 0;
     else if (o->file) r = answer_file(&t, o->file, e);
     else r = make_room(&t, t.s.model.config.max_positions < CONTEXT ? t.s.model.config.max_positions : CONTEXT, e) || converse(&t, e) ? -1 : 0;
 out:
+    str_free(&t.system), str_free(&t.history), str_free(&t.active);
     ids_free(&t.said), generator_close(&t.g), session_close(&t.s);
     return r ? e->code : stop_requested() ? 128 + stop_requested() : 0;
 }

@@ -21,13 +21,35 @@ static int open_tokenizer(struct session *s, const struct options *o, struct err
     return 0;
 }
 
-static int open_adapter(struct session *s, const char *dir, struct err *e) {
-    if (strchr(dir, ',')) return err_set(e, ERR_INPUT, "adapter_name_or_path names several adapters; merge them first, then give one");
-    if (lora_load(dir, &s->model.config, &s->lora, e)) return -1;
-    struct pages_config c = {.name = "adapters", .count = s->model.config.L, .page_bytes = (size_t)s->lora.layer_floats * 4, .resident = s->model.config.L};
-    if (!(s->adapters = pages_open(s->be, &c, e))) return -1;
-    for (int64_t l = 0; l < c.count; l++)
-        if (pages_write(s->adapters, l, 0, s->lora.data + l * s->lora.layer_floats, c.page_bytes, e)) return -1;
+/* The adapters of a comma list as one. */
+static int load_adapters(const struct session *s, const char *dirs, struct lora *sum, struct err *e) {
+    struct lora one = {0};
+    char dir[3000];
+    int r = 0;
+    for (const char *p = dirs; !r && *p; p += *p == ',') {
+        size_t n = strcspn(p, ",");
+        snprintf(dir, sizeof dir, "%.*s", (int)n, p);
+        struct lora *to = sum->data ? &one : sum;
+        r = lora_load(dir, &s->model.config, to, e);
+        if (!r && to == &one) r = lora_append(sum, &one, e);
+        lora_free(&one);
+        p += n;
+    }
+    return r;
+}
+
+int session_adapters(struct session *s, const char *dirs, struct err *e) {
+    struct lora sum = {0};
+    struct pages *pages = NULL;
+    int r = dirs ? load_adapters(s, dirs, &sum, e) : 0;
+    if (!r && sum.data) {
+        struct pages_config c = {.name = "adapters", .count = s->model.config.L, .page_bytes = (size_t)sum.layer_floats * 4, .resident = s->model.config.L};
+        if (!(pages = pages_open(s->be, &c, e))) r = -1;
+        for (int64_t l = 0; !r && l < c.count; l++) r = pages_write(pages, l, 0, sum.data + l * sum.layer_floats, c.page_bytes, e);
+    }
+    if (r) return pages_close(pages), lora_free(&sum), -1;
+    pages_close(s->adapters), lora_free(&s->lora);
+    s->adapters = pages, s->lora = sum;
     return 0;
 }
 
@@ -46,7 +68,7 @@ int session_open(struct session *s, const struct options *o, struct err *e) {
     }
     int r = open_tokenizer(s, o, e) || model_load(&s->model, &how, c, e) ? -1 : 0;
     ckpt_close(c);
-    if (!r && t->adapter_name_or_path) r = open_adapter(s, t->adapter_name_or_path, e);
+    if (!r) r = session_adapters(s, t->adapter_name_or_path, e);
     return r && backend_failed(s->be, e) ? -1 : r;
 }
 

@@ -1,4 +1,4 @@
-/* cli/session.h - a loaded model with or without an adapter, for the commands that only look: score and chat. */
+/* cli/session.h - a loaded model with or without adapters, for the commands that only look: score and chat. */
 #ifndef QLORA_CLI_SESSION_H
 #define QLORA_CLI_SESSION_H
 #include "cli/cli.h"
@@ -9,12 +9,15 @@ struct session {
     struct backend *be;
     struct model model;
     struct tok *tok;         /* NULL: the folder has no tokenizer.model; ids only */
-    struct lora lora;        /* rank 0: none */
+    struct lora lora;        /* the adapters in force as one; rank 0: none */
     struct pages *adapters;  /* NULL: none */
     int64_t ids;             /* ids 0 .. ids-1 are valid */
 };
 int session_open(struct session *s, const struct options *o, struct err *e);
 void session_close(struct session *s);
+/* Puts the adapters of a comma list of folders in force, applied together; NULL: none. When one of them cannot be loaded,
+ * nothing changes. Generators made before must be closed first. */
+int session_adapters(struct session *s, const char *dirs, struct err *e);
 /* Text to ids with special strings; an error if the folder has no tokenizer. */
 int session_encode(const struct session *s, const char *text, size_t n, struct ids *ids, struct err *e);
 
