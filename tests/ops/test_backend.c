@@ -52,6 +52,49 @@ TEST(workspace_is_what_reserve_takes) {
     sys_fault = (struct sys_fault){0};
 }
 
+/* A table that is the CPU's but for what stands here. */
+static char trace[200];
+static int lost;
+static int64_t room;
+static void note_range(void *self, const char *name) {
+    (void)self;
+    snprintf(trace + strlen(trace), sizeof trace - strlen(trace), "%s%s", name ? name : ")", name ? "(" : "");
+}
+static int sync_card(void *self, struct err *e) { return (void)self, lost ? err_set(e, ERR_RUN, "the card failed") : 0; }
+static void *no_room(void *self, enum place place, size_t bytes) { return (void)self, (void)place, (void)bytes, NULL; }
+static void card_info(void *self, struct backend_info *i) { (void)self, *i = (struct backend_info){.free_bytes = room, .total_bytes = 8 << 20}; }
+
+TEST(ranges_full_memory_and_a_lost_card) {
+    struct err e = {0};
+    struct backend *cpu = backend_cpu(&e), card = *cpu;
+    float x = 3;
+    double out = 0;
+    const float *list[] = {&x};
+    struct sqsum_args a = {.x = list, .n = (int64_t[]){1}, .count = 1, .out = &out};
+    card.range = note_range, card.sync = sync_card, card.alloc = no_room, card.info = card_info;
+
+    backend_range(&card, "layer %d", 3), op_sqsum(&card, &a), backend_range_end(&card);
+    CHECK(!strcmp(trace, "layer 3(sqsum())") && out > 8.9, "%s %g", trace, out);
+    backend_range(cpu, "nobody listens"), backend_range_end(cpu);
+
+    room = 1 << 20;
+    CHECK(!backend_alloc(&card, AT_DEVICE, 2 << 20, "a page", &e) && strstr(e.text, "a page needs 2 MiB") && strstr(e.text, "only 1 MiB are free") && strstr(e.text, "--vram"), "%s", e.text);
+    e.code = 0, room = 4 << 20;
+    CHECK(!backend_alloc(&card, AT_DEVICE, 2 << 20, "a page", &e) && strstr(e.text, "in one piece"), "%s", e.text);
+    e.code = 0;
+    CHECK(!backend_alloc(&card, AT_HOST, 2 << 20, "a page", &e) && strstr(e.text, "host memory"), "%s", e.text);
+    CHECK(!backend_failed(&card, &e) && !backend_failed(NULL, &e) && strstr(e.text, "host memory"), "%s", e.text);
+
+    lost = card.failed = 1, out = 0;
+    op_sqsum(&card, &a);
+    CHECK(out < 1, "an op on a lost card: %g", out);
+    CHECK(backend_failed(&card, &e) && !strcmp(e.text, "the card failed"), "%s", e.text); /* in the place of an echo */
+    e.code = 0;
+    CHECK(!backend_alloc(&card, AT_DEVICE, 8, "a page", &e) && !strcmp(e.text, "the card failed"), "%s", e.text);
+    lost = 0;
+    backend_close(cpu);
+}
+
 /* The path of a shared library that is no backend, from this process's map. */
 static const char *some_library(void) {
     static char line[4200];
