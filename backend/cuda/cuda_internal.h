@@ -50,6 +50,7 @@ struct cuda {
     bf16 *dropped;       /* (rows, widest) drop(x) */
     float *partial;      /* sums by sequence before they are added in order */
     size_t partial_elements;
+    uint32_t *turns;     /* [TALL_TILES] whose turn it is to add to a tile; 0 between launches */
     bf16 *taps, *bias;   /* (2, D/2, D) and [D] of the filter, when they are fp32 */
     double *pieces;      /* [SQSUM_PIECES] */
     void *maps;          /* bw8_signed, bw8_unsigned: [2 * 256] fp32, own memory */
@@ -101,7 +102,7 @@ void cuda_adapter_to(struct cuda *c, const float *src, int64_t rows, int64_t col
 void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
 
 /* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, or transposed out(R,rows). left (N,rows), right (N,R); all operands must fit. */
-enum { TALL_JOBS = 4 };
+enum { TALL_JOBS = 4, TALL_TILES = 1 << 16 };
 struct tall_job { const bf16 *left, *right; int64_t ld_left, ld_right; float *out; int64_t ld_out; int rows, R, transposed; float scale; };
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols); /* 16-byte rows */
 void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job, int n);

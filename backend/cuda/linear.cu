@@ -362,8 +362,8 @@ size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, cha
     c->w16_elements = l->joined ? 0 : largest_joint(D, F, R);
     c->partial_elements = 8 * R * widest;
     const struct { void **p; size_t bytes; } part[] = {
-        {&c->lt_work, c->lt_work_bytes}, {(void **)&c->w16, c->w16_elements * 2}, {(void **)&c->rank, rows * LINEAR_MAX * R * 2},
-        {(void **)&c->dropped, l->drops ? rows * widest * 2 : 0}, {(void **)&c->partial, c->partial_elements * 4}, {(void **)&c->taps, D * D * 2}, {(void **)&c->bias, D * 2}};
+        {(void **)&c->lt_work, c->lt_work_bytes}, {(void **)&c->w16, c->w16_elements * 2}, {(void **)&c->rank, rows * LINEAR_MAX * R * 2},
+        {(void **)&c->dropped, l->drops ? rows * widest * 2 : 0}, {(void **)&c->partial, c->partial_elements * 4}, {(void **)&c->turns, TALL_TILES * sizeof(uint32_t)}, {(void **)&c->taps, D * D * 2}, {(void **)&c->bias, D * 2}};
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
         *part[i].p = at ? at + n : NULL;
         n += (part[i].bytes + 255) / 256 * 256;

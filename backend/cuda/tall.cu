@@ -2,9 +2,9 @@
  *
  *     dB(out,R) += Σ_t dy[t] (s xa[t])ᵀ        dA(R,in) += Σ_t g[t] x[t]ᵀ, g = s dy B
  *
- * All of one linear in one launch. The sums go on from what the gradient holds, token by token in steps of 16 that begin anew at
- * every sequence, in the matrix unit's fp32 accumulators: no partial sums in memory, and bits that do not depend on how sequences
- * are grouped into chunks. Both operands lie token by token, so both are read transposed (ldmatrix.trans). */
+ * All of one linear in one launch. A block sums one tile over one sequence, then adds it to the gradient when the block of the
+ * sequence before it has: a counter per tile hands the turn on. So the order of additions is that of the sequences, whatever chunk
+ * they are in, and no partial sum is written. Both operands lie token by token, so both are read transposed (ldmatrix.trans). */
 #include "backend/cuda/cuda_internal.h"
 #include "backend/cuda/mma.h"
 
@@ -25,46 +25,31 @@ template <int COLS> DEV void fetch(bf16 *to, const bf16 *from, int64_t ld, int f
     }
 }
 
-/* block: 128 columns of the long matrix by SHORT of the other, for all tokens: a warp 32 by SHORT. Per token 2 (128 + SHORT) bytes
- * through L2 and 256 SHORT FLOPs: bound by the long matrices' bytes. */
-template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct starts s) {
+/* block: 128 columns of the long matrix by SHORT of the other, over one sequence: a warp 32 by SHORT. Per token 2 (128 + SHORT)
+ * bytes and 256 SHORT FLOPs: bound by the long matrices' bytes. x: tile, y: sequence; blocks start in that order, so the one that is
+ * waited for always runs. */
+template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct starts s, uint32_t *turn) {
     extern __shared__ __align__(128) bf16 tiles[];
     int k = 0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     while (k + 1 < jobs.n && (int)blockIdx.x >= jobs.first[k + 1]) k++;
     const struct tall_job &j = jobs.job[k];
     int tile = blockIdx.x - jobs.first[k], across = (j.R + SHORT - 1) / SHORT, l0 = tile / across * LONG, r0 = tile % across * SHORT;
-    float acc[2][SHORT / 8][4];
-    /* element i of acc[m][n]: row l0 + 32 warp + 16 m + lane/4 + 8 (i/2), column r0 + 8 n + 2 (lane%4) + i%2 */
-#define ELEMENT(m, n, i)                                                                                                                   \
-    int l = l0 + 32 * warp + 16 * m + lane / 4 + 8 * (i / 2), r = r0 + 8 * n + 2 * (lane % 4) + i % 2;                                     \
-    float *at = j.transposed ? j.out + r * j.ld_out + l : j.out + l * j.ld_out + r
-#pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int n = 0; n < SHORT / 8; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                ELEMENT(m, n, i);
-                acc[m][n][i] = l < j.rows && r < j.R ? *at : 0.f;
-            }
-    int seq = 0, t = s.at[0]; /* what is fetched next */
-    auto next = [&](int stage) {
-        if (seq < s.n) {
-            bf16 *to = tiles + stage * STEP * (LONG + SHORT);
-            fetch<LONG>(to, j.left, j.ld_left, l0, j.rows, t, s.at[seq + 1]);
-            fetch<SHORT>(to + STEP * LONG, j.right, j.ld_right, r0, j.R, t, s.at[seq + 1]);
-            if ((t += STEP) >= s.at[seq + 1]) t = s.at[++seq]; /* at[n] ends the list */
+    int begin = s.at[blockIdx.y], end = s.at[blockIdx.y + 1], steps = (end - begin + STEP - 1) / STEP;
+    float acc[2][SHORT / 8][4] = {};
+    auto next = [&](int step) {
+        bf16 *to = tiles + step % STAGES * STEP * (LONG + SHORT);
+        if (step < steps) {
+            fetch<LONG>(to, j.left, j.ld_left, l0, j.rows, begin + step * STEP, end);
+            fetch<SHORT>(to + STEP * LONG, j.right, j.ld_right, r0, j.R, begin + step * STEP, end);
         }
         copies_end();
     };
-    int steps = 0;
-    for (int i = 0; i < s.n; i++) steps += (s.at[i + 1] - s.at[i] + STEP - 1) / STEP;
     for (int i = 0; i < STAGES - 1; i++) next(i);
     __nv_bfloat162 scale = __float2bfloat162_rn(j.scale);
     for (int step = 0; step < steps; step++) {
         copies_wait<STAGES - 2>();
         __syncthreads();
-        next((step + STAGES - 1) % STAGES);
+        next(step + STAGES - 1);
         const bf16 *left = tiles + step % STAGES * STEP * (LONG + SHORT), *right = left + STEP * LONG;
 #pragma unroll
         for (int h = 0; h < STEP / 16; h++) {
@@ -89,16 +74,24 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
             }
         }
     }
+    if (threadIdx.x == 0)
+        while (*(volatile uint32_t *)(turn + blockIdx.x) != blockIdx.y) __nanosleep(64);
+    __syncthreads();
+    __threadfence(); /* what the block before wrote is seen */
+    /* element i of acc[m][n]: row l0 + 32 warp + 16 m + lane/4 + 8 (i/2), column r0 + 8 n + 2 (lane%4) + i%2 */
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int n = 0; n < SHORT / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                ELEMENT(m, n, i);
-                if (l < j.rows && r < j.R) *at = acc[m][n][i];
+                int l = l0 + 32 * warp + 16 * m + lane / 4 + 8 * (i / 2), r = r0 + 8 * n + 2 * (lane % 4) + i % 2;
+                float *at = j.transposed ? j.out + r * j.ld_out + l : j.out + l * j.ld_out + r;
+                if (l < j.rows && r < j.R) __stcg(at, __ldcg(at) + acc[m][n][i]);
             }
-#undef ELEMENT
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) *(volatile uint32_t *)(turn + blockIdx.x) = blockIdx.y + 1 == gridDim.y ? 0 : blockIdx.y + 1; /* zero for the next launch */
 }
 
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols) { return (uintptr_t)p % 16 == 0 && ld % 8 == 0 && cols % 8 == 0; }
@@ -106,7 +99,7 @@ int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols) { return (uintptr_t)
 template <int SHORT> static void launch(struct cuda *c, const struct jobs &jobs, const struct starts &s) {
     size_t bytes = (size_t)STAGES * STEP * (LONG + SHORT) * sizeof(bf16);
     CUDA_TRY(c, cudaFuncSetAttribute(tall<SHORT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    tall<SHORT><<<(unsigned)jobs.tiles, THREADS, bytes, cuda_stream(c)>>>(jobs, s);
+    tall<SHORT><<<dim3((unsigned)jobs.tiles, (unsigned)s.n), THREADS, bytes, cuda_stream(c)>>>(jobs, s, c->turns);
     CUDA_LAUNCHED(c);
 }
 
@@ -120,6 +113,7 @@ void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job,
         jobs.job[i] = job[i];
         jobs.first[i + 1] = jobs.tiles = jobs.first[i] + (int)(ceil_div(job[i].rows, LONG) * ceil_div(job[i].R, width));
     }
+    ASSERT(jobs.tiles <= TALL_TILES, "%d tiles", jobs.tiles);
     for (int first = 0; n && first < r->n_seqs; first += SEQS) {
         struct starts s = {};
         s.n = r->n_seqs - first < SEQS ? r->n_seqs - first : (int)SEQS;
