@@ -5,7 +5,6 @@
 #include "base/sys.h"
 #include "model/engine.h"
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { PREFILL_ROWS = 256 };
@@ -71,13 +70,13 @@ static void piece(struct generator *g, const int32_t *ids, int64_t n) {
     int32_t starts[2] = {0, (int32_t)n};
     for (int64_t t = 0; t < n; t++) {
         g->host[t] = ids[t];
-        g->host[g->rows + t] = (int32_t)(g->past + t);
-        g->host[2 * g->rows + t] = (int32_t)g->document;
-        g->host[3 * g->rows + t] = 0;
+        g->host[n + t] = (int32_t)(g->past + t);
+        g->host[2 * n + t] = (int32_t)g->document;
+        g->host[3 * n + t] = 0;
         if (c->document_mask && ids[t] == c->eod) g->document = g->past + t + 1;
     }
-    for (int i = 0; i < 4; i++) g->be->put(g->be->self, g->dev + i * g->rows, g->host + i * g->rows, (size_t)n * 4, Q_COMPUTE);
-    struct rows rows = {.N = n, .n_seqs = 1, .seq_start = starts, .position = g->dev + g->rows, .first = g->dev + 2 * g->rows, .start = g->dev + 3 * g->rows};
+    g->be->put(g->be->self, g->dev, g->host, (size_t)n * 16, Q_COMPUTE);
+    struct rows rows = {.N = n, .n_seqs = 1, .seq_start = starts, .position = g->dev + n, .first = g->dev + 2 * n, .start = g->dev + 3 * n};
     void *outer = pages_get(m->outer_page, 0, PAGE_READ);
     struct weight E = model_embed(m, outer);
     struct mat x = mat_rows(g->x, 0, n), y = mat_rows(g->y, 0, n);
@@ -125,11 +124,35 @@ int generator_feed(struct generator *g, const int32_t *ids, int64_t n, struct er
     return 0;
 }
 
+/* The candidates of a draw, a heap with the best at its root; those taken lie behind the heap, the best last. So the few that are
+ * needed come in order without sorting a vocabulary. */
 struct candidate { float logit; int32_t id; };
-static int better_first(const void *a, const void *b) {
-    const struct candidate *x = a, *y = b;
-    return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : (x->id > y->id) - (x->id < y->id);
+struct choice { struct candidate *c; int64_t n, taken; double top, temperature; };
+static int better(struct candidate a, struct candidate b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
+/* Puts c[i] in its place below. sign 1: a heap with the best at its root, -1: the worst. */
+static void sink(struct candidate *c, int64_t n, int64_t i, int sign) {
+    struct candidate x = c[i];
+    for (int64_t k; (k = 2 * i + 1) < n; i = k) {
+        if (k + 1 < n && better(c[k + 1], c[k]) == (sign > 0)) k++;
+        if (better(c[k], x) != (sign > 0)) break;
+        c[i] = c[k];
+    }
+    c[i] = x;
 }
+/* The i-th best, from 0. */
+static struct candidate best_at(struct choice *o, int64_t i) {
+    for (; o->taken <= i; o->taken++) {
+        int64_t last = o->n - 1 - o->taken;
+        struct candidate x = o->c[0];
+        o->c[0] = o->c[last], o->c[last] = x;
+        sink(o->c, last, 0, 1);
+    }
+    return o->c[o->n - 1 - i];
+}
+static void heap(struct choice *o, int sign) {
+    for (int64_t i = o->n / 2; i-- > 0;) sink(o->c, o->n, i, sign);
+}
+static double mass(const struct choice *o, struct candidate x) { return exp(((double)x.logit - o->top) / o->temperature); }
 
 int32_t sample_next(struct sampling *s, float *logits, int64_t valid, const int32_t *history, int64_t n_history, struct err *e) {
     /* A penalty applies once to each id that occurred: the sign says whether it is divided or multiplied. */
@@ -148,27 +171,30 @@ int32_t sample_next(struct sampling *s, float *logits, int64_t valid, const int3
         if (isfinite(logits[i]) && (best < 0 || logits[i] > logits[best])) best = (int32_t)i;
     if (best < 0) return err_set(e, ERR_NONFINITE, "the model gave no finite logit: its weights or the adapter are damaged");
     if (s->greedy || s->temperature <= 0) return best;
-    struct candidate *c = sys_alloc_array((size_t)valid, sizeof *c, "candidates", e);
-    if (!c) return -1;
-    int64_t n = 0;
-    for (int64_t i = 0; i < valid; i++)
-        if (isfinite(logits[i])) c[n++] = (struct candidate){logits[i], (int32_t)i};
-    qsort(c, (size_t)n, sizeof *c, better_first);
-    if (s->top_k > 0 && s->top_k < n) n = s->top_k;
+    int64_t most = s->top_k > 0 && s->top_k < valid ? s->top_k : valid, kept = 0;
+    struct choice o = {.c = sys_alloc_array((size_t)most, sizeof *o.c, "candidates", e), .top = logits[best], .temperature = s->temperature};
+    if (!o.c) return -1;
+    for (int64_t i = 0; i < valid; i++) {
+        struct candidate x = {logits[i], (int32_t)i};
+        if (!isfinite(x.logit)) continue;
+        if (o.n < most) {
+            o.c[o.n++] = x;
+            if (o.n == most && most < valid) heap(&o, -1);
+        } else if (better(x, o.c[0])) o.c[0] = x, sink(o.c, o.n, 0, -1); /* the worst of the top_k so far gives way */
+    }
+    heap(&o, 1);
     double sum = 0, run = 0;
-    double *p = sys_alloc_array((size_t)n, sizeof *p, "probabilities", e);
-    if (!p) return sys_free(c), -1;
-    for (int64_t i = 0; i < n; i++) sum += p[i] = exp(((double)c[i].logit - (double)c[0].logit) / s->temperature);
-    int64_t kept = 0; /* the smallest set of the best that holds top_p of the mass */
-    do run += p[kept++];
-    while (kept < n && run < s->top_p * sum);
+    for (int64_t i = 0; i < o.n; i++) sum += mass(&o, o.c[i]);
+    if (s->top_p >= 1) kept = o.n, run = sum;
+    else do run += mass(&o, best_at(&o, kept++)); /* the smallest set of the best that holds top_p of the mass */
+        while (kept < o.n && run < s->top_p * sum);
     uint64_t draw = s->draws++;
     uint32_t counter[4] = {(uint32_t)draw, (uint32_t)(draw >> 32), 0, 0}, key[2] = {(uint32_t)s->seed, (uint32_t)(s->seed >> 32)}, word[4];
     philox4x32(counter, key, word);
     double at = ((double)word[0] * 0x1p32 + (double)word[1]) * 0x1p-64 * run;
     int64_t i = 0;
-    for (double below = p[0]; i + 1 < kept && at >= below; below += p[++i]) {}
-    int32_t id = c[i].id;
-    sys_free(c), sys_free(p);
+    for (double below = mass(&o, best_at(&o, 0)); i + 1 < kept && at >= below; below += mass(&o, best_at(&o, ++i))) {}
+    int32_t id = best_at(&o, i).id;
+    sys_free(o.c);
     return id;
 }
