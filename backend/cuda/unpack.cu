@@ -111,13 +111,14 @@ static void unpack_scaled(struct cuda *c, const struct weight *w, float factor, 
     const struct q4_view *v = &w->q4;
     int64_t n = w->rows * w->cols, rows = w->rows, cols = w->cols, blocks = ceil_div(n, THREADS);
     if (!n) return;
-    if (ld == cols && n % PIECE == 0 && w->format != W_INT8) rows = n / PIECE, cols = ld = PIECE; /* no stride: rows of one piece */
     const void *from = w->format == W_Q4 ? (const void *)v->codes : w->data;
-    if (cols % PIECE || ld % PIECE || (uintptr_t)from % 16 || (uintptr_t)dst % 16 || n / PIECE > UINT32_MAX / 2) {
+    int flat = ld == cols && n % PIECE == 0 && w->format != W_INT8; /* no stride: rows of one piece */
+    if ((!flat && (cols % PIECE || ld % PIECE)) || (uintptr_t)from % 16 || (uintptr_t)dst % 16 || n / PIECE > UINT32_MAX / 2) {
         unpack_any<<<(unsigned)(blocks < 16 * c->sms ? blocks : 16 * c->sms), THREADS, 0, cuda_stream(c)>>>(*w, factor, dst, ld);
         CUDA_LAUNCHED(c);
         return;
     }
+    if (flat) rows = n / PIECE, cols = ld = PIECE;
     struct source s = {};
     s.data = from, s.scale = w->scale, s.factor = factor, s.rows = (unsigned)rows, s.pieces = (unsigned)(cols / PIECE);
     switch (w->format) {
