@@ -526,15 +526,16 @@ TEST(rows_with_stride) {
         }
 }
 
-TEST(lists_of_tensors) { /* many, odd, empty, at odd addresses: one list as the CPU, and the same bits again */
+TEST(lists_of_tensors) { /* many, odd, empty, at odd addresses, both kinds of state: as the CPU, and the same bits again */
     NEED_CARD();
     enum { TENSORS = 75 };
     const int64_t sizes[] = {0, 1, 5, 255, 4096, 8191, 8192, 8193, 2048, 40001};
     int64_t n[TENSORS], at[TENSORS], total = 0;
     for (int i = 0; i < TENSORS; i++) at[i] = total, total += n[i] = sizes[i % 10];
     struct pair p = make(total, 1, DT_F32, 1), g = make(total, 1, DT_F32, 1), m = make(total, 1, DT_F32, 1), v = make(total, 1, DT_F32, 1), copy = make(total, 1, DT_BF16, 0);
+    struct pair m8 = make(total, 1, DT_I32, 1), v8 = make(total, 1, DT_I32, 1), am = make(total, 1, DT_F32, 1), av = make(total, 1, DT_F32, 1); /* room enough */
     limits(8, 64, 64, 1, 64, 64, 4);
-    clear(&m), clear(&v);
+    clear(&m), clear(&v), clear(&m8), clear(&v8), clear(&am), clear(&av);
     struct adam_tensor t[2][TENSORS];
     const float *x[2][TENSORS];
     double want[TENSORS], *sums = gpu->alloc(gpu->self, AT_HOST, 2 * sizeof want);
@@ -544,18 +545,21 @@ TEST(lists_of_tensors) { /* many, odd, empty, at odd addresses: one list as the 
             x[k][i] = (float *)side(&g, k).data + at[i];
             t[k][i] = (struct adam_tensor){.p = (float *)side(&p, k).data + at[i], .g = x[k][i], .m = (float *)side(&m, k).data + at[i], .v = (float *)side(&v, k).data + at[i],
                                            .copy = (k ? (uint16_t *)copy.g.data : half) + at[i], .n = n[i], .lr = 1e-2, .weight_decay = 0.1};
+            if (i / 10 % 2 == 0) continue; /* ten of each */
+            t[k][i].m = t[k][i].v = NULL, t[k][i].m8 = (uint8_t *)side(&m8, k).data + at[i], t[k][i].v8 = (uint8_t *)side(&v8, k).data + at[i];
+            t[k][i].m_absmax = (float *)side(&am, k).data + at[i], t[k][i].v_absmax = (float *)side(&av, k).data + at[i];
         }
     for (int step = 1; step <= 2; step++)
         for (int k = 0; k < 2; k++) op_adam(k ? gpu : cpu, &(struct adam_args){.tensors = t[k], .count = TENSORS, .t = step, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 0.5});
     for (int64_t i = 0; i < total; i++) ((float *)copy.c.data)[i] = bf16_to_f32(half[i]);
-    compare("p", "a list", &p, 1e-6), compare("m", "a list", &m, 1e-6), compare("v", "a list", &v, 1e-6), compare("copy", "a list", &copy, 1e-3); /* a few round to the other side */
+    compare("p", "a list", &p, 1e-6), compare("m", "a list", &m, 1e-6), compare("v", "a list", &v, 1e-6), compare("m_absmax", "a list", &am, 1e-6), compare("v_absmax", "a list", &av, 1e-6), compare("copy", "a list", &copy, 1e-3); /* a few round to the other side */
     op_sqsum(cpu, &(struct sqsum_args){.x = x[0], .n = n, .count = TENSORS, .out = want});
     for (int k = 0; k < 2; k++) op_sqsum(gpu, &(struct sqsum_args){.x = x[1], .n = n, .count = TENSORS, .out = sums + k * TENSORS});
     gpu->sync(gpu->self, &e);
     for (int i = 0; i < TENSORS; i++) CHECK(fabs(sums[i] - want[i]) <= 1e-12 * want[i] && sums[i] == sums[TENSORS + i], "sum of %lld squares: %.17g, %.17g", (long long)n[i], sums[i], want[i]);
     free(half), gpu->release(gpu->self, AT_HOST, sums);
-    struct pair *all[] = {&p, &g, &m, &v, &copy};
-    for (int i = 0; i < 5; i++) drop(all[i]);
+    struct pair *all[] = {&p, &g, &m, &v, &copy, &m8, &v8, &am, &av};
+    for (int i = 0; i < 9; i++) drop(all[i]);
 }
 
 TEST(no_failure_was_left) {
