@@ -90,7 +90,8 @@ __device__ static inline void gains(const float *g32, const bf16 *g16, int64_t i
     else floats<WIDE>(*(const uint4 *)(g16 + i), g);
 }
 
-/* Sum over WARPS warps of a block of THREADS; every thread gets its own group's. A fixed tree: same bits each run. */
+/* Sum over WARPS warps of a block of THREADS; every thread gets its own group's. A fixed tree: same bits each run. Once a
+ * kernel: nothing guards `part` against a second sum. */
 template <int WARPS> __device__ static inline float group_sum(float x) {
     __shared__ float part[THREADS / 32];
     for (int s = 16; s; s >>= 1) x += __shfl_xor_sync(~0u, x, s);
@@ -101,7 +102,6 @@ template <int WARPS> __device__ static inline float group_sum(float x) {
     x = 0;
 #pragma unroll
     for (int i = 0; i < WARPS; i++) x += part[warp / WARPS * WARPS + i];
-    __syncthreads(); /* the next sum may write part */
     return x;
 }
 
