@@ -146,19 +146,28 @@ static int check_quantization(struct options *o, struct err *e) {
     return 0;
 }
 
-/* Training merges all adapters but the last, which needs full weights; the other commands add them up beside the weights. */
-static int check_adapter(enum command_id cmd, const struct options *o, struct err *e) {
-    const char *adapter = o->train.adapter_name_or_path;
-    if (!adapter) return 0;
-    if (o->train.finetuning != FT_LORA) return wrong(e, "Adapter is only valid for the LoRA method.");
-    if (cmd == CMD_TRAIN && strchr(adapter, ',') && o->quantization_bit)
-        return wrong(e, "Quantized model only accepts a single adapter. Merge them first.");
-    return 0;
+static int check_adapter(const struct options *o, struct err *e) {
+    if (!o->train.adapter_name_or_path || o->train.finetuning == FT_LORA) return 0;
+    return wrong(e, "Adapter is only valid for the LoRA method.");
+}
+
+/* Training merges all adapters but the last, which it goes on with; a new adapter stands on all of them. */
+static int split_adapters(struct options *o, struct err *e) {
+    struct train_options *t = &o->train;
+    const char *list = t->adapter_name_or_path, *comma = list ? strrchr(list, ',') : NULL;
+    if (check_adapter(o, e)) return -1;
+    if (!list || (!comma && !o->create_new_adapter)) return 0;
+    if (o->quantization_bit)
+        return wrong(e, o->create_new_adapter ? "Cannot create new adapter upon a quantized model."
+                                              : "Quantized model only accepts a single adapter. Merge them first.");
+    t->merged_adapters = o->create_new_adapter ? list : options_keep(o, list, (size_t)(comma - list), e);
+    t->adapter_name_or_path = o->create_new_adapter ? NULL : comma + 1;
+    return t->merged_adapters ? 0 : -1;
 }
 
 static int check_export(struct options *o, struct err *e) {
     int64_t bits = o->quantization_bit;
-    if (check_model(CMD_EXPORT, o, e) || check_template(o, e) || check_adapter(CMD_EXPORT, o, e)) return -1;
+    if (check_model(CMD_EXPORT, o, e) || check_template(o, e) || check_adapter(o, e)) return -1;
     if (!o->export_dir) return wrong(e, "Please specify export_dir to save model.");
     if (bits && bits != 4 && bits != 8) return wrong(e, "export_quantization_bit: We only accept 4-bit or 8-bit quantization.");
     return 0;
@@ -243,7 +252,7 @@ static int check_resume(struct options *o, struct err *e) {
     if (r && !strcasecmp(r, "false")) r = NULL;
     if (r && !strcasecmp(r, "true")) r = "true";
     t->resume_from_checkpoint = r;
-    if (r && t->adapter_name_or_path)
+    if (r && t->adapter_name_or_path && !t->merged_adapters) /* others must be merged for either */
         return wrong(e, "adapter_name_or_path starts a run from weights, resume_from_checkpoint goes on with "
                         "a run; give one");
     return 0;
@@ -254,10 +263,12 @@ static int check_train(struct options *o, struct err *e) {
     if (check_model(CMD_TRAIN, o, e)) return -1;
     if (!options_given(o, "do_train") && !t->do_eval) t->do_train = 1;
     if (t->do_train && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
-    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || check_adapter(CMD_TRAIN, o, e) ||
+    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || split_adapters(o, e) ||
         set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e))
         return -1;
     if (t->finetuning == FT_LORA && set_lora(o, e)) return -1;
+    if (t->finetuning != FT_LORA && t->loraplus_lr_ratio > 0)
+        return wrong(e, "loraplus_lr_ratio is only valid for the LoRA method.");
     if (t->bf16 && t->fp16) return wrong(e, "At most one of fp16 and bf16 can be True, but not both");
     if (!t->bf16 && !t->fp16) log_info("We recommend enable mixed precision training.");
     if (!t->output_dir) return wrong(e, "Please provide output_dir.");
@@ -292,7 +303,7 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
     case CMD_SCORE:
     case CMD_CHAT:
         if (check_model(cmd, o, e) || check_template(o, e) || check_quantization(o, e)) return -1;
-        return check_adapter(cmd, o, e);
+        return check_adapter(o, e);
     case CMD_TOKENIZE:
         if (check_model(cmd, o, e)) return -1;
         if (!o->file && !o->text && !o->ids) return wrong(e, "Please provide file, text or ids.");

@@ -26,14 +26,11 @@ static int load_adapters(const struct session *s, const char *dirs, struct lora 
     struct lora one = {0};
     char dir[3000];
     int r = 0;
-    for (const char *p = dirs; !r && *p; p += *p == ',') {
-        size_t n = strcspn(p, ",");
-        snprintf(dir, sizeof dir, "%.*s", (int)n, p);
+    while (!r && lora_next(&dirs, dir, sizeof dir)) {
         struct lora *to = sum->data ? &one : sum;
         r = lora_load(dir, &s->model.config, to, e);
         if (!r && to == &one) r = lora_append(sum, &one, e);
         lora_free(&one);
-        p += n;
     }
     return r;
 }

@@ -3,6 +3,7 @@
 #define QLORA_LORA_H
 #include "base/err.h"
 #include "model/config.h"
+#include <stddef.h>
 #include <stdint.h>
 
 enum proj { PROJ_Q, PROJ_K, PROJ_V, PROJ_O, PROJ_GATE, PROJ_UP, PROJ_DOWN, PROJ_COUNT };
@@ -63,6 +64,8 @@ int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float 
  * W += scale * B A, in fp32, every element summed over the rank in order: the bits do not depend on the pieces. */
 void lora_merge(const struct lora_config *c, int64_t cols, const float *a, const float *b, int64_t first,
                 int64_t count, float *w);
+/* Steps through a comma list of adapter folders: the next one into dir, 0 at the end. */
+int lora_next(const char **list, char *dir, size_t size);
 /* l becomes one adapter that adds what l and more added: their ranks side by side, their scales inside B. */
 int lora_append(struct lora *l, const struct lora *more, struct err *e);
 #endif

@@ -4,6 +4,7 @@
  * with A = [A_1; A_2; ..] and B = [s_1 B_1, s_2 B_2, ..]. */
 #include "lora/lora.h"
 #include "base/sys.h"
+#include <stdio.h>
 #include <string.h>
 
 enum { TILE = 256 }; /* columns summed at a time: 1 KiB of sums stays in registers and L1 */
@@ -30,6 +31,14 @@ void lora_merge(const struct lora_config *c, int64_t cols, const float *a, const
             merge_stretch(scale, R, cols, a + (i - row * cols), b + row * R, to - i < TILE ? to - i : TILE,
                           w + (i - first));
     }
+}
+
+int lora_next(const char **list, char *dir, size_t size) {
+    if (!*list || !**list) return 0;
+    size_t n = strcspn(*list, ",");
+    snprintf(dir, size, "%.*s", (int)n, *list);
+    *list += n + ((*list)[n] == ',');
+    return 1;
 }
 
 /* Copies one adapter of a projection into columns r0 .. of the larger one. */

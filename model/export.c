@@ -16,15 +16,11 @@ static const int64_t SHARD_BYTES = 5000000000;
 
 static int open_adapters(struct job *j, const char *to) {
     char dir[3000];
-    for (const char *p = j->how->adapters; p && *p; p += *p == ',') {
-        size_t n = strcspn(p, ",");
+    for (const char *list = j->how->adapters; lora_next(&list, dir, sizeof dir); j->adapters++) {
         if (j->adapters == EXPORT_ADAPTERS)
             return err_set(j->e, ERR_INPUT, "more than %d adapters at once; merge some of them first", EXPORT_ADAPTERS);
-        snprintf(dir, sizeof dir, "%.*s", (int)n, p);
         if (model_output_dir(to, dir, 1, j->e) || lora_file_open(dir, &j->config, &j->adapter[j->adapters], j->e))
             return -1;
-        j->adapters++;
-        p += n;
     }
     return 0;
 }
@@ -117,10 +113,10 @@ static int write_card(const struct job *j, const char *from, const char *to, con
     if (j->config.q_bits)
         str_printf(&s, "Its projections were stored in %d bits and were decoded first.\n", j->config.q_bits);
     if (j->adapters) str_puts(&s, "\nMerged into it, in this order:\n\n| adapter | rank | scale |\n|---|---|---|\n");
-    const char *p = j->how->adapters;
-    for (int i = 0; i < j->adapters; i++, p += strcspn(p, ","), p += *p == ',')
-        str_printf(&s, "| %.*s | %lld | %g |\n", (int)strcspn(p, ","), p,
-                   (long long)j->adapter[i].shape.config.rank, (double)lora_scale(&j->adapter[i].shape.config));
+    const char *list = j->how->adapters;
+    for (int i = 0; lora_next(&list, path, sizeof path); i++)
+        str_printf(&s, "| %s | %lld | %g |\n", path, (long long)j->adapter[i].shape.config.rank,
+                   (double)lora_scale(&j->adapter[i].shape.config));
     str_printf(&s, "\n    qlora chat --model_name_or_path %s --template yuan\n", to);
     int rc = s.oom ? err_set(j->e, ERR_RUN, "out of memory: README.md")
                    : path_join(path, sizeof path, dir, "README.md", j->e) || file_write_all(path, s.p, s.n, j->e);

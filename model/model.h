@@ -65,6 +65,9 @@ int model_open(struct model *m, struct backend *be, const char *dir, const struc
                struct err *e);
 /* Allocates the pages and streams the weights in. */
 int model_load(struct model *m, const struct model_how *how, const struct ckpt *c, struct err *e);
+/* Adds adapters (a comma list of PEFT folders) to the loaded weights: in fp32, rounded once to the pages' type. Quantised
+ * projections are refused. */
+int model_merge(struct model *m, const char *adapters, struct err *e);
 void model_free(struct model *m);
 void model_layer(const struct model *m, int64_t l, void *page, struct layer *out);
 struct weight model_embed(const struct model *m, void *outer);

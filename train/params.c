@@ -12,7 +12,7 @@ static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 
 static struct param *add(struct params *q, int64_t group, const char *name, int64_t offset, int64_t n, int decay, int bits8) {
     struct param *p = &q->p[q->count++];
-    *p = (struct param){.group = group, .offset = offset, .n = n, .decay = decay, .small_state = bits8 && n >= SMALL_STATE_FROM};
+    *p = (struct param){.group = group, .offset = offset, .n = n, .decay = decay, .lr_ratio = 1, .small_state = bits8 && n >= SMALL_STATE_FROM};
     snprintf(p->name, sizeof p->name, "%s", name);
     size_t *at = &q->state_bytes[group], blocks = (size_t)((n + STATE_BLOCK - 1) / STATE_BLOCK) * 4, size = (size_t)n * (p->small_state ? 1 : 4);
     p->m = *at, *at += align256(size);
@@ -76,6 +76,11 @@ int params_describe(struct params *q, struct model *m, struct lora *lora, int bi
     else describe_model(q, bits8);
     q->first[q->groups] = q->count;
     return 0;
+}
+
+void params_loraplus(struct params *q, double ratio) {
+    ASSERT(q->lora, "ratio %g without adapters", ratio);
+    for (int64_t i = 1; i < q->count; i += 2) q->p[i].lr_ratio = ratio; /* A and B in turn */
 }
 
 void params_pages(const struct params *q, int values_on_host, int state_on_host, struct pages_config *value, struct pages_config *grad,
@@ -165,7 +170,7 @@ static void update_group(struct params *q, int64_t g) {
         int64_t k = 0;
         for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) {
             const struct param *p = &q->p[i + k];
-            t[k] = (struct adam_tensor){.p = value + p->offset, .g = grad + p->offset, .n = p->n, .lr = s->lr,
+            t[k] = (struct adam_tensor){.p = value + p->offset, .g = grad + p->offset, .n = p->n, .lr = s->lr * p->lr_ratio,
                                         .weight_decay = p->decay ? s->weight_decay : 0};
             if (p->small_state)
                 t[k].m8 = (uint8_t *)state + p->m, t[k].v8 = (uint8_t *)state + p->v, t[k].m_absmax = (float *)(state + p->m_absmax), t[k].v_absmax = (float *)(state + p->v_absmax);

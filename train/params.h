@@ -14,6 +14,7 @@ struct param {
     char name[128];             /* as files call it */
     int64_t group, offset, n;   /* offset in floats inside the group's value and grad pages */
     int decay;                  /* weight decay applies */
+    double lr_ratio;            /* of its learning rate to the run's */
     int small_state;            /* 8-bit state; otherwise fp32 */
     size_t m, v, m_absmax, v_absmax; /* byte offsets in the group's state page */
 };
@@ -33,6 +34,8 @@ struct params {
 };
 /* Shapes only; no pages yet. bits8: blockwise 8-bit state for tensors of 4096 elements and more. */
 int params_describe(struct params *q, struct model *m, struct lora *lora, int bits8, struct err *e);
+/* The B matrices of adapters learn `ratio` times as fast as A.                            Hayou et al. 2024 (LoRA+) */
+void params_loraplus(struct params *q, double ratio);
 void params_pages(const struct params *q, int values_on_host, int state_on_host, struct pages_config *value, struct pages_config *grad, struct pages_config *state);
 /* Allocates and clears; adapters' values are copied in from lora->data. */
 int params_open(struct params *q, int values_on_host, int state_on_host, struct err *e);

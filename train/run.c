@@ -152,14 +152,16 @@ static int finish(struct trainer *t, double epoch, double eval_seconds, int64_t 
                                  .eval_samples = t->eval ? data_count(t->eval) : 0, .eval_steps = t->eval ? (data_count(t->eval) + o->eval_batch - 1) / o->eval_batch : 0};
     if (report_finish(t->report, &res, e) || report_state(t->report, o->output_dir, t->at.step, epoch, e)) return -1;
     struct str h = {0};
+    if (o->merged_adapters) str_printf(&h, "merged_adapters: %s\n", o->merged_adapters);
     str_printf(&h, "learning_rate: %g\ntrain_batch_size: %lld\ngradient_accumulation_steps: %lld\nseed: %llu\nnum_epochs: %g\nsteps: %lld\n", o->learning_rate, (long long)o->batch,
                (long long)o->accumulate, (unsigned long long)o->seed, o->epochs, (long long)t->total_steps);
     int r = h.oom ? err_set(e, ERR_RUN, "out of memory: README.md")
                   : report_card(o->output_dir, o->model_name_or_path, setup_is_lora(t) ? o->quantization_bit ? "qlora" : "lora" : "full", o->data.dataset, h.p, e);
     str_free(&h);
     if (r) return -1;
-    log_info("Training completed. The %s is in %s. Talk to it:\n  qlora chat --model_name_or_path %s%s%s --template yuan", setup_is_lora(t) ? "adapter" : "model", o->output_dir,
-             setup_is_lora(t) ? o->model_name_or_path : o->output_dir, setup_is_lora(t) ? " --adapter_name_or_path " : "", setup_is_lora(t) ? o->output_dir : "");
+    const char *merged = o->merged_adapters ? o->merged_adapters : ""; /* the new adapter stands on these */
+    log_info("Training completed. The %s is in %s. Talk to it:\n  qlora chat --model_name_or_path %s%s%s%s%s --template yuan", setup_is_lora(t) ? "adapter" : "model", o->output_dir,
+             setup_is_lora(t) ? o->model_name_or_path : o->output_dir, setup_is_lora(t) ? " --adapter_name_or_path " : "", merged, *merged ? "," : "", setup_is_lora(t) ? o->output_dir : "");
     return 0;
 }
 

@@ -165,9 +165,9 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
 static int adapter(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
     if (!setup_is_lora(t)) return 0;
+    if (o->merged_adapters && (t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8))
+        return err_set(e, ERR_INPUT, "Quantized model only accepts a single adapter. Merge them first.");
     if (o->adapter_name_or_path) {
-        if (strchr(o->adapter_name_or_path, ','))
-            return err_set(e, ERR_INPUT, "adapter_name_or_path names several adapters; merge them first, then give one");
         if (lora_load(o->adapter_name_or_path, &t->model.config, &t->lora, e)) return -1;
         if (o->lora.rank != t->lora.config.rank || o->lora.targets != t->lora.config.targets)
             log_warn("the adapter's own rank %lld and targets are used, not those of the command line", (long long)t->lora.config.rank);
@@ -192,6 +192,7 @@ int setup_model(struct trainer *t, struct err *e) {
     if (ids > t->model.config.V)
         return err_set(e, ERR_INPUT, "the tokenizer knows %d ids, the model's vocab_size is %lld; this tokenizer belongs to another model", ids, (long long)t->model.config.V);
     if (adapter(t, e) || params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, o->optimizer == OPT_ADAMW_8BIT, e)) return -1;
+    if (setup_is_lora(t) && o->loraplus_lr_ratio > 0) params_loraplus(&t->params, o->loraplus_lr_ratio);
     if (t->longest + 1 > t->model.config.max_positions)
         log_warn("sequences of up to %lld tokens are longer than max_position_embeddings %lld", (long long)t->longest + 1, (long long)t->model.config.max_positions);
     log_info("attention %s", t->model.config.document_mask ? "stops at <eod>: records of a packed row, and turns of a conversation, do not see each other (config.json: use_flash_attention false, reset_attention_mask true)"
@@ -226,6 +227,7 @@ int setup_memory(struct trainer *t, struct err *e) {
     t->how.resident_layers = k->resident_layers;
     if (!(c = ckpt_open(t->o->model_name_or_path, e)) || model_load(&t->model, &t->how, c, e)) return ckpt_close(c), -1;
     ckpt_close(c);
+    if (t->o->merged_adapters && model_merge(&t->model, t->o->merged_adapters, e)) return -1;
     if (params_open(&t->params, k->values_on_host, k->state_on_host, e)) return -1;
     engine_choice(t, k, &g);
     g.adapters = t->params.value;

@@ -14,6 +14,7 @@ enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH };
 struct train_options { /* one field per flag; defaults are in the flag table (cli/flags.c) */
     /* model */
     const char *model_name_or_path, *adapter_name_or_path;
+    const char *merged_adapters; /* comma list: become part of the weights before training begins */
     enum finetuning finetuning;
     int quantization_bit;       /* 0, 4, 8: quantise on load */
     enum q4_type quantization_type;
@@ -26,6 +27,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     const char *output_dir;
     int overwrite_output_dir, do_train, do_eval, dry_run;
     int64_t batch, eval_batch, accumulate;
+    double loraplus_lr_ratio;   /* learning rate of B over that of A; 0 = 1 */
     double learning_rate, weight_decay, beta1, beta2, epsilon, max_grad_norm;
     double epochs;
     int64_t max_steps;

@@ -28,6 +28,7 @@ static int parse_line(enum command_id cmd, const char *line, struct options *o, 
 
 #define BASE     "--model_name_or_path . --dataset d --output_dir o "
 #define NEW_BASE BASE "--compat new "
+#define EXPORT   "--model_name_or_path . --export_dir x "
 
 /* ---- the table ---- */
 
@@ -439,7 +440,21 @@ static const struct {
     {CMD_TRAIN, NEW_BASE "--reserved_label_len 2048",
      "`reserved_label_len` must be smaller than `cutoff_len`."},
     {CMD_TRAIN, NEW_BASE "--streaming", "streaming true is not supported"},
+    {CMD_TRAIN, NEW_BASE "--quantization_bit 4 --adapter_name_or_path a --create_new_adapter",
+     "Cannot create new adapter upon a quantized model."},
+    {CMD_TRAIN, NEW_BASE "--finetuning_type full --loraplus_lr_ratio 16", "only valid for the LoRA method."},
+    {CMD_TRAIN, NEW_BASE "--additional_target embed_tokens", "stay frozen under an adapter"},
     {CMD_TRAIN, NEW_BASE "--resume_from_checkpoint x --adapter_name_or_path a", "give one"},
+    {CMD_EXPORT, "--model_name_or_path .", "Please specify export_dir to save model."},
+    {CMD_EXPORT, "--export_dir x", "Please provide model_name_or_path."},
+    {CMD_EXPORT, EXPORT "--export_quantization_bit 3", "We only accept 4-bit or 8-bit quantization."},
+    {CMD_EXPORT, EXPORT "--quantization_bit 4", "export_quantization_bit stores the result"},
+    {CMD_EXPORT, EXPORT "--export_legacy_format true", "torch .bin files are read but not written"},
+    {CMD_EXPORT, EXPORT "--export_dtype int4", "choose from auto|bf16"},
+    {CMD_EXPORT, EXPORT "--export_size 0", "in the range"},
+    {CMD_EXPORT, EXPORT "--template llama2", "Template llama2 does not exist."},
+    {CMD_EXPORT, EXPORT "--finetuning_type full --adapter_name_or_path a", "Adapter is only valid for the LoRA method."},
+    {CMD_EXPORT, EXPORT "--export_sise 1", "did you mean --export_size?"},
     {CMD_PREVIEW, "--model_name_or_path . --compat new", "Please provide dataset."},
     {CMD_PREVIEW, "--dataset d", "Please provide model_name_or_path."},
     {CMD_PREVIEW, "--model_name_or_path . --dataset d --stage pt --neat_packing",
@@ -577,6 +592,31 @@ TEST(old_or_new) {
     options_free(&o);
     REQUIRE(!parse_line(CMD_TRAIN, "train " BASE "--packing True", &o, &e), "%s", e.text);
     CHECK(o.train.data.packing == 1, "packing %d", o.train.data.packing);
+    options_free(&o);
+}
+
+TEST(several_adapters) {
+    struct options o;
+    struct err e;
+    REQUIRE(!parse_line(CMD_TRAIN, NEW_BASE "--adapter_name_or_path a,b,~c", &o, &e), "%s", e.text);
+    CHECK(!strcmp(o.train.merged_adapters, "a,b") && !strcmp(o.train.adapter_name_or_path, "c"), "the last goes on");
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_TRAIN, NEW_BASE "--adapter_name_or_path a,b --create_new_adapter", &o, &e), "%s", e.text);
+    CHECK(!strcmp(o.train.merged_adapters, "a,b") && !o.train.adapter_name_or_path, "a new one on all");
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_TRAIN, NEW_BASE "--checkpoint_dir a --quantization_bit 4", &o, &e), "%s", e.text);
+    CHECK(!o.train.merged_adapters && !strcmp(o.train.adapter_name_or_path, "a"), "one");
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_TRAIN, NEW_BASE "--adapter_name_or_path a,b --resume_from_checkpoint true", &o, &e), "%s", e.text);
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_CHAT, "--model_name_or_path . --adapter_name_or_path a,b --quantization_bit 4", &o, &e), "%s", e.text);
+    CHECK(!o.train.merged_adapters && !strcmp(o.train.adapter_name_or_path, "a,b"), "applied together");
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_EXPORT, EXPORT "--checkpoint_dir a --export_size 2 --export_device auto --trust_remote_code True --export_legacy_format false", &o, &e), "%s", e.text);
+    CHECK(o.export_size == 2 && o.export_dtype == 0 && !o.quantization_bit && o.train.double_quantization, "export");
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_EXPORT, "--model_name_or_path . --output_dir old --infer_dtype float16 --export_quantization_bit 8", &o, &e), "%s", e.text);
+    CHECK(!strcmp(o.export_dir, "old") && o.export_dtype == 5 && o.quantization_bit == 8, "old names");
     options_free(&o);
 }
 
