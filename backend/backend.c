@@ -20,9 +20,9 @@
 int op_timing;
 
 enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, JOIN, FILTER, FILTER_BWD, ROPE, ATTEND, ATTEND_BWD, GATE, GATE_BWD,
-          LOSS, ADAM, SQSUM, OPS };
+          LOSS, ADAM, SQSUM, NOISE, OPS };
 static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "join", "filter",
-                                       "filter_bwd", "rope", "attend", "attend_bwd", "gate", "gate_bwd", "loss", "adam", "sqsum"};
+                                       "filter_bwd", "rope", "attend", "attend_bwd", "gate", "gate_bwd", "loss", "adam", "sqsum", "noise"};
 static struct op_count counts[OPS];
 
 const struct op_count *op_counts(int *n) {
@@ -302,6 +302,12 @@ void op_sqsum(struct backend *b, const struct sqsum_args *a) {
     double n = 0;
     for (int64_t i = 0; i < a->count; i++) n += (double)a->n[i];
     CALL(b, SQSUM, sqsum, a, 2 * n, 4 * n);
+}
+
+void op_noise(struct backend *b, const struct noise_args *a) {
+    check_rows(a->rows, a->y.rows);
+    ASSERT(a->y.data && a->size, "noise for %lld rows without their sizes", (long long)a->y.rows);
+    CALL(b, NOISE, noise, a, 2 * elements(&a->y), 2 * bytes(&a->y));
 }
 
 /* ---- opening ---- */

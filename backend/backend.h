@@ -215,6 +215,18 @@ struct adam_args {
  * there: read it after sync or wait_host. x and n are host arrays. */
 struct sqsum_args { const float *const *x; const int64_t *n; int64_t count; double *out; };
 
+/* y[t] += size[t] * u, u uniform in (-1,1).                                            Jain et al. 2023 (NEFTune)
+ * u of (token, feature) is rng_signed of word feature%4 of Philox4x32-10 with counter = {feature/4, token, NOISE_SITE, step},
+ * key = {seed low, seed high}; token counts as it does for dropout, so the noise does not depend on chunks. */
+enum { NOISE_SITE = 0x7fffffff }; /* no site of dropout */
+struct noise_args {
+    const struct rows *rows;
+    struct mat y;              /* (N,D) += */
+    const float *size;         /* dev [N] */
+    uint64_t seed;
+    uint32_t step;
+};
+
 /* What the largest calls of a run will be; decides the workspace. */
 struct backend_limits {
     int64_t rows;              /* largest chunk, tokens */
@@ -274,6 +286,7 @@ struct backend {
     void (*loss)(void *self, const struct loss_args *a);
     void (*adam)(void *self, const struct adam_args *a);
     void (*sqsum)(void *self, const struct sqsum_args *a);
+    void (*noise)(void *self, const struct noise_args *a);
 };
 
 /* name: "cpu", "cuda", or the path of a plugin; NULL = cuda when a card and its plugin are found, else cpu. */
@@ -306,6 +319,7 @@ void op_gate_bwd(struct backend *b, const struct gate_args *a);
 void op_loss(struct backend *b, const struct loss_args *a);
 void op_adam(struct backend *b, const struct adam_args *a);
 void op_sqsum(struct backend *b, const struct sqsum_args *a);
+void op_noise(struct backend *b, const struct noise_args *a);
 
 /* Rows and columns of a joint operand. */
 static inline void join_shape(const struct join_args *a, int64_t *rows, int64_t *cols) {

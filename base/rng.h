@@ -26,6 +26,11 @@ RNG_FN void philox4x32(const uint32_t counter[4], const uint32_t key[2], uint32_
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
+/* A word as a number in (-1,1): multiples of 2^-22 plus a half of one, each exact in fp32. */
+RNG_FN float rng_signed(uint32_t word) {
+    return ((float)(word >> 9) + 0.5f) * 0x1p-22f - 1;
+}
+
 struct mt19937 { uint32_t s[624]; int i; };
 void mt_seed(struct mt19937 *g, uint32_t seed);
 uint32_t mt_next(struct mt19937 *g);

@@ -2,8 +2,8 @@
 #include "model/batch.h"
 #include "base/sys.h"
 
-/* Eight arrays of max_tokens 32-bit words, host and device alike, so that one copy moves them all. */
-enum { A_IDS, A_POSITION, A_FIRST, A_START, A_ROW, A_LABEL, A_WEIGHT, A_COUNT };
+/* Nine arrays of max_tokens 32-bit words, host and device alike, so that one copy moves them all. */
+enum { A_IDS, A_POSITION, A_FIRST, A_START, A_NOISE, A_ROW, A_LABEL, A_WEIGHT, A_COUNT };
 
 int64_t batch_cost(int64_t max_tokens) { return max_tokens * 4 * (A_COUNT + 1) + 512; }
 
@@ -41,7 +41,8 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
     ASSERT(n <= b->max_seqs, "%lld sequences of %lld", (long long)n, (long long)b->max_seqs);
     int32_t *h[A_COUNT];
     for (int i = 0; i < A_COUNT; i++) h[i] = b->host + i * b->max_tokens;
-    float *weight = (float *)h[A_WEIGHT];
+    float *weight = (float *)h[A_WEIGHT], *noise = (float *)h[A_NOISE];
+    int noisy = 0;
     b->N = b->n_loss = b->n_chunks = 0;
     int32_t *starts = b->starts; /* of the chunk being filled */
     struct chunk *k = NULL;
@@ -56,6 +57,7 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
             *k = (struct chunk){.rows = {.token0 = b->N, .seq_start = starts}, .loss0 = b->n_loss};
             starts[0] = 0;
         }
+        noisy |= s[i].noise > 0;
         int64_t base = k->rows.N, first = base; /* rows count from the chunk's start */
         for (int64_t t = 0; t < rows; t++) {
             int64_t at = b->N + t;
@@ -63,6 +65,7 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
             h[A_POSITION][at] = s[i].positions ? s[i].positions[t] : (int32_t)t;
             h[A_FIRST][at] = (int32_t)first;
             h[A_START][at] = (int32_t)base;
+            noise[at] = s[i].noise;
             if (c->document_mask && s[i].ids[t] == c->eod) first = base + t + 1; /* <eod> ends its own document */
             int32_t label = s[i].labels ? s[i].labels[t + 1] : s[i].ids[t + 1];
             if (label < 0) continue;
@@ -79,6 +82,7 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
         struct chunk *j = &b->chunk[i];
         const int32_t *d[A_COUNT];
         for (int a = 0; a < A_COUNT; a++) d[a] = b->dev + a * b->max_tokens + (a < A_ROW ? j->rows.token0 : j->loss0);
+        j->noise = noisy ? (const float *)d[A_NOISE] : NULL;
         j->ids = d[A_IDS], j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.start = d[A_START];
         j->row = d[A_ROW], j->label = d[A_LABEL], j->weight = (const float *)d[A_WEIGHT];
         j->nll = b->dev_nll + j->loss0;

@@ -12,10 +12,12 @@ struct batch_sequence {
     const int32_t *ids, *labels, *positions; /* [n]; labels NULL = every token counts; positions NULL = 0..n-1 */
     int64_t n;
     float weight; /* of each counted token in the gradient */
+    float noise;  /* size of the noise on its embeddings */
 };
 struct chunk {
     struct rows rows;
     const int32_t *ids;             /* dev [N] */
+    const float *noise;             /* dev [N], NULL when no sequence has any */
     int64_t n_loss, loss0;          /* counted rows, and where they start in the batch's nll */
     const int32_t *row, *label;     /* dev [n_loss] */
     const float *weight;            /* dev [n_loss] */

@@ -145,6 +145,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         struct mat y = matrix(g, pages_get(g->x, page_of(g, 0, c), PAGE_WRITE), n);
         op_embed(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = b->chunk[c].ids, .y = y, .skip = -1,
                                              .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
+        if (drop && b->chunk[c].noise) op_noise(g->be, &(struct noise_args){.rows = &b->chunk[c].rows, .y = y, .size = b->chunk[c].noise, .seed = drop->seed, .step = drop->step});
         pages_put(g->x, page_of(g, 0, c), 1);
     }
     pages_put(m->outer_page, 0, 0);

@@ -13,19 +13,22 @@
 /* The step's sequences with the weight of their tokens: the mean over micro-batches of the mean over a micro-batch's
  * counted tokens, or with --loss_norm token one mean over all. */
 static int gather(struct trainer *t, const struct sampler_step *s, struct err *e) {
-    int64_t all = 0;
+    int64_t all = 0, D = t->model.config.D;
     for (int64_t m = 0; m < s->micro_batches; m++) {
-        int64_t counted = 0;
+        int64_t counted = 0, longest = 1;
         for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) {
             struct sequence q;
             if (data_get(t->train, s->index[i], &q, e)) return -1;
             t->sequences[i] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .n = q.n};
+            if (q.n > longest) longest = q.n;
             for (int64_t k = 1; k < q.n; k++) counted += q.labels[k] >= 0;
         }
         if (!counted) log_warn("a micro-batch has no labelled token (all prompt, or cut away); it counts as loss 0");
         int64_t parts = t->o->data.compat_new ? s->micro_batches : t->o->accumulate;
         float weight = counted ? (float)(1.0 / ((double)counted * (double)parts)) : 0;
-        for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) t->sequences[i].weight = weight;
+        /* NEFTune: alpha / sqrt(L D), L being what the micro-batch would be padded to */
+        float noise = (float)(t->o->neftune_alpha / sqrt((double)((longest + 7) / 8 * 8 * D)));
+        for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) t->sequences[i].weight = weight, t->sequences[i].noise = noise;
         all += counted;
     }
     for (int64_t i = 0; t->o->loss_per_token && i < s->sequences; i++) t->sequences[i].weight = all ? (float)(1.0 / (double)all) : 0;

@@ -27,6 +27,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     const char *output_dir;
     int overwrite_output_dir, do_train, do_eval, dry_run;
     int64_t batch, eval_batch, accumulate;
+    double neftune_alpha;       /* noise on embeddings; 0 = none */
     double loraplus_lr_ratio;   /* learning rate of B over that of A; 0 = 1 */
     double learning_rate, weight_decay, beta1, beta2, epsilon, max_grad_norm;
     double epochs;

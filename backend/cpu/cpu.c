@@ -113,7 +113,7 @@ static const struct backend table = {
     .embed = cpu_embed, .embed_bwd = cpu_embed_bwd, .norm = cpu_norm, .norm_bwd = cpu_norm_bwd,
     .linear = cpu_linear, .linear_bwd = cpu_linear_bwd, .filter = cpu_filter, .filter_bwd = cpu_filter_bwd,
     .rope = cpu_rope, .attend = cpu_attend, .attend_bwd = cpu_attend_bwd, .gate = cpu_gate, .gate_bwd = cpu_gate_bwd,
-    .loss = cpu_loss, .adam = cpu_adam, .sqsum = cpu_sqsum,
+    .loss = cpu_loss, .adam = cpu_adam, .sqsum = cpu_sqsum, .noise = cpu_noise,
 };
 
 struct backend *backend_cpu_with(const struct cpu_kernels *k, int threads, struct err *e) {

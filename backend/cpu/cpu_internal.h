@@ -123,4 +123,5 @@ void cpu_attend_bwd(void *self, const struct attend_args *a);
 void cpu_loss(void *self, const struct loss_args *a);
 void cpu_adam(void *self, const struct adam_args *a);
 void cpu_sqsum(void *self, const struct sqsum_args *a);
+void cpu_noise(void *self, const struct noise_args *a);
 #endif

@@ -137,4 +137,5 @@ void cuda_gate_bwd(void *self, const struct gate_args *a);
 void cuda_loss(void *self, const struct loss_args *a);
 void cuda_adam(void *self, const struct adam_args *a);
 void cuda_sqsum(void *self, const struct sqsum_args *a);
+void cuda_noise(void *self, const struct noise_args *a);
 #endif

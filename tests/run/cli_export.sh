@@ -74,6 +74,15 @@ mv "$work/r" "$work/whole" && mkdir "$work/r" && cp -r "$work/whole/checkpoint-8
 ok "and resumed" train r --model_name_or_path "$m" --adapter_name_or_path "$both" --resume_from_checkpoint true --save_strategy steps --save_steps 8 --max_steps 16
 ok "to the bit" cmp "$work/r/adapter_model.safetensors" "$work/whole/adapter_model.safetensors"
 
+# NEFTune: noise that is there in training only, and the same in a run that was resumed
+ok "with noise" train n --model_name_or_path "$m" --neftune_noise_alpha 5 --save_strategy steps --save_steps 8 --max_steps 16
+ok "is another adapter" test "$(cmp "$work/n/adapter_model.safetensors" "$work/whole/adapter_model.safetensors" | wc -l)" = 1
+ok "of no noise is none" train n0 --model_name_or_path "$m" --neftune_noise_alpha 0
+ok "to the bit" cmp "$work/n0/adapter_model.safetensors" "$work/a/adapter_model.safetensors"
+mkdir "$work/nr" && cp -r "$work/n/checkpoint-8" "$work/nr/"
+ok "resumed" train nr --model_name_or_path "$m" --neftune_noise_alpha 5 --save_strategy steps --save_steps 8 --max_steps 16
+ok "to the bit" cmp "$work/nr/adapter_model.safetensors" "$work/n/adapter_model.safetensors"
+
 # chat: adapters are switched while it runs
 question=$(sed -n '1s/^{"prompt": "\(.*\)"}$/\1/p' "$work/data/prompts.jsonl")
 talk() { "$QLORA" chat --do_sample false --max_new_tokens 12 --quiet "$@" 2>"$work/talk.err"; }

@@ -421,7 +421,7 @@ static const struct {
     {CMD_TRAIN, NEW_BASE "--use_dora", "use_dora true is not supported: use plain LoRA"},
     {CMD_TRAIN, NEW_BASE "--save_safetensors false", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--no_save_safetensors", "save_safetensors false is not supported"},
-    {CMD_TRAIN, NEW_BASE "--neftune_noise_alpha 5", "not supported"},
+    {CMD_TRAIN, NEW_BASE "--neft_alpha -1", "in the range"},
     {CMD_TRAIN, NEW_BASE "--do_predict", "do_predict true is not supported"},
     {CMD_TRAIN, NEW_BASE "--use_cpu --backend cuda", "contradicts"},
     /* data */
@@ -497,7 +497,7 @@ TEST(harmless_lines_are_accepted) {
         "train",
         "--use_unsloth true --use_galore false --streaming False --save_safetensors True --num_gpus 8 "
         "--local_rank 0",
-        "--neftune_noise_alpha 0 --label_smoothing_factor 0.0 --adafactor no --lr_scheduler_kwargs None",
+        "--label_smoothing_factor 0.0 --adafactor no --lr_scheduler_kwargs None",
         "--eval_strategy epoch --val_size 0.1 --optim paged_adamw_8bit --resume_from_checkpoint False",
         "--eval_strategy no --evaluation_strategy no --save_strategy epoch "
         "--include_effective_tokens_per_second",
