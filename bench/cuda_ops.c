@@ -140,16 +140,18 @@ static void lay_norm(const struct size *z, struct call *c, int v) {
 }
 static void lay_norm_bwd(const struct size *z, struct call *c, int v) { lay_norm(z, c, v + 1); }
 
-/* 0 v, o: D to D; 1 q and k: two side by side; 2 gate and up; 3 down; these NF4 with adapters. 4 the largest, bf16 alone; 5 int8 */
+/* 0 v, o: D to D; 1 q and k; 2 gate and up; 3 down; these NF4 with adapters. 4 D to F, bf16 alone; 5 int8 */
 static void lay_linear(const struct size *z, struct call *c, int v) {
     int64_t in = v == 3 ? z->F : z->D, o = v < 2 || v == 3 ? z->D : z->F;
     enum weight_format f = v == 4 ? W_BF16 : v == 5 ? W_INT8 : W_Q4;
     int n = v == 1 || v == 2 ? 2 : 1, lora = v < 4;
     snprintf(text, sizeof text, "%d to %s%d %s%s", (int)in, n == 2 ? "2 x " : "", (int)o, f == W_Q4 ? "nf4" : f == W_BF16 ? "bf16" : "int8", lora ? " lora" : "");
     c->linear = (struct linear_args){.x = mat(z->N, in), .n = n, .dx = out(z->N, in)};
-    struct mat y = out(z->N, n * o), dy = mat(z->N, n * o);
-    for (int i = 0; i < n; i++) {
-        c->linear.out[i] = (struct linear_out){.w = weight(f, o, in), .y = columns(y, i * o, o), .dy = columns(dy, i * o, o)};
+    struct mat y = {0}, dy = {0};
+    for (int i = 0; i < n; i++) { /* q and k are columns of one matrix, gate and up two */
+        if (!i || v == 2) y = out(z->N, v == 1 ? 2 * o : o), dy = mat(z->N, v == 1 ? 2 * o : o);
+        int64_t at = v == 1 ? i * o : 0;
+        c->linear.out[i] = (struct linear_out){.w = weight(f, o, in), .y = columns(y, at, o), .dy = columns(dy, at, o)};
         if (lora) c->linear.out[i].lora = adapter(z->R, in, o), c->linear.out[i].xa = mat(z->N, z->R);
     }
 }
