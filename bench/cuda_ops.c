@@ -121,6 +121,7 @@ struct call {
         struct gate_args gate; struct loss_args loss; struct adam_args adam; struct sqsum_args sqsum;
         struct { struct weight w; void *to; int64_t ld; } unpack;
     };
+    struct join_args join; /* of linear */
     struct adam_tensor tensor[LIST_MAX];
     const float *x[LIST_MAX];
     int64_t n[LIST_MAX];
@@ -146,20 +147,30 @@ static void lay_linear(const struct size *z, struct call *c, int v) {
     enum weight_format f = v == 4 ? W_BF16 : v == 5 ? W_INT8 : W_Q4;
     int n = v == 1 || v == 2 ? 2 : 1, lora = v < 4;
     snprintf(text, sizeof text, "%d to %s%d %s%s", (int)in, n == 2 ? "2 x " : "", (int)o, f == W_Q4 ? "nf4" : f == W_BF16 ? "bf16" : "int8", lora ? " lora" : "");
-    c->linear = (struct linear_args){.x = mat(z->N, in), .n = n, .dx = out(z->N, in)};
-    struct mat y = {0}, dy = {0};
-    for (int i = 0; i < n; i++) { /* q and k are columns of one matrix, gate and up two */
-        if (!i || v == 2) y = out(z->N, v == 1 ? 2 * o : o), dy = mat(z->N, v == 1 ? 2 * o : o);
-        int64_t at = v == 1 ? i * o : 0;
-        c->linear.out[i] = (struct linear_out){.w = weight(f, o, in), .y = columns(y, at, o), .dy = columns(dy, at, o)};
-        if (lora) c->linear.out[i].lora = adapter(z->R, in, o), c->linear.out[i].xa = mat(z->N, z->R);
+    int64_t tail = lora ? n * z->R : 0;
+    struct mat x = mat(z->N, in + tail), y = out(z->N, n * o), dy = mat(z->N, n * o + tail);
+    struct join_args j = {.n = n};
+    if (!on->full) on->pieces--; /* the columns behind dy are scratch */
+    c->linear = (struct linear_args){.x = columns(x, 0, in), .n = n, .dx = out(z->N, in)};
+    for (int i = 0; i < n; i++) { /* as the model lays them out: results side by side, the adapter's columns behind */
+        struct linear_out *l = &c->linear.out[i];
+        *l = (struct linear_out){.w = weight(f, o, in), .y = columns(y, i * o, o), .dy = columns(dy, i * o, o)};
+        if (lora) l->lora = adapter(z->R, in, o), l->xa = columns(x, in + i * z->R, z->R), l->dxa = columns(dy, n * o + i * z->R, z->R);
+        j.part[i].w = l->w, j.part[i].lora = l->lora;
     }
+    if (!lora || on == &cpu) return;
+    int64_t rows, cols;
+    join_shape(&j, &rows, &cols);
+    j.to = (struct mat){take(rows * cols, on->activation, SCRATCH), rows, cols, cols, on->activation};
+    c->join = j, c->linear.joint = j.to;
+    if (!on->full) op_join(on->b, &j);
 }
 static void lay_filter(const struct size *z, struct call *c, int v) {
     int64_t in = v ? z->D / 2 : z->D, o = v ? z->D : z->D / 2;
     snprintf(text, sizeof text, "%d to %d", (int)in, (int)o);
     c->filter = (struct filter_args){.x = mat(z->N, in), .y = out(z->N, o), .w0 = weight(W_BF16, o, in), .w1 = weight(W_BF16, o, in), .b = take(o, DT_F32, RANDOM), .b_type = DT_F32,
-                                     .dy = mat(z->N, o), .dx = mat(z->N, in), .accumulate = v == 0};
+                                     .dy = mat(z->N, o), .dx = out(z->N, in)};
+    if (!v) c->filter.dx_add = mat(z->N, in);
     if (v) c->filter.add = mat(z->N, o);
 }
 static void lay_rope(const struct size *z, struct call *c, int v) {
@@ -190,6 +201,8 @@ static void lay_loss(const struct size *z, struct call *c, int v) {
     c->loss = (struct loss_args){.y = mat(z->N, z->D), .E = weight(W_BF16, z->V, z->D), .n = z->N, .row = ids_of(z, 1, z->N), .label = ids_of(z, 7919, z->V),
                                  .weight = take(z->N, DT_F32, RANDOM), .nll = take(z->N, DT_F32, ZERO)};
     if (v) c->loss.dy = out(z->N, z->D);
+    c->loss.work_bytes = (size_t)(2 * (z->V + z->D)) * (z == &SMALL ? 100 : 1024) + 1024;
+    c->loss.work = take((int64_t)c->loss.work_bytes / 2, DT_BF16, SCRATCH);
 }
 /* Adapters of rank R: 0 of one layer, 1 of 24 layers. */
 static int64_t tensors(const struct size *z, struct call *c, int v, enum fill fill, float **first) {
@@ -231,6 +244,7 @@ static void lay_unpack(const struct size *z, struct call *c, int v) {
 CALL_ROWS(embed, embed) CALL_ROWS(norm, norm) CALL_ROWS(norm_bwd, norm) CALL_ROWS(linear, linear) CALL_ROWS(linear_bwd, linear) CALL_ROWS(filter, filter)
 CALL_ROWS(filter_bwd, filter) CALL_ROWS(rope, rope) CALL_ROWS(attend, attend) CALL_ROWS(attend_bwd, attend) CALL_ROWS(gate, gate) CALL_ROWS(gate_bwd, gate)
 CALL_ROWS(loss, loss) CALL(adam, adam) CALL(sqsum, sqsum)
+static void call_join(struct backend *b, struct call *c) { op_join(b, &c->join); }
 static void call_unpack(struct backend *b, struct call *c) { unpack_to(b->self, &c->unpack.w, c->unpack.to, c->unpack.ld); }
 
 static const struct op {
@@ -239,7 +253,7 @@ static const struct op {
     int variants, once; /* once: tokens do not matter */
 } OPS[] = {{"unpack", lay_unpack, call_unpack, 4, 1}, {"embed", lay_embed, call_embed, 1, 0}, {"norm", lay_norm, call_norm, 1, 0}, {"norm_bwd", lay_norm_bwd, call_norm_bwd, 2, 0},
            {"rope", lay_rope, call_rope, 1, 0}, {"gate", lay_gate, call_gate, 1, 0}, {"gate_bwd", lay_gate_bwd, call_gate_bwd, 2, 0}, {"adam", lay_adam, call_adam, 2, 1}, {"sqsum", lay_sqsum, call_sqsum, 2, 1},
-           {"linear", lay_linear, call_linear, 6, 0}, {"linear_bwd", lay_linear, call_linear_bwd, 6, 0}, {"filter", lay_filter, call_filter, 2, 0}, {"filter_bwd", lay_filter, call_filter_bwd, 2, 0},
+           {"join", lay_linear, call_join, 4, 1}, {"linear", lay_linear, call_linear, 6, 0}, {"linear_bwd", lay_linear, call_linear_bwd, 6, 0}, {"filter", lay_filter, call_filter, 2, 0}, {"filter_bwd", lay_filter, call_filter_bwd, 2, 0},
            {"attend", lay_attend, call_attend, 1, 0}, {"attend_bwd", lay_attend_bwd, call_attend_bwd, 1, 0}, {"loss", lay_loss, call_loss, 2, 0}};
 enum { OPS_COUNT = sizeof OPS / sizeof *OPS };
 
@@ -414,7 +428,7 @@ int main(int argc, char **argv) {
         for (int k = 0; k < OPS_COUNT; k++) {
             int wanted = first == argc;
             for (int j = first; j < argc; j++) wanted |= !strcmp(argv[j], OPS[k].name);
-            if (!wanted || (OPS[k].run == call_unpack && (!unpack_to || i < 0))) continue; /* its bits: tests/ops/test_cuda.c */
+            if (!wanted || (i < 0 && OPS[k].run == call_join) || (OPS[k].run == call_unpack && (!unpack_to || i < 0))) continue; /* their bits: tests/ops/test_cuda.c */
             if (i > 0 && OPS[k].once && SIZES[i].D == SIZES[i - 1].D) continue;
             if (i == 2 && OPS[k].run != call_attend && OPS[k].run != call_attend_bwd) continue; /* long sequences matter there only */
             for (int v = 0; v < OPS[k].variants; v++) {
