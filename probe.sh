@@ -105,12 +105,20 @@ elif [ -z "$NVCC" ]; then
 else
     codes=$("$NVCC" --list-gpu-code 2>"$tmp/log") || fail "'$NVCC --list-gpu-code' fails: $(cat "$tmp/log")"
     gencode="" built="" ptx=""
-    if [ "${ARCH-}" = native ]; then
+    # Code for sm_90 itself is made as sm_90a: attention there uses instructions of that one architecture.
+    hopper="-gencode arch=compute_90a,code=sm_90a -DQLORA_SM90A"
+    if [ "${ARCH-}" = native ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -qx 9.0; then
+        gencode=" $hopper" built=" the card of this machine"
+    elif [ "${ARCH-}" = native ]; then
         gencode=-arch=native built=" the card of this machine"
     else
         for a in ${ARCH:-80 86 89 90}; do
             if printf '%s\n' "$codes" | grep -qx "sm_$a"; then
-                gencode="$gencode -gencode arch=compute_$a,code=sm_$a" built="$built sm_$a" ptx=$a
+                case $a in
+                90) gencode="$gencode $hopper" ;;
+                *) gencode="$gencode -gencode arch=compute_$a,code=sm_$a" ;;
+                esac
+                built="$built sm_$a" ptx=$a
             elif [ -n "${ARCH-}" ]; then
                 fail "this nvcc does not know ARCH=$a; it knows: $(printf '%s ' $codes)"
             fi

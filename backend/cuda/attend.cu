@@ -1,47 +1,22 @@
 /* backend/cuda/attend.cu - causal attention with document starts, forward and backward, on the matrix units.
  *
  * Tiling, online softmax and recomputation in backward: Dao 2023 (FlashAttention-2). mma.sync m16n8k16 in bf16 with fp32 sums,
- * so one source serves sm_80 to sm_90. Head sizes 64 and 128; others take plain kernels, a few rows
- * of generation decode.cu.
+ * so one source serves every card; sm_90 has kernels of its own in attend_sm90.cu. Head sizes 64 and 128; others take plain
+ * kernels, a few rows of generation decode.cu.
  *
  * Backward is two kernels, one over key tiles (dK, dV) and one over query tiles (dQ): two products more than one kernel with
  * atomic adds, and the same bits on every run.
  *
  * Tiles start at a sequence's first row, so a row's bits do not depend on what else is in the chunk. Shared memory holds
  * tiles of TILE rows of K bf16; 16-byte pieces of a row are swapped by row % 8 so that ldmatrix meets no bank twice. */
-#include "backend/cuda/cuda_internal.h"
+#include "backend/cuda/attend.h"
 #include <float.h>
 #include <math.h>
 
-enum { WARPS = 4, THREADS = 32 * WARPS, TILE = 64 /* rows of a block's own tile: 16 a warp */, SEQS = 256 };
-static const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-#define DEV __device__ __forceinline__
-
-/* The sequences of a launch, in its parameters: seq i is rows start[i] .. start[i+1]-1 and tiles tile[i] .. tile[i+1]-1. */
-struct seqs { int n; int32_t start[SEQS + 1], tile[SEQS + 1]; };
-DEV int find_seq(const struct seqs &s, int tile) {
-    int lo = 0, hi = s.n;
-    while (hi - lo > 1) {
-        int mid = (lo + hi) / 2;
-        if (s.tile[mid] <= tile) lo = mid;
-        else hi = mid;
-    }
-    return lo;
-}
-
-/* Operands in global memory: head h of row t at p + t * ld + h * step. */
-struct operand { bf16 *p; int64_t ld, step; };
-struct problem {
-    struct operand q, k, v, o, d_o, dq, dk, dv;
-    const int32_t *first;
-    float *lse, *delta;
-    int H, past;
-    float scale;
-};
+enum { WARPS = 4, THREADS = 32 * WARPS, TILE = 64 /* rows of a block's own tile: 16 a warp */ };
 
 /* ---- pieces ---- */
 
-DEV uint32_t shared_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 template <int K> DEV int at(int row, int piece) { return row * K + ((piece ^ (row & 7)) << 3); } /* in elements */
 
 DEV void ld4(uint32_t r[4], const bf16 *p) {
@@ -53,10 +28,6 @@ DEV void ld4t(uint32_t r[4], const bf16 *p) {
 DEV void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-DEV uint32_t pack(float lo, float hi) {
-    __nv_bfloat162 h = __floats2bfloat162_rn(lo, hi);
-    return *(uint32_t *)&h;
 }
 DEV void copy16(bf16 *to, const bf16 *from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from)); }
 DEV void copies_end() { asm volatile("cp.async.commit_group;"); }
@@ -384,18 +355,9 @@ static struct problem problem_of(const struct attend_args *a) {
     p.first = a->rows->first, p.lse = a->lse, p.delta = a->delta, p.H = (int)a->H, p.past = (int)a->past, p.scale = (float)(1 / sqrt((double)a->K));
     return p;
 }
-/* The next at most SEQS sequences from *seq on. */
-static struct seqs some(const struct rows *r, int *seq) {
-    struct seqs s = {};
-    for (s.n = 0; s.n < SEQS && *seq < r->n_seqs; s.n++, ++*seq) {
-        s.start[s.n] = r->seq_start[*seq], s.start[s.n + 1] = r->seq_start[*seq + 1];
-        s.tile[s.n + 1] = s.tile[s.n] + (int32_t)ceil_div(s.start[s.n + 1] - s.start[s.n], TILE);
-    }
-    return s;
-}
 static int tiled(const struct attend_args *a) {
-    const struct mat *m[] = {&a->q, &a->k, &a->v, &a->o};
-    for (int i = 0; i < 4; i++)
+    const struct mat *m[] = {&a->q, &a->k, &a->v, &a->o, &a->d_o, &a->dq, &a->dk, &a->dv}; /* the last four absent in forward */
+    for (int i = 0; i < 8; i++)
         if ((uintptr_t)m[i]->data % 16 || m[i]->ld % 8) return 0;
     return (a->K == 64 || a->K == 128) && a->q_step % 8 == 0 && a->k_step % 8 == 0 && a->v_step % 8 == 0;
 }
@@ -418,8 +380,9 @@ void cuda_attend(void *self, const struct attend_args *a) {
         CUDA_LAUNCHED(c);
         return;
     }
+    if (cuda_attend_sm90(c, a, &p)) return;
     for (int seq = 0; seq < a->rows->n_seqs;) {
-        struct seqs s = some(a->rows, &seq);
+        struct seqs s = some(a->rows, &seq, TILE);
         if (a->K == 64) launch(c, attend_fwd<64>, 64, 5, 0, 0, p, s);
         else launch(c, attend_fwd<128>, 128, 5, 0, 0, p, s);
     }
@@ -429,19 +392,20 @@ void cuda_attend_bwd(void *self, const struct attend_args *a) {
     struct cuda *c = (struct cuda *)self;
     struct problem p = problem_of(a);
     int64_t N = a->rows->N;
+    if (tiled(a) && cuda_attend_bwd_sm90(c, a, &p)) return;
     attend_delta<<<warps(N * a->H), THREADS, 0, cuda_stream(c)>>>(p, (int)a->K, N);
     CUDA_LAUNCHED(c);
     if (!tiled(a)) {
         any_dq<<<warps(N * a->H), THREADS, 0, cuda_stream(c)>>>(p, (int)a->K, N);
         for (int seq = 0; seq < a->rows->n_seqs;) {
-            struct seqs s = some(a->rows, &seq);
+            struct seqs s = some(a->rows, &seq, TILE);
             any_dkv<<<warps((int64_t)(s.start[s.n] - s.start[0]) * a->H), THREADS, 0, cuda_stream(c)>>>(p, s, (int)a->K);
         }
         CUDA_LAUNCHED(c);
         return;
     }
     for (int seq = 0; seq < a->rows->n_seqs;) {
-        struct seqs s = some(a->rows, &seq);
+        struct seqs s = some(a->rows, &seq, TILE);
         if (a->K == 64) launch(c, attend_dkv<64, 64>, 64, 2, 4, 64, p, s), launch(c, attend_dq<64, 64>, 64, 2, 4, 64, p, s);
         else launch(c, attend_dkv<128, 32>, 128, 2, 4, 32, p, s), launch(c, attend_dq<128, 32>, 128, 2, 4, 32, p, s);
     }

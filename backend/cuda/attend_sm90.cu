@@ -1,0 +1,565 @@
+/* backend/cuda/attend_sm90.cu - causal attention on Hopper: wgmma products of warpgroups, tiles brought by the copy engine.
+ *
+ * Tiling, online softmax, recomputation: Dao 2023 (FlashAttention-2); asynchronous products and a producer warp: Shah et al.
+ * 2024 (FlashAttention-3). One block a multiprocessor takes items (a head's tile of own rows, longest first) from a counter.
+ * Its last warpgroup only fetches: own rows of the next item while this one runs, and a ring of other rows. The others own
+ * 64 rows each and run apart, so that the exponentials of one hide under the products of the rest.
+ *
+ *   pass  own rows     other rows   products of 64 x N x K a warpgroup and tile
+ *   FWD   queries: q   keys: k, v   S = q kᵀ, o += P v
+ *   DQ    queries: q,do  keys: k, v   S, dP = do vᵀ, dq += dS k;  also makes delta
+ *   DKV   keys: k, v   queries: q,do  Sᵀ, dPᵀ, dv += Pᵀ do, dk += dSᵀ q
+ *
+ * No atomics touch a sum: the same bits on every run. Tiles start at a sequence's first row. A tile may reach beyond its
+ * sequence: those rows are finite (other sequences, or 0 beyond the matrix) and weigh exactly 0.
+ *
+ * Shared memory holds tiles as panels of 64 columns: a row of a panel is 128 bytes, its 16-byte pieces swapped by row % 8,
+ * which is what both the copy engine and wgmma call the 128-byte swizzle. */
+#include "backend/cuda/attend.h"
+#ifdef QLORA_SM90A /* the build has code for sm_90a */
+#include <cudaTypedefs.h>
+#include <math.h>
+
+#ifndef FWD_N
+#define FWD_N 128
+#endif
+enum pass { FWD, DQ, DKV };
+template <int K, int P> struct plan {
+    enum {
+        GROUPS = K == 64 ? 3 : 2,                 /* consumers, 64 own rows each */
+        OWN = 64 * GROUPS, OWNS = P == FWD ? 1 : 2, BUFS = 2,
+        N = P == FWD ? FWD_N : 64,                  /* rows of another tile */
+        STAGES = K == 64 ? 4 : 2,
+        THREADS = 128 * (GROUPS + 1),
+        REGS = K == 128 ? 232 : P == DQ ? 152 : 160, FETCH_REGS = K == 128 ? 40 : P == DQ ? 56 : 32, /* GROUPS * REGS + FETCH_REGS <= 512 */
+        OWN_BYTES = OWN * K * 2, TILE_BYTES = N * K * 2,
+        RING = BUFS * OWNS * OWN_BYTES,           /* where in shared memory: own tiles lie at 0 */
+        INFO = RING + 2 * STAGES * TILE_BYTES,    /* DKV: {lse, delta} of the other rows */
+        LOW = INFO + (P == DKV ? STAGES * N * 8 : 0),           /* first[] of the queries, own or other */
+        ITEM = LOW + 4 * (P == DKV ? STAGES * N : BUFS * OWN),
+        BARS = ITEM + BUFS * 32, BYTES = BARS + 8 * (2 * BUFS + 4 * STAGES) + 1024
+    };
+};
+
+/* ---- pieces ---- */
+
+DEV void bar_init(uint32_t bar, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory"); }
+DEV void bar_expect(uint32_t bar, int bytes) { asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(bytes) : "memory"); }
+DEV void bar_arrive(uint32_t bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }
+DEV void bar_wait(uint32_t bar, uint32_t parity) {
+    uint32_t done;
+    do
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+    while (!done);
+}
+/* 64 rows from `row`, 64 columns of panel `panel`, of a head: 8 KiB. Rows beyond the matrix become 0. */
+DEV void fetch_box(uint32_t to, const CUtensorMap *m, int row, int panel, int head, uint32_t bar) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
+                 ::"r"(to), "l"(m), "r"(bar), "r"(0), "r"(row), "r"(panel), "r"(head) : "memory");
+}
+template <int K, int ROWS> DEV void fetch(uint32_t to, const CUtensorMap *m, int row, int head, uint32_t bar) {
+#pragma unroll
+    for (int p = 0; p < K / 64; p++)
+#pragma unroll
+        for (int r = 0; r < ROWS; r += 64) fetch_box(to + p * ROWS * 128 + r * 128, m, row + r, p, head, bar);
+}
+
+DEV void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEV void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT> DEV void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
+template <int N> DEV void settled(float (&c)[N]) { /* behind a wait: the sums are read only from here on */
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(c[i])::"memory");
+}
+/* A tile in shared memory as wgmma sees it: groups of 8 rows 1024 bytes apart; `panel`: bytes from one panel to the next,
+ * for operands whose rows are the inner dimension of the product. */
+DEV uint64_t view(uint32_t at, int panel) { return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(panel >> 4) << 16 | (at & 0x3FFFF) >> 4; }
+
+#define F8(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+#define F32(c, i) F8(c, i), F8(c, i + 8), F8(c, i + 16), F8(c, i + 24)
+#define S32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define S64 S32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+/* c (64, N) = or += a bᵀ over 16 columns, rows of both in shared memory */
+template <int N> DEV void mma_rows(float (&c)[N / 2], uint64_t a, uint64_t b, int add) {
+    if constexpr (N == 64)
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" S32 "}, %32, %33, p, 1, 1, 0, 0;}" : F32(c, 0) : "l"(a), "l"(b), "r"(add));
+    else
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" S64 "}, %64, %65, p, 1, 1, 0, 0;}" : F32(c, 0), F32(c, 32) : "l"(a), "l"(b), "r"(add));
+}
+/* c (64, N) += a b, a (64, 16) in registers, b 16 rows of a tile of N columns */
+template <int N> DEV void mma_tile(float (&c)[N / 2], const uint32_t *a, uint64_t b) {
+    if constexpr (N == 64)
+        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" S32 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;" : F32(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    else
+        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" S64 "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;" : F32(c, 0), F32(c, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+/* s (64, N) = a bᵀ: 64 rows of a tile of A_ROWS, N rows of a tile of B_ROWS */
+template <int K, int N, int A_ROWS, int B_ROWS> DEV void times_rows(float (&s)[N / 2], uint32_t a, uint32_t b) {
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < K / 16; k++)
+        mma_rows<N>(s, view(a + k / 4 * A_ROWS * 128 + k % 4 * 32, 0), view(b + k / 4 * B_ROWS * 128 + k % 4 * 32, 0), k > 0);
+    products_end();
+}
+/* acc (64, K) += p (64, N) times the first N rows of a tile of ROWS */
+template <int K, int N, int ROWS> DEV void times_tile(float (&acc)[K / 2], const uint32_t *p, uint32_t tile) {
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < N / 16; k++) mma_tile<K>(acc, p + 4 * k, view(tile + k * 2048, ROWS * 128));
+    products_end();
+}
+/* An accumulator as the left operand of the next product. */
+template <int N> DEV void pack_all(uint32_t (&p)[N / 4], const float (&s)[N / 2]) {
+#pragma unroll
+    for (int i = 0; i < N / 4; i++) p[i] = pack(s[2 * i], s[2 * i + 1]);
+}
+
+DEV float exp2_of(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+/* Two rows (r and r + 8) of an accumulator to global memory, times factors; rows from `end` on are left out. */
+template <int K> DEV void put_rows(const struct operand &m, int head, int r, int end, const float (&acc)[K / 2], float f0, float f1) {
+    bf16 *to = m.p + (int64_t)r * m.ld + head * m.step + 2 * (threadIdx.x % 4);
+    if (r < end)
+#pragma unroll
+        for (int n = 0; n < K / 8; n++) *(uint32_t *)(to + 8 * n) = pack(acc[4 * n] * f0, acc[4 * n + 1] * f0);
+    to += 8 * m.ld;
+    if (r + 8 < end)
+#pragma unroll
+        for (int n = 0; n < K / 8; n++) *(uint32_t *)(to + 8 * n) = pack(acc[4 * n + 2] * f1, acc[4 * n + 3] * f1);
+}
+
+/* ---- items and the ring ---- */
+
+/* Own rows own .. own+OWN-1 of a head, of a sequence begin .. end-1, against `steps` tiles from row `other` on. */
+struct item { int head, begin, end, own, other, steps; };
+template <int K, int P> DEV struct item item_of(const struct problem &a, const struct seqs &s, int i) {
+    using L = plan<K, P>;
+    int seq = find_seq(s, i / a.H), n = s.tile[seq + 1] - s.tile[seq], tile;
+    struct item it;
+    i -= s.tile[seq] * a.H;
+    it.head = i / n, tile = i % n, it.begin = s.start[seq], it.end = s.start[seq + 1];
+    if (P != DKV) tile = n - 1 - tile; /* late queries see most, early keys are seen by most */
+    it.own = it.begin + tile * L::OWN;
+    int from = P == DKV ? it.own : a.first[it.own], last = P == DKV ? it.end - 1 : min(it.own + L::OWN, it.end) - 1 + a.past;
+    it.other = it.begin + (from - it.begin) / L::N * L::N;
+    it.steps = (last - it.other) / L::N + 1;
+    return it;
+}
+__device__ int next_item; /* 0 between kernels: whoever draws the last blank puts it back */
+
+struct ring { int stage; uint32_t parity; };
+template <int STAGES> DEV void advance(struct ring &r) {
+    if (++r.stage == STAGES) r.stage = 0, r.parity ^= 1;
+}
+/* Barriers of a ring of tiles and of the own tiles: full = the bytes are there, empty = every consumer warp is through. */
+template <class L> struct bars {
+    uint32_t at;
+    DEV uint32_t own_full(int buf) { return at + 8 * buf; }
+    DEV uint32_t own_empty(int buf) { return at + 8 * (L::BUFS + buf); }
+    DEV uint32_t full(int which, int stage) { return at + 8 * (2 * L::BUFS + which * L::STAGES + stage); }
+    DEV uint32_t empty(int which, int stage) { return at + 8 * (2 * L::BUFS + (2 + which) * L::STAGES + stage); }
+};
+
+struct maps { CUtensorMap own[2], other[2]; };
+
+/* The fetching warp: items from the counter until it runs dry, own tiles, then the other tiles in order. */
+template <int K, int P> DEV void fetch_items(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items, int64_t rows) {
+    using L = plan<K, P>;
+    uint32_t base = shared_at(room);
+    int lane = threadIdx.x % 32, drawn = lane ? 0 : atomicAdd(&next_item, 1);
+    struct ring at = {0, 1}, own = {0, 1};
+    for (;; advance<L::BUFS>(own)) {
+        int i = __shfl_sync(~0u, drawn, 0);
+        struct item it = {-1, 0, 0, 0, 0, 0};
+        if (i < items) it = item_of<K, P>(a, s, i);
+        bar_wait(bars.own_empty(own.stage), own.parity);
+        if (P != DKV && i < items)
+            for (int r = lane; r < L::OWN; r += 32) ((int *)(room + L::LOW))[own.stage * L::OWN + r] = a.first[min(it.own + r, it.end - 1)];
+        if (lane == 0) *(struct item *)(room + L::ITEM + 32 * own.stage) = it;
+        __syncwarp();
+        if (lane == 0) {
+            uint32_t full = bars.own_full(own.stage), to = base + own.stage * L::OWNS * L::OWN_BYTES;
+            if (i < items) {
+                drawn = atomicAdd(&next_item, 1);
+                bar_expect(full, L::OWNS * L::OWN_BYTES);
+#pragma unroll 1
+                for (int o = 0; o < L::OWNS; o++) fetch<K, L::OWN>(to + o * L::OWN_BYTES, &m.own[o], it.own, it.head, full);
+            } else if (i == items + (int)gridDim.x - 1) next_item = 0;
+            bar_arrive(full);
+        }
+        if (i >= items) return;
+        for (int j = 0; j < it.steps; j++, advance<L::STAGES>(at)) {
+            int row = it.other + j * L::N;
+#pragma unroll 1
+            for (int which = 0; which < 2; which++) {
+                uint32_t full = bars.full(which, at.stage);
+                bar_wait(bars.empty(which, at.stage), at.parity);
+                if (P == DKV && which == 0) {
+#pragma unroll 1
+                    for (int r = lane; r < L::N; r += 32) { /* registers are few here */
+                        int t = min(row + r, it.end - 1), to = at.stage * L::N + r;
+                        ((float2 *)(room + L::INFO))[to] = make_float2(a.lse[(int64_t)t * a.H + it.head] * LOG2E, a.delta[it.head * rows + t]);
+                        ((int *)(room + L::LOW))[to] = row + r < it.end ? a.first[t] : INT32_MAX; /* rows that are not there see no key */
+                    }
+                    __syncwarp();
+                }
+                if (lane == 0) {
+                    bar_expect(full, L::TILE_BYTES);
+                    fetch<K, L::N>(base + L::RING + (2 * at.stage + which) * L::TILE_BYTES, &m.other[which], row, it.head, full);
+                    bar_arrive(full);
+                }
+            }
+        }
+    }
+}
+
+/* ---- the passes, by a consumer warpgroup ---- */
+
+/* What a consumer knows: the block's room and barriers, where it stands in the ring, its warpgroup and its item. */
+template <class L> struct consumer {
+    char *room;
+    struct bars<L> bars;
+    struct ring at[2];
+    int part, row; /* which 64 own rows are its own; the thread's among them, a second one 8 below */
+    struct item it;
+    DEV uint32_t tile(int which) { return shared_at(room) + L::RING + (2 * at[which].stage + which) * L::TILE_BYTES; }
+    DEV void wait(int which) { bar_wait(bars.full(which, at[which].stage), at[which].parity); }
+    DEV void release(int which, int stage) {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) bar_arrive(bars.empty(which, stage));
+    }
+    DEV void release(int which) {
+        release(which, at[which].stage);
+        advance<L::STAGES>(at[which]);
+    }
+    DEV void release_own(int buf) {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) bar_arrive(bars.own_empty(buf));
+    }
+    DEV void skip() { /* a tile that this warpgroup does not need */
+        wait(0), release(0), wait(1), release(1);
+    }
+};
+
+/* Online softmax over N more keys, of two rows a thread: s becomes exp(scale (s - new maximum)). */
+struct softmax { float top[2], sum[2], shrink[2], scale2; int lo[2], hi[2]; };
+template <int N> DEV void soften(struct softmax &m, float *s, int masked, int base) {
+    if (masked)
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            int key = base + i / 4 * 8 + 2 * (threadIdx.x % 4) + i % 2;
+            s[i] = key >= m.lo[i / 2 % 2] && key <= m.hi[i / 2 % 2] ? s[i] : -INFINITY;
+        }
+    float most[2] = {m.top[0], m.top[1]};
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], 1));
+        most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], 2));
+        m.shrink[i] = most[i] == m.top[i] ? 1.f : exp2_of((m.top[i] - most[i]) * m.scale2);
+        m.top[i] = most[i], m.sum[i] *= m.shrink[i];
+        most[i] = m.top[i] == -INFINITY ? 0.f : m.top[i] * m.scale2; /* a row that has seen no key yet */
+    }
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) m.sum[i / 2 % 2] += s[i] = exp2_of(fmaf(s[i], m.scale2, -most[i / 2 % 2]));
+}
+
+/* o = softmax(q kᵀ scale + mask) v, lse. The scores of a tile are made while the values of the one before are added up; of
+ * the last tile only the half that the diagonal leaves. */
+template <int K> DEV void pass_fwd(const struct problem &a, struct consumer<plan<K, FWD>> &c, int buf) {
+    using L = plan<K, FWD>;
+    const int N = L::N, HALF = N / 2;
+    const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
+    int q0 = c.it.own + 64 * c.part, klast = min(q0 + 63, c.it.end - 1) + a.past, latest = low[63];
+    int from = q0 < c.it.end ? (low[0] - c.it.other) / N : c.it.steps, to = q0 < c.it.end ? (klast - c.it.other) / N + 1 : c.it.steps;
+    uint32_t own = shared_at(c.room) + buf * L::OWN_BYTES + c.part * 64 * 128;
+    float s[N / 2], o[K / 2] = {};
+    struct softmax m = {{-INFINITY, -INFINITY}, {}, {}, a.scale * LOG2E, {low[c.row], low[c.row + 8]}, {q0 + c.row + a.past, q0 + c.row + 8 + a.past}};
+    uint32_t p[N / 4];
+    for (int j = 0; j < from; j++) c.skip();
+    if (from < to) {
+        int base = c.it.other + from * N, half = base + HALF > klast;
+        c.wait(0);
+        times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+        products_wait<0>();
+        settled(s);
+        c.release(0);
+        for (int j = from;; j++) {
+            int masked = base < latest || base + N - 1 > q0 + a.past;
+            if (half) soften<HALF>(m, s, masked, base);
+            else soften<N>(m, s, masked, base);
+            if (j > from) {
+                products_wait<0>();
+                settled(o);
+                c.release(1);
+                if (__any_sync(~0u, m.shrink[0] != 1 || m.shrink[1] != 1))
+#pragma unroll
+                    for (int i = 0; i < K / 2; i++) o[i] *= m.shrink[i / 2 % 2];
+            }
+            pack_all<N>(p, s);
+            if (j + 1 == to) break;
+            base += N, half = base + HALF > klast;
+            c.wait(0);
+            if (half) times_rows<K, HALF, L::OWN, N>(*(float(*)[HALF / 2])s, own, c.tile(0));
+            else times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+            c.wait(1);
+            times_tile<K, N, N>(o, p, c.tile(1));
+            products_wait<1>();
+            settled(s);
+            c.release(0);
+        }
+        c.wait(1);
+        if (half) times_tile<K, HALF, N>(o, p, c.tile(1));
+        else times_tile<K, N, N>(o, p, c.tile(1));
+        products_wait<0>();
+        settled(o);
+        c.release(1);
+    }
+    c.release_own(buf);
+    for (int j = to; j < c.it.steps; j++) c.skip();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        m.sum[i] += __shfl_xor_sync(~0u, m.sum[i], 1);
+        m.sum[i] += __shfl_xor_sync(~0u, m.sum[i], 2);
+        int t = q0 + c.row + 8 * i;
+        if (threadIdx.x % 4 == 0 && t < c.it.end) a.lse[(int64_t)t * a.H + c.it.head] = (m.top[i] * m.scale2 + log2f(m.sum[i])) * LN2;
+    }
+    put_rows<K>(a.o, c.it.head, q0 + c.row, c.it.end, o, 1 / m.sum[0], 1 / m.sum[1]);
+}
+
+/* delta = Σ do o of this thread's two rows, a quarter of the columns a thread. */
+template <int K> DEV float delta_of(const struct problem &a, int t, int head) {
+    const uint4 *x = (const uint4 *)(a.o.p + (int64_t)t * a.o.ld + head * a.o.step) + threadIdx.x % 4 * (K / 32);
+    const uint4 *y = (const uint4 *)(a.d_o.p + (int64_t)t * a.d_o.ld + head * a.d_o.step) + threadIdx.x % 4 * (K / 32);
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < K / 32; i++) {
+        uint4 u = x[i], v = y[i];
+        const uint32_t us[4] = {u.x, u.y, u.z, u.w}, vs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            float2 f = __bfloat1622float2(*(const __nv_bfloat162 *)&us[k]), g = __bfloat1622float2(*(const __nv_bfloat162 *)&vs[k]);
+            sum = fmaf(f.x, g.x, fmaf(f.y, g.y, sum));
+        }
+    }
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    return sum + __shfl_xor_sync(~0u, sum, 2);
+}
+
+/* dq = scale dS k with P = exp(q kᵀ scale - lse), dS = P (do vᵀ - delta). delta is left for DKV, head by head. */
+template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<K, DQ>> &c, int buf, int64_t rows) {
+    using L = plan<K, DQ>;
+    const int N = L::N;
+    const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
+    int q0 = c.it.own + 64 * c.part, qlast = min(q0 + 63, c.it.end - 1), lane = threadIdx.x % 32;
+    int from = q0 < c.it.end ? (low[0] - c.it.other) / N : c.it.steps, to = q0 < c.it.end ? (qlast - c.it.other) / N + 1 : c.it.steps;
+    int lo[2] = {low[c.row], low[c.row + 8]}, hi[2] = {q0 + c.row, q0 + c.row + 8}, latest = low[63];
+    uint32_t own = shared_at(c.room) + 2 * buf * L::OWN_BYTES + c.part * 64 * 128;
+    float s[N / 2], d[N / 2], dq[K / 2] = {}, lse[2], delta[2], scale2 = a.scale * LOG2E;
+    uint32_t ds[N / 4];
+    int held = 0; /* the tile whose last product is under way */
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int t = min(hi[i], c.it.end - 1);
+        lse[i] = a.lse[(int64_t)t * a.H + c.it.head] * LOG2E, delta[i] = delta_of<K>(a, t, c.it.head);
+        if (lane % 4 == 0 && hi[i] < c.it.end) a.delta[c.it.head * rows + t] = delta[i];
+    }
+    for (int j = 0; j < from; j++) c.skip();
+    for (int j = from; j < to; j++) {
+        int base = c.it.other + j * N;
+        c.wait(0);
+        times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+        c.wait(1);
+        times_rows<K, N, L::OWN, N>(d, own + L::OWN_BYTES, c.tile(1));
+        products_wait<1>();
+        settled(s);
+        if (j > from) c.release(0, held);
+        if (base < latest || base + N - 1 > q0)
+#pragma unroll
+            for (int i = 0; i < N / 2; i++) {
+                int key = base + i / 4 * 8 + 2 * (lane % 4) + i % 2;
+                s[i] = key >= lo[i / 2 % 2] && key <= hi[i / 2 % 2] ? s[i] : -INFINITY;
+            }
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) s[i] = exp2_of(fmaf(s[i], scale2, -lse[i / 2 % 2]));
+        products_wait<0>();
+        settled(d);
+        c.release(1);
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) s[i] *= d[i] - delta[i / 2 % 2];
+        pack_all<N>(ds, s);
+        times_tile<K, N, N>(dq, ds, c.tile(0));
+        held = c.at[0].stage;
+        advance<L::STAGES>(c.at[0]);
+    }
+    products_wait<0>();
+    if (from < to) c.release(0, held);
+    settled(dq);
+    c.release_own(buf);
+    for (int j = to; j < c.it.steps; j++) c.skip();
+    put_rows<K>(a.dq, c.it.head, q0 + c.row, c.it.end, dq, a.scale, a.scale);
+}
+
+/* dv = Pᵀ do, dk = scale dSᵀ q: rows are keys, columns queries. */
+template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan<K, DKV>> &c, int buf) {
+    using L = plan<K, DKV>;
+    const int N = L::N;
+    int k0 = c.it.own + 64 * c.part, klast = min(k0 + 63, c.it.end - 1), key[2] = {k0 + c.row, k0 + c.row + 8}, lane = threadIdx.x % 32;
+    int from = k0 < c.it.end ? (k0 - c.it.other) / N : c.it.steps;
+    uint32_t own = shared_at(c.room) + 2 * buf * L::OWN_BYTES + c.part * 64 * 128;
+    float s[N / 2], d[N / 2], dk[K / 2] = {}, dv[K / 2] = {}, scale2 = a.scale * LOG2E;
+    uint32_t p[N / 4], ds[N / 4];
+    for (int j = 0; j < from; j++) c.skip();
+    for (int j = from; j < c.it.steps; j++) {
+        int base = c.it.other + j * N;
+        const float4 *info = (const float4 *)(c.room + L::INFO) + (c.at[0].stage * N + 2 * (lane % 4)) / 2; /* of two queries */
+        const int *low = (const int *)(c.room + L::LOW) + c.at[0].stage * N;
+        c.wait(0);
+        if (low[0] > klast) { /* later documents */
+            c.skip();
+            continue;
+        }
+        times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+        c.wait(1);
+        times_rows<K, N, L::OWN, N>(d, own + L::OWN_BYTES, c.tile(1));
+        products_wait<1>();
+        settled(s);
+        if (base < klast || low[N - 1] > k0)
+#pragma unroll
+            for (int i = 0; i < N / 2; i++) {
+                int col = i / 4 * 8 + 2 * (lane % 4) + i % 2;
+                s[i] = key[i / 2 % 2] >= low[col] && key[i / 2 % 2] <= base + col ? s[i] : -INFINITY;
+            }
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+            float4 f = info[4 * n];
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[4 * n + i] = exp2_of(fmaf(s[4 * n + i], scale2, i % 2 ? -f.z : -f.x));
+        }
+#ifdef LATE
+        products_wait<0>();
+#else
+        pack_all<N>(p, s);
+        times_tile<K, N, N>(dv, p, c.tile(1));
+        products_wait<1>();
+#endif
+        settled(d);
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+            float4 f = info[4 * n];
+#pragma unroll
+            for (int i = 0; i < 4; i++) s[4 * n + i] *= d[4 * n + i] - (i % 2 ? f.w : f.y);
+        }
+#ifdef LATE
+        pack_all<N>(p, s);
+        times_tile<K, N, N>(dv, p, c.tile(1));
+#endif
+        pack_all<N>(ds, s);
+        times_tile<K, N, N>(dk, ds, c.tile(0));
+        products_wait<1>();
+        c.release(1);
+        products_wait<0>();
+        c.release(0);
+    }
+    settled(dk), settled(dv);
+    c.release_own(buf);
+    put_rows<K>(a.dk, c.it.head, key[0], c.it.end, dk, a.scale, a.scale);
+    put_rows<K>(a.dv, c.it.head, key[0], c.it.end, dv, 1, 1);
+}
+
+/* ---- the kernel ---- */
+
+template <int K, int P> __global__ static void __launch_bounds__(plan<K, P>::THREADS, 1)
+attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s, const __grid_constant__ struct maps m, int64_t rows) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    using L = plan<K, P>;
+    extern __shared__ char unaligned[];
+    char *room = unaligned + (-shared_at(unaligned) & 1023);
+    struct bars<L> bars = {shared_at(room) + L::BARS};
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 1), bar_init(bars.own_empty(i), 4 * L::GROUPS);
+        for (int i = 0; i < L::STAGES; i++)
+            for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), 1), bar_init(bars.empty(w, i), 4 * L::GROUPS);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+    int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
+    if (group == L::GROUPS) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)L::FETCH_REGS));
+        if (threadIdx.x % 128 < 32) fetch_items<K, P>(a, s, m, room, bars, s.tile[s.n] * a.H, rows);
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)L::REGS));
+        struct consumer<L> c = {room, bars, {}, 0, (int)(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), {}};
+        struct ring own = {};
+        for (int part = group;; advance<L::BUFS>(own), part = part + 1 == L::GROUPS ? 0 : part + 1) { /* parts differ in length: take turns */
+            bar_wait(bars.own_full(own.stage), own.parity);
+            c.it = *(const struct item *)(room + L::ITEM + 32 * own.stage);
+            if (c.it.head < 0) return;
+            c.part = part;
+            if constexpr (P == FWD) pass_fwd<K>(a, c, own.stage);
+            if constexpr (P == DQ) pass_dq<K>(a, c, own.stage, rows);
+            if constexpr (P == DKV) pass_dkv<K>(a, c, own.stage);
+        }
+    }
+#endif
+}
+
+/* ---- launches ---- */
+
+/* The driver's encoder of tensor maps, found once. */
+static PFN_cuTensorMapEncodeTiled_v12000 encoder(struct cuda *c) {
+    static void *found;
+    enum cudaDriverEntryPointQueryResult how;
+    if (!found) CUDA_TRY(c, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &how));
+    return (PFN_cuTensorMapEncodeTiled_v12000)found;
+}
+/* Boxes of 64 rows and 64 columns of an operand: dimensions column, row, panel, head. */
+static CUtensorMap map_of(struct cuda *c, const struct operand &m, int64_t K, int64_t rows, int H) {
+    CUtensorMap map = {};
+    cuuint64_t sizes[] = {64, (cuuint64_t)rows, (cuuint64_t)K / 64, (cuuint64_t)H}, steps[] = {(cuuint64_t)m.ld * 2, 128, (cuuint64_t)m.step * 2};
+    cuuint32_t box[] = {64, 64, 1, 1}, every[] = {1, 1, 1, 1};
+    PFN_cuTensorMapEncodeTiled_v12000 encode = encoder(c);
+    if (!encode || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, m.p, sizes, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
+        cuda_failed(c, cudaErrorInvalidValue, "cuTensorMapEncodeTiled", __FILE__, __LINE__);
+    return map;
+}
+template <int K, int P> static void launch(struct cuda *c, const struct problem &p, const struct rows *r, const struct maps &m) {
+    using L = plan<K, P>;
+    CUDA_TRY(c, cudaFuncSetAttribute(attend_sm90<K, P>, cudaFuncAttributeMaxDynamicSharedMemorySize, L::BYTES));
+    for (int seq = 0; seq < r->n_seqs;) {
+        struct seqs s = some(r, &seq, L::OWN);
+        int64_t items = (int64_t)s.tile[s.n] * p.H;
+        if (items) attend_sm90<K, P><<<(unsigned)(items < c->sms ? items : c->sms), L::THREADS, L::BYTES, cuda_stream(c)>>>(p, s, m, r->N);
+        CUDA_LAUNCHED(c);
+    }
+}
+
+int cuda_attend_sm90(struct cuda *c, const struct attend_args *a, const struct problem *p) {
+    if (c->props.major != 9) return 0;
+    int64_t N = a->rows->N, keys = N + a->past;
+    struct maps m = {};
+    m.own[0] = map_of(c, p->q, a->K, N, p->H), m.other[0] = map_of(c, p->k, a->K, keys, p->H), m.other[1] = map_of(c, p->v, a->K, keys, p->H);
+    if (a->K == 64) launch<64, FWD>(c, *p, a->rows, m);
+    else launch<128, FWD>(c, *p, a->rows, m);
+    return 1;
+}
+int cuda_attend_bwd_sm90(struct cuda *c, const struct attend_args *a, const struct problem *p) {
+    if (c->props.major != 9) return 0;
+    int64_t N = a->rows->N;
+    struct maps dq = {}, dkv;
+    dq.own[0] = map_of(c, p->q, a->K, N, p->H), dq.own[1] = map_of(c, p->d_o, a->K, N, p->H);
+    dq.other[0] = map_of(c, p->k, a->K, N, p->H), dq.other[1] = map_of(c, p->v, a->K, N, p->H);
+    dkv = {{dq.other[0], dq.other[1]}, {dq.own[0], dq.own[1]}};
+    if (a->K == 64) launch<64, DQ>(c, *p, a->rows, dq), launch<64, DKV>(c, *p, a->rows, dkv);
+    else launch<128, DQ>(c, *p, a->rows, dq), launch<128, DKV>(c, *p, a->rows, dkv);
+    return 1;
+}
+#else
+int cuda_attend_sm90(struct cuda *, const struct attend_args *, const struct problem *) { return 0; }
+int cuda_attend_bwd_sm90(struct cuda *, const struct attend_args *, const struct problem *) { return 0; }
+#endif
