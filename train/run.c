@@ -140,6 +140,16 @@ static int loop(struct trainer *t, double *epoch, double *eval_seconds, struct e
     return 0;
 }
 
+/* What the plan said against what the card gave, context aside: kernels that are loaded at first use take a little too. */
+static void memory_taken(const struct trainer *t) {
+    struct backend_info info;
+    char a[24], b[24];
+    t->be->info(t->be->self, &info);
+    if (info.unified) return;
+    double taken = (double)(t->free_before - info.free_bytes);
+    log_info("device memory: %s planned, %s taken (%+.1f %%)", text_bytes(a, t->plan.device), text_bytes(b, (int64_t)taken), 100 * (taken / (double)t->plan.device - 1));
+}
+
 static int finish(struct trainer *t, double epoch, double eval_seconds, int64_t first, struct err *e) {
     const struct train_options *o = t->o;
     const struct model_config *c = &t->model.config;
@@ -225,6 +235,9 @@ int train_run(const struct train_options *o, struct err *e) {
     double epoch = 0, eval_seconds = NAN;
     int r = -1;
     if (check_output_dir(&t, e) || !(t.be = backend_open(o->backend, e))) goto out;
+    struct backend_info info;
+    t.be->info(t.be->self, &info);
+    t.free_before = info.free_bytes;
     if (setup_data(&t, e) || setup_model(&t, e)) goto out;
     if (o->dry_run) {
         setup_show_example(&t);

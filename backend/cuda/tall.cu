@@ -78,17 +78,26 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
         while (*(volatile uint32_t *)(turn + blockIdx.x) != blockIdx.y) __nanosleep(64);
     __syncthreads();
     __threadfence(); /* what the block before wrote is seen */
-    /* element i of acc[m][n]: row l0 + 32 warp + 16 m + lane/4 + 8 (i/2), column r0 + 8 n + 2 (lane%4) + i%2 */
+    /* element i of acc[m][n]: row l0 + 32 warp + 16 m + lane/4 + 8 (i/2), column r0 + 8 n + 2 (lane%4) + i%2. Half of
+     * them are read before the first is written: two round trips, for which the next block waits. */
+    int64_t step_l = j.transposed ? 1 : j.ld_out, step_r = j.transposed ? j.ld_out : 1;
+    int l = l0 + 32 * warp + lane / 4, r = r0 + 2 * (lane % 4);
+    float *out = j.out + l * step_l + r * step_r;
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int m = 0; m < 2; m++, l += 16, out += 16 * step_l) {
+#define INSIDE (l + 8 * (i / 2) < j.rows && r + 8 * n + i % 2 < j.R)
+#define PLACE (out + 8 * (i / 2) * step_l + (8 * n + i % 2) * step_r)
+        float before[SHORT / 8][4];
 #pragma unroll
         for (int n = 0; n < SHORT / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int l = l0 + 32 * warp + 16 * m + lane / 4 + 8 * (i / 2), r = r0 + 8 * n + 2 * (lane % 4) + i % 2;
-                float *at = j.transposed ? j.out + r * j.ld_out + l : j.out + l * j.ld_out + r;
-                if (l < j.rows && r < j.R) __stcg(at, __ldcg(at) + acc[m][n][i]);
-            }
+            for (int i = 0; i < 4; i++) before[n][i] = INSIDE ? __ldcg(PLACE) : 0.f;
+#pragma unroll
+        for (int n = 0; n < SHORT / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (INSIDE) __stcg(PLACE, before[n][i] + acc[m][n][i]);
+    }
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) *(volatile uint32_t *)(turn + blockIdx.x) = blockIdx.y + 1 == gridDim.y ? 0 : blockIdx.y + 1; /* zero for the next launch */
