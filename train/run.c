@@ -255,6 +255,7 @@ int train_run(const struct train_options *o, struct err *e) {
     op_counts_reset();
     double began = sys_seconds();
     r = loop(&t, &epoch, &eval_seconds, e);
+    if (!r) memory_taken(&t);
     if (o->profile && r >= 0) print_profile(t.at.step - first, sys_seconds() - began);
     if (r > 0) r = 128 + r;
     else if (!r) r = finish(&t, epoch, eval_seconds, first, e);
