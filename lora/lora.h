@@ -41,24 +41,35 @@ void lora_start(struct lora *l, uint64_t seed); /* A uniform(+-1/sqrt(in)), B ze
 void lora_free(struct lora *l);
 
 /* PEFT folder: adapter_config.json + adapter_model.safetensors (or .bin when reading; any float type). Extra information
- * in the config is checked, not ignored (dora, bias, modules_to_save, rank_pattern are refused). Saving writes fp32, the
- * tensors sorted by name, each file whole or not at all, weights first. */
-int lora_read_config(const char *dir, struct lora_config *c, struct err *e);
+ * in the config is checked, not ignored (dora, bias are refused). Ranks and scales of their own that rank_pattern and
+ * alpha_pattern give to some matrices are read as one rank, the largest, with zeros behind the smaller ones and the
+ * scales inside B: the same function. Loading refuses weights saved whole (modules_to_save); export merges them. Saving
+ * writes fp32, the tensors sorted by name, each file whole or not at all, weights first. */
 int lora_parse_config(const char *text, size_t n, const char *where, struct lora_config *c, struct err *e);
 int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e);
 int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e);
 
 /* A PEFT folder read matrix by matrix: what merging needs, without the whole adapter in memory. Opening checks every
  * name and shape against the model. */
+struct cJSON;
 struct ckpt;
+struct ckpt_tensor;
 struct lora_file {
-    struct lora shape; /* data NULL */
+    struct lora shape;        /* as it is read; data NULL */
+    struct lora_config own;   /* as it is written: patterns aside */
+    struct cJSON *json;       /* adapter_config.json */
     struct ckpt *c;
+    int patterned;            /* some matrices have a rank or scale of their own */
+    int saved;                /* weights of the model that come whole: embedding, head, last norm */
 };
 int lora_file_open(const char *dir, const struct model_config *m, struct lora_file *f, struct err *e);
 void lora_file_close(struct lora_file *f);
 /* a (R,in), b (out,R) of a target; a NaN or infinity is refused. */
 int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, struct err *e);
+/* The tensor in f->c that takes the place of the model's tensor of this name, or NULL. */
+const struct ckpt_tensor *lora_file_saved(const struct lora_file *f, const char *name);
+/* -1 with e if some weights come whole: for those who only add. */
+int lora_file_adds(const struct lora_file *f, const char *dir, struct err *e);
 
 /* Merging (lora/merge.c): w[0..count) = elements first .. first+count of the row-major matrix W (out,in);
  * W += scale * B A, in fp32, every element summed over the rank in order: the bits do not depend on the pieces. */

@@ -32,7 +32,8 @@ static int in_list(const char *word, const char *const *list) {
 /* Everything that is neither read below nor without effect on a trained adapter must be off. */
 static int check_extras(const struct cJSON *config, const char *where, struct err *e) {
     static const char *const known[] = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout",
-                                        "use_rslora", "target_modules", "init_lora_weights",
+                                        "use_rslora", "target_modules", "init_lora_weights", "rank_pattern",
+                                        "alpha_pattern", "modules_to_save",
                                         /* no effect once trained */
                                         "auto_mapping", "base_model_name_or_path", "revision",
                                         "inference_mode", "peft_version", "megatron_core", "layers_pattern",
@@ -45,6 +46,47 @@ static int check_extras(const struct cJSON *config, const char *where, struct er
                            "rsLoRA adapters are supported",
                            where, v->string);
     return 0;
+}
+
+/* Patterns name modules as PEFT compares them: the whole name or its end behind a dot, "^" for the beginning. */
+static int check_pattern(const struct cJSON *config, const char *key, double least, double most, const char *where, struct err *e) {
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.";
+    const struct cJSON *pattern = json_get(config, key);
+    if (!pattern || is_off(pattern)) return 0;
+    if (!cJSON_IsObject(pattern)) return err_set(e, ERR_INPUT, "%s: %s is not an object", where, key);
+    for (const struct cJSON *v = pattern->child; v; v = v->next) {
+        const char *name = v->string + (*v->string == '^');
+        if (!*name || name[strspn(name, plain)])
+            return err_set(e, ERR_INPUT, "%s: %s: \"%.60s\" is a pattern; only module names are understood", where, key, v->string);
+        if (!cJSON_IsNumber(v) || !(v->valuedouble >= least && v->valuedouble <= most) || (least >= 1 && v->valuedouble != floor(v->valuedouble)))
+            return err_set(e, ERR_INPUT, "%s: %s of \"%.60s\" is out of range", where, key, v->string);
+    }
+    return 0;
+}
+
+/* The number that a pattern gives to a module, or the general one. */
+static double pattern_number(const struct cJSON *config, const char *key, int64_t layer, enum proj p, double general) {
+    char module[96];
+    const struct cJSON *pattern = json_get(config, key);
+    snprintf(module, sizeof module, "model.layers.%lld.%s", (long long)layer, proj_module[p]);
+    for (const struct cJSON *v = cJSON_IsObject(pattern) ? pattern->child : NULL; v; v = v->next) {
+        const char *name = v->string + (*v->string == '^');
+        size_t n = strlen(name), m = strlen(module);
+        if (!strcmp(name, module) || (name == v->string && n < m && module[m - n - 1] == '.' && !strcmp(module + m - n, name)))
+            return v->valuedouble;
+    }
+    return general;
+}
+
+static int check_saved(const struct cJSON *config, const char *where, struct err *e) {
+    static const char *const known[] = {"embed_tokens", "model.embed_tokens", "lm_head", "norm", "model.norm", NULL};
+    const struct cJSON *list = json_get(config, "modules_to_save"), *v;
+    if (!list || is_off(list)) return 0;
+    cJSON_ArrayForEach(v, list)
+        if (!cJSON_IsString(v) || !in_list(v->valuestring, known))
+            return err_set(e, ERR_INPUT, "%s: modules_to_save may hold embed_tokens, lm_head and norm, not \"%.60s\"", where,
+                           cJSON_IsString(v) ? v->valuestring : "?");
+    return cJSON_IsArray(list) ? 0 : err_set(e, ERR_INPUT, "%s: modules_to_save is not a list", where);
 }
 
 /* Values that say how training began; those that changed the base model along the way make a plain sum wrong. */
@@ -111,7 +153,8 @@ int lora_parse_config(const char *text, size_t n, const char *where, struct lora
         json_num(j, "lora_alpha", &c->alpha, where, e) < 0 ||
         json_num(j, "lora_dropout", &c->dropout, where, e) < 0 ||
         json_bool(j, "use_rslora", &c->rslora, where, e) < 0 || read_targets(j, &c->targets, where, e) ||
-        check_start(j, where, e) || check_extras(j, where, e))
+        check_start(j, where, e) || check_pattern(j, "rank_pattern", 1, 65536, where, e) ||
+        check_pattern(j, "alpha_pattern", 0, 0x1p30, where, e) || check_saved(j, where, e) || check_extras(j, where, e))
         goto out;
     if (lora_check(c, e)) {
         err_where(e, "%s", where);
@@ -120,17 +163,6 @@ int lora_parse_config(const char *text, size_t n, const char *where, struct lora
     r = 0;
 out:
     json_free(j);
-    return r;
-}
-
-int lora_read_config(const char *dir, struct lora_config *c, struct err *e) {
-    char path[4096], *text;
-    size_t n;
-    if (path_join(path, sizeof path, dir, "adapter_config.json", e) ||
-        file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e))
-        return -1;
-    int r = lora_parse_config(text, n, path, c, e);
-    sys_free(text);
     return r;
 }
 
@@ -181,11 +213,11 @@ static void slot_name(struct slot s, char name[NAME_MAX_BYTES]) {
              proj_module[s.p], s.is_b ? 'B' : 'A');
 }
 
-static void slot_shape(const struct lora *l, struct slot s, int64_t shape[2]) {
+static void slot_shape(const struct lora *l, struct slot s, int64_t rank, int64_t shape[2]) {
     int64_t rows, cols;
     proj_shape(&l->model, s.p, &rows, &cols);
-    shape[0] = s.is_b ? rows : l->config.rank;
-    shape[1] = s.is_b ? l->config.rank : cols;
+    shape[0] = s.is_b ? rows : rank;
+    shape[1] = s.is_b ? rank : cols;
 }
 
 static float *slot_data(const struct lora *l, struct slot s) {
@@ -211,53 +243,130 @@ static int find_slot(const struct lora *l, const char *name, struct slot *s) {
     return -1;
 }
 
+/* ---- reading ---- */
+
+static int64_t rank_of(const struct lora_file *f, int64_t layer, enum proj p) {
+    return (int64_t)pattern_number(f->json, "rank_pattern", layer, p, (double)f->own.rank);
+}
+
+static float scale_of(const struct lora_file *f, int64_t layer, enum proj p) {
+    struct lora_config c = f->own;
+    c.rank = rank_of(f, layer, p), c.alpha = pattern_number(f->json, "alpha_pattern", layer, p, f->own.alpha);
+    return lora_scale(&c);
+}
+
+const struct ckpt_tensor *lora_file_saved(const struct lora_file *f, const char *name) {
+    char full[2 * NAME_MAX_BYTES];
+    snprintf(full, sizeof full, "base_model.model.%s", name);
+    return ckpt_find(f->c, full);
+}
+
+static int check_shape(const struct lora_file *f, const struct ckpt_tensor *t, int rank, const int64_t *shape, struct err *e) {
+    if (t->rank == rank && t->shape[0] == shape[0] && (rank == 1 || t->shape[1] == shape[1])) return 0;
+    return err_set(e, ERR_INPUT, "%s: tensor %s has shape [%lld, %lld]%s, but rank %lld on this model needs [%lld, %lld]",
+                   ckpt_file(f->c, t), t->name, (long long)t->shape[0], (long long)(t->rank > 1 ? t->shape[1] : 1),
+                   t->rank == 2 ? "" : " and not two dimensions", (long long)f->own.rank, (long long)shape[0],
+                   (long long)(rank > 1 ? shape[1] : 1));
+}
+
+/* Weights of the model that a file may hold whole, in the model's shapes. */
+static const struct { const char *module, *tensor; int rank; } wholes[] = {
+    {"embed_tokens", "model.embed_tokens.weight", 2}, {"lm_head", "lm_head.weight", 2}, {"norm", "model.norm.weight", 1}};
+enum { WHOLES = sizeof wholes / sizeof *wholes };
+
+static int check_wholes(struct lora_file *f, struct err *e) {
+    const struct model_config *m = &f->shape.model;
+    const struct cJSON *list = json_get(f->json, "modules_to_save"), *v;
+    for (int i = 0; i < WHOLES; i++) {
+        const struct ckpt_tensor *t = lora_file_saved(f, wholes[i].tensor);
+        int wanted = 0;
+        cJSON_ArrayForEach(v, list) wanted |= text_ends(v->valuestring, wholes[i].module);
+        if (wanted && !t)
+            return err_set(e, ERR_INPUT, "the adapter lacks the tensor base_model.model.%s, which its modules_to_save promise",
+                           wholes[i].tensor);
+        if (t && check_shape(f, t, wholes[i].rank, wholes[i].rank == 1 ? (int64_t[]){m->D} : (int64_t[]){m->V, m->D}, e)) return -1;
+        f->saved += t != NULL;
+    }
+    return 0;
+}
+
+static int is_whole(const char *name) {
+    for (int i = 0; i < WHOLES; i++)
+        if (text_starts(name, "base_model.model.") && !strcmp(name + strlen("base_model.model."), wholes[i].tensor)) return 1;
+    return 0;
+}
+
 /* Every tensor of the file belongs to the adapter and has its shape, and none is missing. */
-static int check_tensors(const struct lora *l, const struct ckpt *c, struct err *e) {
+static int check_tensors(struct lora_file *f, struct err *e) {
+    const struct lora *l = &f->shape;
     struct slot s;
     int64_t shape[2];
     char name[NAME_MAX_BYTES];
-    for (int64_t i = 0; i < ckpt_count(c); i++) {
-        const struct ckpt_tensor *t = ckpt_at(c, i);
+    if (check_wholes(f, e)) return -1;
+    for (int64_t i = 0; i < ckpt_count(f->c); i++) {
+        const struct ckpt_tensor *t = ckpt_at(f->c, i);
+        if (is_whole(t->name)) continue;
         if (find_slot(l, t->name, &s))
             return err_set(e, ERR_INPUT,
                            "%s: tensor %.200s has no place in this model (%lld layers) with the adapter's "
                            "target_modules",
-                           ckpt_file(c, t), t->name, (long long)l->model.L);
-        slot_shape(l, s, shape);
-        if (t->rank != 2 || t->shape[0] != shape[0] || t->shape[1] != shape[1])
-            return err_set(e, ERR_INPUT,
-                           "%s: tensor %s has shape [%lld, %lld]%s, but rank %lld on this model needs "
-                           "[%lld, %lld]",
-                           ckpt_file(c, t), t->name, (long long)t->shape[0],
-                           (long long)(t->rank > 1 ? t->shape[1] : 1),
-                           t->rank == 2 ? "" : " and not two dimensions", (long long)l->config.rank,
-                           (long long)shape[0], (long long)shape[1]);
+                           ckpt_file(f->c, t), t->name, (long long)l->model.L);
+        slot_shape(l, s, rank_of(f, s.layer, s.p), shape);
+        if (check_shape(f, t, 2, shape, e)) return -1;
     }
     for (s.layer = 0; s.layer < l->model.L; s.layer++)
         for (int k = 0; k < 2 * PROJ_COUNT; k++) {
             s.p = (enum proj)(k / 2), s.is_b = k & 1;
             if (!(l->config.targets >> s.p & 1)) continue;
             slot_name(s, name);
-            if (!ckpt_find(c, name))
+            if (!ckpt_find(f->c, name))
                 return err_set(e, ERR_INPUT,
                                "the adapter lacks the tensor %s, which its target_modules promise", name);
         }
     return 0;
 }
 
+/* adapter_config.json into f->own and f->json; the shape that all matrices fit in. */
+static int read_config(const char *dir, const struct model_config *m, struct lora_file *f, struct err *e) {
+    char path[4096], *text;
+    size_t n;
+    if (path_join(path, sizeof path, dir, "adapter_config.json", e) || file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e)) return -1;
+    int r = lora_parse_config(text, n, path, &f->own, e) || !(f->json = json_parse(text, n, path, e)) ? -1 : 0;
+    sys_free(text);
+    if (r) return -1;
+    struct lora_config c = f->own;
+    f->patterned = cJSON_GetArraySize(json_get(f->json, "rank_pattern")) + cJSON_GetArraySize(json_get(f->json, "alpha_pattern")) > 0;
+    if (f->patterned) {
+        c.rank = 1, c.rslora = 0;
+        for (int64_t layer = 0; layer < m->L; layer++)
+            for (int p = 0; p < PROJ_COUNT; p++) {
+                int64_t rank = rank_of(f, layer, (enum proj)p);
+                if (c.targets >> p & 1 && rank > c.rank) c.rank = rank;
+            }
+        c.alpha = (double)c.rank; /* scale 1: each B holds its own */
+    }
+    return lora_shapes(&f->shape, &c, m, e);
+}
+
 int lora_file_open(const char *dir, const struct model_config *m, struct lora_file *f, struct err *e) {
-    struct lora_config config;
     *f = (struct lora_file){0};
-    if (!lora_read_config(dir, &config, e) && !lora_shapes(&f->shape, &config, m, e) &&
-        (f->c = ckpt_open_adapter(dir, e)) && !check_tensors(&f->shape, f->c, e))
-        return 0;
+    if (!read_config(dir, m, f, e) && (f->c = ckpt_open_adapter(dir, e)) && !check_tensors(f, e)) return 0;
     lora_file_close(f);
     return -1;
 }
 
 void lora_file_close(struct lora_file *f) {
     ckpt_close(f->c);
+    json_free(f->json);
     *f = (struct lora_file){0};
+}
+
+int lora_file_adds(const struct lora_file *f, const char *dir, struct err *e) {
+    if (!f->saved) return 0;
+    return err_set(e, ERR_INPUT,
+                   "%s holds not only additions but whole weights (modules_to_save: embedding, head or norm); make a model of it "
+                   "first: qlora export --adapter_name_or_path %s .. --export_dir NEW",
+                   dir, dir);
 }
 
 static int read_slot(const struct lora_file *f, struct slot s, float *x, struct err *e) {
@@ -274,23 +383,34 @@ static int read_slot(const struct lora_file *f, struct slot s, float *x, struct 
 }
 
 int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, struct err *e) {
-    return read_slot(f, (struct slot){layer, p, 0}, a, e) || read_slot(f, (struct slot){layer, p, 1}, b, e) ? -1 : 0;
+    int64_t rows, cols, R = f->shape.config.rank, r = rank_of(f, layer, p);
+    if (read_slot(f, (struct slot){layer, p, 0}, a, e) || read_slot(f, (struct slot){layer, p, 1}, b, e)) return -1;
+    if (!f->patterned) return 0;
+    const float scale = scale_of(f, layer, p);
+    proj_shape(&f->shape.model, p, &rows, &cols);
+    memset(a + r * cols, 0, (size_t)((R - r) * cols) * sizeof *a);
+    for (int64_t i = rows; i-- > 0;) /* from the end: rows grow in place */
+        for (int64_t k = R; k-- > 0;) b[i * R + k] = k < r ? scale * b[i * r + k] : 0;
+    return 0;
 }
 
 int lora_load(const char *dir, const struct model_config *m, struct lora *l, struct err *e) {
     struct lora_file f;
     *l = (struct lora){0};
     if (lora_file_open(dir, m, &f, e)) return -1;
-    int r = lora_init(l, &f.shape.config, m, e);
-    for (struct slot s = {0}; !r && s.layer < m->L; s.layer++)
-        for (int k = 0; !r && k < 2 * PROJ_COUNT; k++) {
-            s.p = (enum proj)(k / 2), s.is_b = k & 1;
-            if (l->config.targets >> s.p & 1) r = read_slot(&f, s, slot_data(l, s), e);
-        }
+    int r = lora_file_adds(&f, dir, e) || lora_init(l, &f.shape.config, m, e) ? -1 : 0;
+    for (int64_t layer = 0; !r && layer < m->L; layer++)
+        for (int p = 0; !r && p < PROJ_COUNT; p++)
+            if (l->config.targets >> p & 1) {
+                float *data = l->data + layer * l->layer_floats;
+                r = lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p), data + lora_offset_b(l, (enum proj)p), e);
+            }
     lora_file_close(&f);
     if (r) lora_free(l);
     return r;
 }
+
+/* ---- writing ---- */
 
 /* Layer numbers sort as text inside tensor names: 0, 1, 10, 11, .., 2. */
 static int by_decimal(const void *a, const void *b) {
@@ -314,7 +434,7 @@ int lora_save(const struct lora *l, const char *dir, const char *base_model, str
             struct slot s = {layer[i / (2 * PROJ_COUNT)], by_name[i / 2 % PROJ_COUNT], (int)(i & 1)};
             if (!(l->config.targets >> s.p & 1)) continue;
             slot_name(s, name);
-            slot_shape(l, s, shape);
+            slot_shape(l, s, l->config.rank, shape);
             if (pass == 0 ? ckpt_declare(w, name, DT_F32, 2, shape, e)
                           : ckpt_write(w, slot_data(l, s), shape[0] * shape[1] * (int64_t)sizeof(float), e))
                 goto fail;

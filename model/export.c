@@ -21,7 +21,12 @@ static int open_adapters(struct job *j, const char *to) {
             return err_set(j->e, ERR_INPUT, "more than %d adapters at once; merge some of them first", EXPORT_ADAPTERS);
         if (model_output_dir(to, dir, 1, j->e) || lora_file_open(dir, &j->config, &j->adapter[j->adapters], j->e))
             return -1;
+        const struct lora_file *f = &j->adapter[j->adapters];
+        if (lora_file_saved(f, "model.embed_tokens.weight") || lora_file_saved(f, "lm_head.weight")) j->untied |= j->config.tied;
     }
+    if (!j->untied) return 0;
+    log_info("an adapter brings its own embedding or head: the two are no longer tied in the result");
+    j->config.tied = 0;
     return 0;
 }
 
@@ -77,11 +82,11 @@ static const char *type_name(enum dtype t) {
 
 static int write_config(const struct job *j, const char *dir) {
     char path[4096], type[40];
-    const char *override = type;
+    const char *overrides[] = {type, "tie_word_embeddings=false"};
     struct model_config q = {
         .q_bits = j->how->bits, .q_type = j->how->q_type, .q_double = j->how->bits == 4 && j->how->nested};
     snprintf(type, sizeof type, "torch_dtype=%s", type_name(j->type));
-    char *text = model_config_text(&j->config, &override, 1, &q, j->e);
+    char *text = model_config_text(&j->config, overrides, 1 + j->untied, &q, j->e);
     int rc = text ? path_join(path, sizeof path, dir, "config.json", j->e) ||
                         file_write_all(path, text, strlen(text), j->e)
                   : -1;

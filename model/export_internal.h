@@ -18,7 +18,7 @@ struct job {
     enum dtype type; /* written, and what codes are made from */
     struct ckpt *in;
     struct lora_file adapter[EXPORT_ADAPTERS];
-    int adapters;
+    int adapters, untied; /* untied: an adapter brings an embedding or a head of its own to a model that tied them */
     struct ckpt_writer *out;
     void *piece;    /* [EXPORT_PIECE] elements of the merged tensor in `type` */
     float *wide;    /* [EXPORT_PIECE] the same in fp32, when they have to be computed */
@@ -29,6 +29,7 @@ struct job {
 };
 
 struct source { /* one tensor on its way in */
+    const struct ckpt *from; /* the model's, or that of an adapter that holds the tensor whole */
     const struct ckpt_tensor *t;
     struct ckpt_quant q; /* bits 0: plain */
     float *scale;        /* [blocks] or [rows] of a quantised matrix, restored to fp32 */

@@ -17,33 +17,45 @@ enum {
 
 int source_not_finite(struct job *j, const struct source *s, int64_t element) {
     return err_set(j->e, ERR_INPUT, "%s: element %lld of %s is NaN, infinite or beyond the format%s",
-                   ckpt_file(j->in, s->t), (long long)element, s->t->name,
+                   ckpt_file(s->from, s->t), (long long)element, s->t->name,
                    s->adapters ? ", with the adapter added" : "");
 }
 
 /* ---- a tensor ---- */
 
 static int check_shape(struct job *j, const struct model_tensor *m, int rank, const int64_t *shape,
-                       const struct ckpt_tensor *t) {
+                       const struct source *s) {
     int same = rank == m->rank;
     for (int k = 0; same && k < rank; k++) same = shape[k] == m->shape[k];
     if (same) return 0;
     return err_set(j->e, ERR_INPUT, "%s: tensor %s has not the shape that config.json asks for (%lld elements, %lld)",
-                   ckpt_file(j->in, t), m->name, (long long)t->count, (long long)m->count);
+                   ckpt_file(s->from, s->t), m->name, (long long)s->t->count, (long long)m->count);
+}
+
+/* The tensor that takes the place of m: of the last adapter that holds it whole, else the model's own. */
+static void find_tensor(const struct job *j, const struct model_tensor *m, struct source *s) {
+    *s = (struct source){.from = j->in, .cols = m->shape[m->rank - 1]};
+    for (int i = j->adapters; !s->t && m->kind != TENSOR_PROJ && i-- > 0;)
+        if ((s->t = lora_file_saved(&j->adapter[i], m->name))) s->from = j->adapter[i].c;
+    if (s->t) return;
+    const int head = j->untied && !strcmp(m->name, "lm_head.weight");
+    s->t = ckpt_find(j->in, head ? "model.embed_tokens.weight" : m->name);
 }
 
 int source_check(struct job *j, const struct model_tensor *m, const char *from) {
     struct ckpt_quant q = {0};
-    const struct ckpt_tensor *t = ckpt_find(j->in, m->name);
+    struct source s;
+    find_tensor(j, m, &s);
+    const struct ckpt_tensor *t = s.t;
     if (!t)
         return err_set(j->e, ERR_INPUT, "%s: tensor %s is missing; is this a complete Yuan 2.0 checkpoint?", from,
                        m->name);
     if (m->kind == TENSOR_PROJ && ckpt_quant(j->in, m->name, &q, j->e)) return -1;
     j->all_bytes += t->count * (int64_t)dtype_bytes(t->type);
-    if (q.bits) return check_shape(j, m, 2, (int64_t[]){q.rows, q.cols}, t);
+    if (q.bits) return check_shape(j, m, 2, (int64_t[]){q.rows, q.cols}, &s);
     if (t->type == DT_F32 || t->type == DT_BF16 || t->type == DT_F16 || t->type == DT_F64)
-        return check_shape(j, m, t->rank, t->shape, t);
-    return err_set(j->e, ERR_INPUT, "%s: tensor %s has type %s, a float type is needed", ckpt_file(j->in, t), m->name,
+        return check_shape(j, m, t->rank, t->shape, &s);
+    return err_set(j->e, ERR_INPUT, "%s: tensor %s has type %s, a float type is needed", ckpt_file(s.from, t), m->name,
                    dtype_name(t->type));
 }
 
@@ -97,7 +109,7 @@ static int open_adapters(struct job *j, const struct model_tensor *m, struct sou
 }
 
 int source_open(struct job *j, const struct model_tensor *m, struct source *s) {
-    *s = (struct source){.t = ckpt_find(j->in, m->name), .cols = m->shape[m->rank - 1]};
+    find_tensor(j, m, s);
     if (m->kind != TENSOR_PROJ) return 0;
     if (!ckpt_quant(j->in, m->name, &s->q, j->e) && !(s->q.bits && open_scales(j, s)) && !open_adapters(j, m, s))
         return 0;
@@ -114,8 +126,8 @@ void source_close(struct source *s) {
 /* ---- a piece ---- */
 
 /* Elements of t as they are or as `as`, by several threads. */
-static int read_range(struct job *j, const struct ckpt_tensor *t, int64_t first, int64_t count, enum dtype as,
-                      void *to) {
+static int read_range(struct job *j, const struct ckpt *from_file, const struct ckpt_tensor *t, int64_t first,
+                      int64_t count, enum dtype as, void *to) {
     struct err errs[MAX_READERS] = {{0}};
     int readers = sys_threads() < MAX_READERS ? sys_threads() : MAX_READERS;
     if (count < 1 << 16) readers = 1;
@@ -124,7 +136,7 @@ static int read_range(struct job *j, const struct ckpt_tensor *t, int64_t first,
     for (int r = 0; r < readers; r++) {
         int64_t from = r * share, n = from + share < count ? share : count - from;
         if (n > 0)
-            ckpt_read_range(j->in, t, first + from, n, as, (char *)to + (size_t)from * dtype_bytes(as), &errs[r]);
+            ckpt_read_range(from_file, t, first + from, n, as, (char *)to + (size_t)from * dtype_bytes(as), &errs[r]);
     }
     for (int r = 0; r < readers; r++)
         if (errs[r].code) return err_set(j->e, errs[r].code, "%s", errs[r].text);
@@ -136,7 +148,7 @@ static int decode_q4(struct job *j, const struct source *s, int64_t first, int64
     const int64_t start = first / ALIGN * ALIGN, per = 2 * (int64_t)dtype_bytes(t->type);
     int64_t units = (first + count - start + per - 1) / per;
     if (units > t->count - start / per) units = t->count - start / per;
-    if (read_range(j, t, start / per, units, t->type, j->codes)) return -1;
+    if (read_range(j, j->in, t, start / per, units, t->type, j->codes)) return -1;
     const struct q4_view v = {
         .codes = j->codes, .absmax = s->scale + start / s->q.block, .levels = s->q.levels, .block = s->q.block};
 #pragma omp parallel for schedule(static)
@@ -147,7 +159,7 @@ static int decode_q4(struct job *j, const struct source *s, int64_t first, int64
 
 static int decode_int8(struct job *j, const struct source *s, int64_t first, int64_t count) {
     const int8_t *q = (const int8_t *)j->codes;
-    if (read_range(j, s->q.weight, first, count, DT_I8, j->codes)) return -1;
+    if (read_range(j, j->in, s->q.weight, first, count, DT_I8, j->codes)) return -1;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i++)
         j->wide[i] = (float)q[i] * int8_unit(s->scale[(first + i) / s->cols]);
@@ -175,8 +187,8 @@ int source_read(struct job *j, const struct source *s, int64_t first, int64_t co
     const struct ckpt_tensor *t = s->t;
     int rc;
     if (s->q.bits) rc = s->q.bits == 4 ? decode_q4(j, s, first, count) : decode_int8(j, s, first, count);
-    else if (!s->adapters && (j->type != DT_F16 || t->type == DT_F16)) rc = read_range(j, t, first, count, j->type, j->piece);
-    else rc = read_range(j, t, first, count, DT_F32, j->wide);
+    else if (!s->adapters && (j->type != DT_F16 || t->type == DT_F16)) rc = read_range(j, s->from, t, first, count, j->type, j->piece);
+    else rc = read_range(j, s->from, t, first, count, DT_F32, j->wide);
     if (rc) return -1;
     for (int i = 0; i < s->adapters; i++)
         lora_merge(s->config[i], s->cols, s->a[i], s->b[i], first, count, j->wide);

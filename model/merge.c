@@ -24,6 +24,7 @@ static int open_files(struct merge *g, const char *list, struct err *e) {
     for (; lora_next(&list, dir, sizeof dir); g->n++) {
         if (g->n == ADAPTERS) return err_set(e, ERR_INPUT, "more than %d adapters at once; merge some of them first", ADAPTERS);
         if (lora_file_open(dir, c, &g->file[g->n], e)) return -1;
+        if (lora_file_adds(&g->file[g->n], dir, e)) return g->n++, -1;
         size_t floats = (size_t)(g->file[g->n].shape.config.rank * widest);
         g->a[g->n] = sys_alloc_array(floats, sizeof(float), "adapter of one matrix", e);
         g->b[g->n] = sys_alloc_array(floats, sizeof(float), "adapter of one matrix", e);

@@ -284,6 +284,118 @@ TEST(shards_hold_what_fits_and_nothing_else_changes) {
     CHECK(!path_exists(folder("sharded/model.safetensors.index.json")) && path_exists(folder("sharded/notes.txt")), "older files");
 }
 
+/* ---- what adapters of other tools hold ---- */
+
+/* An adapter with ranks and scales of its own for some modules, every number 1/64 times a small integer, so that products
+ * and sums are exact. */
+static int64_t own_rank(int64_t layer, int p) { return p == PROJ_V ? 2 : p == PROJ_UP && layer == 1 ? 5 : 3; }
+static double own_alpha(int64_t layer, int p) { return p == PROJ_V && layer == 0 ? 8 : 3; }
+static float own_value(int64_t layer, int p, int is_b, int64_t i) { return (float)((i * 7 + layer * 5 + p * 3 + is_b) % 9 - 4) / 64; }
+
+static int make_patterned(const char *name, struct err *e) {
+    static const char config[] = "{\"peft_type\": \"LORA\", \"r\": 3, \"lora_alpha\": 3, \"target_modules\": [\"v_proj\", \"up_proj\"], "
+                                 "\"rank_pattern\": {\"v_proj\": 2, \"layers.1.mlp.up_proj\": 5}, \"alpha_pattern\": {\"^model.layers.0.self_attn.v_proj\": 8}}";
+    char path[200], tensor[200];
+    float x[5 * 128];
+    snprintf(path, sizeof path, "%s/adapter_config.json", folder(name));
+    struct ckpt_writer *w = dir_make(folder(name), e) || file_write_all(path, config, sizeof config - 1, e) ? NULL : ckpt_create(folder(name), "adapter_model", 0, e);
+    if (!w) return -1;
+    for (int pass = 0; pass < 2; pass++)
+        for (int64_t layer = 0; layer < 2; layer++)
+            for (int k = 0; k < 4; k++) {
+                int p = k < 2 ? PROJ_V : PROJ_UP, is_b = k & 1;
+                int64_t R = own_rank(layer, p), out = p == PROJ_UP ? 128 : 64, shape[2] = {is_b ? out : R, is_b ? R : 64};
+                snprintf(tensor, sizeof tensor, "base_model.model.model.layers.%d.%s.lora_%c.weight", (int)layer, proj_module[p], "AB"[is_b]);
+                for (int64_t i = 0; i < shape[0] * shape[1]; i++) x[i] = own_value(layer, p, is_b, i);
+                if (pass ? ckpt_write(w, x, shape[0] * shape[1] * 4, e) : ckpt_declare(w, tensor, DT_F32, 2, shape, e)) return -1;
+            }
+    return ckpt_commit(w, e);
+}
+
+TEST(ranks_and_scales_of_single_modules) {
+    struct err e = {0};
+    struct model_config c;
+    struct lora l;
+    REQUIRE(!make("p", "torch_dtype=float32", 0, &e) && !make_patterned("pa", &e) && !model_config_read(folder("p"), &c, &e), "%s", e.text);
+    REQUIRE(!lora_load(folder("pa"), &c, &l, &e), "%s", e.text);
+    CHECK(l.config.rank == 5 && lora_scale(&l.config) == 1, "rank %lld, scale %g", (long long)l.config.rank, (double)lora_scale(&l.config));
+    REQUIRE(!export_as("p", "pm", (struct export_how){.type = -1, .adapters = folder("pa")}, &e), "%s", e.text);
+    check_merged("p", "pm", (const char *const[]){"pa"}, 1, DT_F32);
+    for (int64_t layer = 0; layer < 2; layer++)
+        for (int k = 0; k < 2; k++) {
+            int p = k ? PROJ_UP : PROJ_V;
+            int64_t R = own_rank(layer, p), rows, cols, bad = 0;
+            proj_shape(&c, (enum proj)p, &rows, &cols);
+            const float *A = l.data + layer * l.layer_floats + lora_offset_a(&l, (enum proj)p), *B = l.data + layer * l.layer_floats + lora_offset_b(&l, (enum proj)p);
+            for (int64_t i = 0; i < rows * cols; i++) {
+                double want = 0, have = 0;
+                for (int64_t r = 0; r < R; r++)
+                    want += own_alpha(layer, p) / (double)R * own_value(layer, p, 1, i / cols * R + r) * own_value(layer, p, 0, r * cols + i % cols);
+                for (int64_t r = 0; r < 5; r++) have += (double)B[i / cols * 5 + r] * A[r * cols + i % cols];
+                bad += fabs(have - want) > 1e-9; /* 3/5 is rounded once */
+            }
+            CHECK(!bad, "layer %d %s: %lld elements", (int)layer, proj_name[p], (long long)bad);
+        }
+    lora_free(&l), model_config_free(&c);
+}
+
+/* Adds whole tensors to an adapter: the embedding, and the head if asked. */
+static int make_whole(const char *name, const char *of, int head, struct err *e) {
+    char path[200];
+    static float x[512 * 64];
+    struct ckpt *in = ckpt_open_adapter(folder(of), e);
+    struct ckpt_writer *w = in && !dir_make(folder(name), e) ? ckpt_create(folder(name), "adapter_model", 0, e) : NULL;
+    static const char *const names[] = {"base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"};
+    size_t n;
+    if (!w) return -1;
+    for (int64_t i = 0; i < ckpt_count(in); i++) ckpt_declare(w, ckpt_at(in, i)->name, DT_F32, 2, ckpt_at(in, i)->shape, e);
+    for (int k = 0; k <= head; k++) ckpt_declare(w, names[k], DT_F32, 2, (int64_t[]){512, 64}, e);
+    for (int64_t i = 0; i < ckpt_count(in); i++)
+        if (ckpt_read_all(in, ckpt_at(in, i), DT_F32, x, e) || ckpt_write(w, x, ckpt_at(in, i)->count * 4, e)) return -1;
+    for (int k = 0; k <= head; k++) {
+        for (int i = 0; i < 512 * 64; i++) x[i] = (float)(i % 17 - 8 + k) / 16;
+        if (ckpt_write(w, x, sizeof x, e)) return -1;
+    }
+    ckpt_close(in);
+    char *config = read_bytes(of, "adapter_config.json", &n), *at = config ? strstr(config, "\"modules_to_save\": null") : NULL;
+    struct str s = {0};
+    if (!at || ckpt_commit(w, e)) return -1;
+    str_add(&s, config, (size_t)(at - config));
+    str_printf(&s, "\"modules_to_save\": [\"embed_tokens\"%s]%s", head ? ", \"lm_head\"" : "", at + strlen("\"modules_to_save\": null"));
+    snprintf(path, sizeof path, "%s/adapter_config.json", folder(name));
+    int rc = file_write_all(path, s.p, s.n, e);
+    str_free(&s), sys_free(config);
+    return rc;
+}
+
+TEST(embedding_and_head_saved_whole) {
+    struct err e = {0};
+    struct model_config c;
+    struct lora l;
+    REQUIRE(!make("w", "torch_dtype=float32", 0, &e) && !make_adapter("wp", "w", plain, 8, &e) && !make_whole("we", "wp", 0, &e) && !make_whole("wh", "wp", 1, &e), "%s", e.text);
+    REQUIRE(!model_config_read(folder("w"), &c, &e), "%s", e.text);
+    CHECK(lora_load(folder("we"), &c, &l, &e) && strstr(e.text, "qlora export"), "%s", e.text);
+    model_config_free(&c);
+    for (int head = 0; head < 2; head++) {
+        const char *to = head ? "wh_" : "we_";
+        REQUIRE(!export_as("w", to, (struct export_how){.type = -1, .adapters = folder(head ? "wh" : "we")}, &e), "%s", e.text);
+        REQUIRE(!model_config_read(folder(to), &c, &e) && !c.tied, "%s", e.text);
+        model_config_free(&c);
+        struct ckpt *base = ckpt_open(folder("w"), &e), *out = ckpt_open(folder(to), &e);
+        REQUIRE(base && out, "%s", e.text);
+        float *embed = read_tensor(out, "model.embed_tokens.weight"), *top = read_tensor(out, "lm_head.weight"), *old = read_tensor(base, "model.embed_tokens.weight");
+        REQUIRE(embed && top && old, "tensors");
+        for (int i = 0; i < 512 * 64; i++) {
+            CHECK(embed[i] == (float)(i % 17 - 8) / 16, "embedding %d", i);
+            CHECK(top[i] == (head ? (float)(i % 17 - 7) / 16 : old[i]), "head %d: what was tied stays as it was", i);
+        }
+        float *q = read_tensor(out, "model.layers.0.self_attn.q_proj.weight"), *q0 = read_tensor(base, "model.layers.0.self_attn.q_proj.weight");
+        CHECK(memcmp(q, q0, 4096 * 4), "the projections are merged, too");
+        sys_free(embed), sys_free(top), sys_free(old), sys_free(q), sys_free(q0);
+        ckpt_close(base), ckpt_close(out);
+    }
+}
+
 /* ---- refusals ---- */
 
 static void refused(const char *from, const char *to, struct export_how how, const char *why) {
