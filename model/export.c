@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 static const int64_t SHARD_BYTES = 5000000000;
+enum { CONFIG_MAX_BYTES = 16 << 20 };
 
 /* ---- what goes in ---- */
 
@@ -129,12 +130,28 @@ static int write_card(const struct job *j, const char *from, const char *to, con
     return rc ? -1 : 0;
 }
 
+/* The template yuan for tools that render conversations, unless the model has one. */
+static int write_template(const struct job *j, const char *dir) {
+    static const char text[] =
+        "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ m['content'] + '<eod>\\n' }}"
+        "{%- elif m['role'] == 'user' -%}{{ m['content'] + '<sep>' }}{%- else -%}{{ m['content'] }}{%- endif -%}{%- endfor -%}";
+    char path[4096], *config = NULL;
+    size_t n;
+    if (path_join(path, sizeof path, dir, "tokenizer_config.json", j->e)) return -1;
+    if (!path_is_file(path)) return 0;
+    if (file_read_all(path, CONFIG_MAX_BYTES, &config, &n, j->e)) return -1;
+    int has = strstr(config, "\"chat_template\"") != NULL;
+    sys_free(config);
+    if (path_join(path, sizeof path, dir, "chat_template.jinja", j->e)) return -1;
+    return has || path_exists(path) ? 0 : file_write_all(path, text, sizeof text - 1, j->e);
+}
+
 static int export_to(struct job *j, const char *from, const char *to, const char *tmp) {
     int64_t shard = j->how->shard_bytes ? j->how->shard_bytes : SHARD_BYTES;
     if (!(j->out = ckpt_create(tmp, "model", shard, j->e)) || declare_all(j, from, to) || write_tensors(j)) return -1;
     int rc = ckpt_commit(j->out, j->e);
     j->out = NULL;
-    return rc || model_copy_files(from, tmp, j->e) || write_card(j, from, to, tmp) || write_config(j, tmp) ||
+    return rc || model_copy_files(from, tmp, j->e) || write_template(j, tmp) || write_card(j, from, to, tmp) || write_config(j, tmp) ||
                    model_publish(tmp, to, j->e)
                ? -1
                : 0;

@@ -9,7 +9,8 @@
 static int is_side_file(const char *name) {
     static const char *const names[] = {"tokenizer.model",       "tokenizer.json",
                                         "tokenizer_config.json", "special_tokens_map.json",
-                                        "added_tokens.json",     "generation_config.json"};
+                                        "added_tokens.json",     "generation_config.json",
+                                        "chat_template.jinja"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strcmp(name, names[i])) return 1;
     return text_ends(name, ".py") || text_starts(name, "LICENSE");

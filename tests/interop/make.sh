@@ -31,5 +31,13 @@ for model in bf16 nf4 nf4-single fp4 int8; do
         printf '\n {"model": "%s", "adapter": %s, "expected": "%s"}' "$model" "$([[ $adapter ]] && echo '"adapter"' || echo null)" "$model-${adapter:-none}.jsonl" >>"$out/cases.json"
     done
 done
+# What is merged here against what PEFT adds there, and the merged files themselves.
+./qlora export --model_name_or_path "$out/bf16" --adapter_name_or_path "$out/adapter" --export_dir "$out/merged" --export_size 0.002 --quiet
+./qlora export --model_name_or_path "$out/bf16" --adapter_name_or_path "$out/adapter" --export_dir "$out/merged-nf4" --export_quantization_bit 4 --quiet
+for model in merged merged-nf4; do
+    ./qlora score --model_name_or_path "$out/$model" --file "$out/ids.jsonl" --quiet >"$out/$model-none.jsonl"
+    printf ',\n {"model": "%s", "adapter": null, "expected": "%s"}' "$model" "$model-none.jsonl" >>"$out/cases.json"
+done
+printf ',\n {"model": "bf16", "adapter": "adapter", "expected": "merged-none.jsonl"}' >>"$out/cases.json"
 printf '\n]\n' >>"$out/cases.json"
 rm -rf "$out/random" "$out/data"

@@ -10,6 +10,7 @@ ids=$(printf '{"text":"<empty_output>"}\n{"text":"<eod>"}\n' | "$QLORA" tokenize
 last=${ids%%$'\n'*} eod=${ids##*$'\n'} m=$work/m
 "$QLORA" new --config yuan2-tiny --tokenizer "$work/tok" --output_dir "$m" --override vocab_size=$((last + 1)) \
     --override eod_token="$eod" --override pad_token_id="$eod" --override initializer_range=0.06 --dtype fp32 --quiet
+printf '{"tokenizer_class": "YuanTokenizer"}' >"$m/tokenizer_config.json"
 base="--do_train --stage sft --template yuan --dataset_dir $work/data --dataset questions --lora_target all --lora_rank 4
     --max_samples 64 --cutoff_len 64 --per_device_train_batch_size 4 --num_train_epochs 3 --learning_rate 1e-2 --quiet --save_strategy no --logging_steps 4"
 # shellcheck disable=SC2086
@@ -33,7 +34,7 @@ ok "merge two" export_ --model_name_or_path "$m" --adapter_name_or_path "$both" 
 ok "two merged score as two beside the weights" near "$(loss --model_name_or_path "$work/mab")" "$(loss --model_name_or_path "$m" --adapter_name_or_path "$both")" 2e-5
 ok "merged one by one" export_ --model_name_or_path "$work/ma" --adapter_name_or_path "$work/b" --export_dir "$work/ma_b"
 ok "is the same model" near "$(loss --model_name_or_path "$work/ma_b")" "$(loss --model_name_or_path "$work/mab")" 2e-5
-for f in config.json tokenizer.model README.md model.safetensors; do ok "$f is there" test -s "$work/ma/$f"; done
+for f in config.json tokenizer.model README.md model.safetensors chat_template.jinja; do ok "$f is there" test -s "$work/ma/$f"; done
 ok "the card names the adapters" grep -qF "| $work/b | 2 |" "$work/mab/README.md"
 ok "nothing else" test "$(find "$work/ma" -name '.tmp*' | wc -l)" = 0
 
