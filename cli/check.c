@@ -158,8 +158,9 @@ static int split_adapters(struct options *o, struct err *e) {
     if (check_adapter(o, e)) return -1;
     if (!list || (!comma && !o->create_new_adapter)) return 0;
     if (o->quantization_bit)
-        return wrong(e, o->create_new_adapter ? "Cannot create new adapter upon a quantized model."
-                                              : "Quantized model only accepts a single adapter. Merge them first.");
+        return wrong(e, o->create_new_adapter
+                            ? "Cannot create new adapter upon a quantized model."
+                            : "Quantized model only accepts a single adapter. Merge them first.");
     t->merged_adapters = o->create_new_adapter ? list : options_keep(o, list, (size_t)(comma - list), e);
     t->adapter_name_or_path = o->create_new_adapter ? NULL : comma + 1;
     return t->merged_adapters ? 0 : -1;
@@ -169,7 +170,8 @@ static int check_export(struct options *o, struct err *e) {
     int64_t bits = o->quantization_bit;
     if (check_model(CMD_EXPORT, o, e) || check_template(o, e) || check_adapter(o, e)) return -1;
     if (!o->export_dir) return wrong(e, "Please specify export_dir to save model.");
-    if (bits && bits != 4 && bits != 8) return wrong(e, "export_quantization_bit: We only accept 4-bit or 8-bit quantization.");
+    if (bits && bits != 4 && bits != 8)
+        return wrong(e, "export_quantization_bit: We only accept 4-bit or 8-bit quantization.");
     return 0;
 }
 

@@ -10,7 +10,8 @@
 enum { TILE = 256 }; /* columns summed at a time: 1 KiB of sums stays in registers and L1 */
 
 /* w[0..n) += scale * Σ_k b[k] a[k*cols ..]: a stretch of one row. */
-static void merge_stretch(float scale, int64_t R, int64_t cols, const float *a, const float *b, int64_t n, float *w) {
+static void merge_stretch(float scale, int64_t R, int64_t cols, const float *a, const float *b, int64_t n,
+                          float *w) {
     float sum[TILE] = {0};
     for (int64_t k = 0; k < R; k++) {
         const float *row = a + k * cols, x = b[k];
@@ -26,7 +27,8 @@ void lora_merge(const struct lora_config *c, int64_t cols, const float *a, const
     const int64_t R = c->rank, end = first + count, rows = (end + cols - 1) / cols;
 #pragma omp parallel for schedule(static)
     for (int64_t row = first / cols; row < rows; row++) {
-        int64_t from = row * cols > first ? row * cols : first, to = (row + 1) * cols < end ? (row + 1) * cols : end;
+        int64_t from = row * cols > first ? row * cols : first,
+                to = (row + 1) * cols < end ? (row + 1) * cols : end;
         for (int64_t i = from; i < to; i += TILE)
             merge_stretch(scale, R, cols, a + (i - row * cols), b + row * R, to - i < TILE ? to - i : TILE,
                           w + (i - first));
@@ -45,7 +47,8 @@ int lora_next(const char **list, char *dir, size_t size) {
 static void place(struct lora *to, const struct lora *from, int64_t layer, enum proj p, int64_t r0) {
     int64_t rows, cols, R = from->config.rank;
     proj_shape(&from->model, p, &rows, &cols);
-    float *data = to->data + layer * to->layer_floats, *a = data + lora_offset_a(to, p), *b = data + lora_offset_b(to, p);
+    float *data = to->data + layer * to->layer_floats, *a = data + lora_offset_a(to, p),
+          *b = data + lora_offset_b(to, p);
     const float *source = from->data + layer * from->layer_floats, *sb = source + lora_offset_b(from, p),
                 scale = lora_scale(&from->config);
     memcpy(a + r0 * cols, source + lora_offset_a(from, p), (size_t)(R * cols) * sizeof *a);
@@ -55,7 +58,8 @@ static void place(struct lora *to, const struct lora *from, int64_t layer, enum 
 
 int lora_append(struct lora *l, const struct lora *more, struct err *e) {
     struct lora sum;
-    struct lora_config c = {.rank = l->config.rank + more->config.rank, .targets = l->config.targets | more->config.targets};
+    struct lora_config c = {.rank = l->config.rank + more->config.rank,
+                            .targets = l->config.targets | more->config.targets};
     c.alpha = (double)c.rank; /* scale 1 */
     if (lora_init(&sum, &c, &l->model, e)) return -1;
     for (int64_t layer = 0; layer < l->model.L; layer++)

@@ -31,14 +31,13 @@ static int in_list(const char *word, const char *const *list) {
 
 /* Everything that is neither read below nor without effect on a trained adapter must be off. */
 static int check_extras(const struct cJSON *config, const char *where, struct err *e) {
-    static const char *const known[] = {"peft_type", "task_type", "r", "lora_alpha", "lora_dropout",
-                                        "use_rslora", "target_modules", "init_lora_weights", "rank_pattern",
-                                        "alpha_pattern", "modules_to_save",
-                                        /* no effect once trained */
-                                        "auto_mapping", "base_model_name_or_path", "revision",
-                                        "inference_mode", "peft_version", "megatron_core", "layers_pattern",
-                                        "loftq_config", "eva_config", "corda_config", "runtime_config",
-                                        "qalora_group_size", NULL};
+    static const char *const known[] = {
+        "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
+        "init_lora_weights", "rank_pattern", "alpha_pattern", "modules_to_save",
+        /* no effect once trained */
+        "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
+        "megatron_core", "layers_pattern", "loftq_config", "eva_config", "corda_config", "runtime_config",
+        "qalora_group_size", NULL};
     for (const struct cJSON *v = config->child; v; v = v->next)
         if (!in_list(v->string, known) && !is_off(v))
             return err_set(e, ERR_INPUT,
@@ -49,7 +48,8 @@ static int check_extras(const struct cJSON *config, const char *where, struct er
 }
 
 /* Patterns name modules as PEFT compares them: the whole name or its end behind a dot, "^" for the beginning. */
-static int check_pattern(const struct cJSON *config, const char *key, double least, double most, const char *where, struct err *e) {
+static int check_pattern(const struct cJSON *config, const char *key, double least, double most,
+                         const char *where, struct err *e) {
     static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.";
     const struct cJSON *pattern = json_get(config, key);
     if (!pattern || is_off(pattern)) return 0;
@@ -57,35 +57,39 @@ static int check_pattern(const struct cJSON *config, const char *key, double lea
     for (const struct cJSON *v = pattern->child; v; v = v->next) {
         const char *name = v->string + (*v->string == '^');
         if (!*name || name[strspn(name, plain)])
-            return err_set(e, ERR_INPUT, "%s: %s: \"%.60s\" is a pattern; only module names are understood", where, key, v->string);
-        if (!cJSON_IsNumber(v) || !(v->valuedouble >= least && v->valuedouble <= most) || (least >= 1 && v->valuedouble != floor(v->valuedouble)))
+            return err_set(e, ERR_INPUT, "%s: %s: \"%.60s\" is a pattern; only module names are understood",
+                           where, key, v->string);
+        if (!cJSON_IsNumber(v) || !(v->valuedouble >= least && v->valuedouble <= most) ||
+            (least >= 1 && v->valuedouble != floor(v->valuedouble)))
             return err_set(e, ERR_INPUT, "%s: %s of \"%.60s\" is out of range", where, key, v->string);
     }
     return 0;
 }
 
 /* The number that a pattern gives to a module, or the general one. */
-static double pattern_number(const struct cJSON *config, const char *key, int64_t layer, enum proj p, double general) {
+static double pattern_number(const struct cJSON *config, const char *key, int64_t layer, enum proj p,
+                             double general) {
     char module[96];
     const struct cJSON *pattern = json_get(config, key);
     snprintf(module, sizeof module, "model.layers.%lld.%s", (long long)layer, proj_module[p]);
     for (const struct cJSON *v = cJSON_IsObject(pattern) ? pattern->child : NULL; v; v = v->next) {
         const char *name = v->string + (*v->string == '^');
         size_t n = strlen(name), m = strlen(module);
-        if (!strcmp(name, module) || (name == v->string && n < m && module[m - n - 1] == '.' && !strcmp(module + m - n, name)))
+        if (!strcmp(name, module) ||
+            (name == v->string && n < m && module[m - n - 1] == '.' && !strcmp(module + m - n, name)))
             return v->valuedouble;
     }
     return general;
 }
 
 static int check_saved(const struct cJSON *config, const char *where, struct err *e) {
-    static const char *const known[] = {"embed_tokens", "model.embed_tokens", "lm_head", "norm", "model.norm", NULL};
+    static const char *const known[] = {"embed_tokens", "model.embed_tokens", "lm_head",
+                                        "norm",         "model.norm",         NULL};
     const struct cJSON *list = json_get(config, "modules_to_save"), *v;
     if (!list || is_off(list)) return 0;
-    cJSON_ArrayForEach(v, list)
-        if (!cJSON_IsString(v) || !in_list(v->valuestring, known))
-            return err_set(e, ERR_INPUT, "%s: modules_to_save may hold embed_tokens, lm_head and norm, not \"%.60s\"", where,
-                           cJSON_IsString(v) ? v->valuestring : "?");
+    cJSON_ArrayForEach(v, list) if (!cJSON_IsString(v) || !in_list(v->valuestring, known)) return err_set(
+        e, ERR_INPUT, "%s: modules_to_save may hold embed_tokens, lm_head and norm, not \"%.60s\"", where,
+        cJSON_IsString(v) ? v->valuestring : "?");
     return cJSON_IsArray(list) ? 0 : err_set(e, ERR_INPUT, "%s: modules_to_save is not a list", where);
 }
 
@@ -154,7 +158,8 @@ int lora_parse_config(const char *text, size_t n, const char *where, struct lora
         json_num(j, "lora_dropout", &c->dropout, where, e) < 0 ||
         json_bool(j, "use_rslora", &c->rslora, where, e) < 0 || read_targets(j, &c->targets, where, e) ||
         check_start(j, where, e) || check_pattern(j, "rank_pattern", 1, 65536, where, e) ||
-        check_pattern(j, "alpha_pattern", 0, 0x1p30, where, e) || check_saved(j, where, e) || check_extras(j, where, e))
+        check_pattern(j, "alpha_pattern", 0, 0x1p30, where, e) || check_saved(j, where, e) ||
+        check_extras(j, where, e))
         goto out;
     if (lora_check(c, e)) {
         err_where(e, "%s", where);
@@ -261,17 +266,23 @@ const struct ckpt_tensor *lora_file_saved(const struct lora_file *f, const char 
     return ckpt_find(f->c, full);
 }
 
-static int check_shape(const struct lora_file *f, const struct ckpt_tensor *t, int rank, const int64_t *shape, struct err *e) {
+static int check_shape(const struct lora_file *f, const struct ckpt_tensor *t, int rank, const int64_t *shape,
+                       struct err *e) {
     if (t->rank == rank && t->shape[0] == shape[0] && (rank == 1 || t->shape[1] == shape[1])) return 0;
-    return err_set(e, ERR_INPUT, "%s: tensor %s has shape [%lld, %lld]%s, but rank %lld on this model needs [%lld, %lld]",
-                   ckpt_file(f->c, t), t->name, (long long)t->shape[0], (long long)(t->rank > 1 ? t->shape[1] : 1),
-                   t->rank == 2 ? "" : " and not two dimensions", (long long)f->own.rank, (long long)shape[0],
-                   (long long)(rank > 1 ? shape[1] : 1));
+    return err_set(e, ERR_INPUT,
+                   "%s: tensor %s has shape [%lld, %lld]%s, but rank %lld on this model needs [%lld, %lld]",
+                   ckpt_file(f->c, t), t->name, (long long)t->shape[0],
+                   (long long)(t->rank > 1 ? t->shape[1] : 1), t->rank == 2 ? "" : " and not two dimensions",
+                   (long long)f->own.rank, (long long)shape[0], (long long)(rank > 1 ? shape[1] : 1));
 }
 
 /* Weights of the model that a file may hold whole, in the model's shapes. */
-static const struct { const char *module, *tensor; int rank; } wholes[] = {
-    {"embed_tokens", "model.embed_tokens.weight", 2}, {"lm_head", "lm_head.weight", 2}, {"norm", "model.norm.weight", 1}};
+static const struct {
+    const char *module, *tensor;
+    int rank;
+} wholes[] = {{"embed_tokens", "model.embed_tokens.weight", 2},
+              {"lm_head", "lm_head.weight", 2},
+              {"norm", "model.norm.weight", 1}};
 enum { WHOLES = sizeof wholes / sizeof *wholes };
 
 static int check_wholes(struct lora_file *f, struct err *e) {
@@ -282,9 +293,13 @@ static int check_wholes(struct lora_file *f, struct err *e) {
         int wanted = 0;
         cJSON_ArrayForEach(v, list) wanted |= text_ends(v->valuestring, wholes[i].module);
         if (wanted && !t)
-            return err_set(e, ERR_INPUT, "the adapter lacks the tensor base_model.model.%s, which its modules_to_save promise",
-                           wholes[i].tensor);
-        if (t && check_shape(f, t, wholes[i].rank, wholes[i].rank == 1 ? (int64_t[]){m->D} : (int64_t[]){m->V, m->D}, e)) return -1;
+            return err_set(
+                e, ERR_INPUT,
+                "the adapter lacks the tensor base_model.model.%s, which its modules_to_save promise",
+                wholes[i].tensor);
+        if (t && check_shape(f, t, wholes[i].rank,
+                             wholes[i].rank == 1 ? (int64_t[]){m->D} : (int64_t[]){m->V, m->D}, e))
+            return -1;
         f->saved += t != NULL;
     }
     return 0;
@@ -292,7 +307,9 @@ static int check_wholes(struct lora_file *f, struct err *e) {
 
 static int is_whole(const char *name) {
     for (int i = 0; i < WHOLES; i++)
-        if (text_starts(name, "base_model.model.") && !strcmp(name + strlen("base_model.model."), wholes[i].tensor)) return 1;
+        if (text_starts(name, "base_model.model.") &&
+            !strcmp(name + strlen("base_model.model."), wholes[i].tensor))
+            return 1;
     return 0;
 }
 
@@ -330,12 +347,17 @@ static int check_tensors(struct lora_file *f, struct err *e) {
 static int read_config(const char *dir, const struct model_config *m, struct lora_file *f, struct err *e) {
     char path[4096], *text;
     size_t n;
-    if (path_join(path, sizeof path, dir, "adapter_config.json", e) || file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e)) return -1;
-    int r = lora_parse_config(text, n, path, &f->own, e) || !(f->json = json_parse(text, n, path, e)) ? -1 : 0;
+    if (path_join(path, sizeof path, dir, "adapter_config.json", e) ||
+        file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e))
+        return -1;
+    int r =
+        lora_parse_config(text, n, path, &f->own, e) || !(f->json = json_parse(text, n, path, e)) ? -1 : 0;
     sys_free(text);
     if (r) return -1;
     struct lora_config c = f->own;
-    f->patterned = cJSON_GetArraySize(json_get(f->json, "rank_pattern")) + cJSON_GetArraySize(json_get(f->json, "alpha_pattern")) > 0;
+    f->patterned = cJSON_GetArraySize(json_get(f->json, "rank_pattern")) +
+                       cJSON_GetArraySize(json_get(f->json, "alpha_pattern")) >
+                   0;
     if (f->patterned) {
         c.rank = 1, c.rslora = 0;
         for (int64_t layer = 0; layer < m->L; layer++)
@@ -364,7 +386,8 @@ void lora_file_close(struct lora_file *f) {
 int lora_file_adds(const struct lora_file *f, const char *dir, struct err *e) {
     if (!f->saved) return 0;
     return err_set(e, ERR_INPUT,
-                   "%s holds not only additions but whole weights (modules_to_save: embedding, head or norm); make a model of it "
+                   "%s holds not only additions but whole weights (modules_to_save: embedding, head or "
+                   "norm); make a model of it "
                    "first: qlora export --adapter_name_or_path %s .. --export_dir NEW",
                    dir, dir);
 }
@@ -384,7 +407,8 @@ static int read_slot(const struct lora_file *f, struct slot s, float *x, struct 
 
 int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, struct err *e) {
     int64_t rows, cols, R = f->shape.config.rank, r = rank_of(f, layer, p);
-    if (read_slot(f, (struct slot){layer, p, 0}, a, e) || read_slot(f, (struct slot){layer, p, 1}, b, e)) return -1;
+    if (read_slot(f, (struct slot){layer, p, 0}, a, e) || read_slot(f, (struct slot){layer, p, 1}, b, e))
+        return -1;
     if (!f->patterned) return 0;
     const float scale = scale_of(f, layer, p);
     proj_shape(&f->shape.model, p, &rows, &cols);
@@ -403,7 +427,8 @@ int lora_load(const char *dir, const struct model_config *m, struct lora *l, str
         for (int p = 0; !r && p < PROJ_COUNT; p++)
             if (l->config.targets >> p & 1) {
                 float *data = l->data + layer * l->layer_floats;
-                r = lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p), data + lora_offset_b(l, (enum proj)p), e);
+                r = lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p),
+                                   data + lora_offset_b(l, (enum proj)p), e);
             }
     lora_file_close(&f);
     if (r) lora_free(l);

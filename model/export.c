@@ -19,11 +19,14 @@ static int open_adapters(struct job *j, const char *to) {
     char dir[3000];
     for (const char *list = j->how->adapters; lora_next(&list, dir, sizeof dir); j->adapters++) {
         if (j->adapters == EXPORT_ADAPTERS)
-            return err_set(j->e, ERR_INPUT, "more than %d adapters at once; merge some of them first", EXPORT_ADAPTERS);
-        if (model_output_dir(to, dir, 1, j->e) || lora_file_open(dir, &j->config, &j->adapter[j->adapters], j->e))
+            return err_set(j->e, ERR_INPUT, "more than %d adapters at once; merge some of them first",
+                           EXPORT_ADAPTERS);
+        if (model_output_dir(to, dir, 1, j->e) ||
+            lora_file_open(dir, &j->config, &j->adapter[j->adapters], j->e))
             return -1;
         const struct lora_file *f = &j->adapter[j->adapters];
-        if (lora_file_saved(f, "model.embed_tokens.weight") || lora_file_saved(f, "lm_head.weight")) j->untied |= j->config.tied;
+        if (lora_file_saved(f, "model.embed_tokens.weight") || lora_file_saved(f, "lm_head.weight"))
+            j->untied |= j->config.tied;
     }
     if (!j->untied) return 0;
     log_info("an adapter brings its own embedding or head: the two are no longer tied in the result");
@@ -35,10 +38,11 @@ static int open_source(struct job *j, const char *from) {
     if (model_config_read(from, &j->config, j->e)) return -1;
     j->type = j->how->type < 0 ? j->config.stored : (enum dtype)j->how->type;
     if (j->config.q_bits && j->how->original)
-        return err_set(j->e, ERR_INPUT, "%s is quantised already (%d bits); give the original checkpoint", from,
-                       j->config.q_bits);
+        return err_set(j->e, ERR_INPUT, "%s is quantised already (%d bits); give the original checkpoint",
+                       from, j->config.q_bits);
     if (j->config.q_bits)
-        log_info("%s is stored in %d bits: its weights are decoded first, so the result differs from merging into, or "
+        log_info("%s is stored in %d bits: its weights are decoded first, so the result differs from merging "
+                 "into, or "
                  "converting, the original weights",
                  from, j->config.q_bits);
     return (j->in = ckpt_open(from, j->e)) ? 0 : -1;
@@ -111,21 +115,23 @@ static int write_card(const struct job *j, const char *from, const char *to, con
     str_printf(&s, "`%s`, stored as %s", last_part(from), type_name(j->type));
     if (j->how->bits)
         str_printf(&s, " with the projections in %s%s (bitsandbytes)",
-                   j->how->bits == 8              ? "int8"
-                   : j->how->q_type == Q4_NF4     ? "NF4"
-                                                  : "FP4",
+                   j->how->bits == 8          ? "int8"
+                   : j->how->q_type == Q4_NF4 ? "NF4"
+                                              : "FP4",
                    j->how->bits == 4 && j->how->nested ? ", scales in 8 bits" : "");
     str_puts(&s, ".\n");
     if (j->config.q_bits)
         str_printf(&s, "Its projections were stored in %d bits and were decoded first.\n", j->config.q_bits);
-    if (j->adapters) str_puts(&s, "\nMerged into it, in this order:\n\n| adapter | rank | scale |\n|---|---|---|\n");
+    if (j->adapters)
+        str_puts(&s, "\nMerged into it, in this order:\n\n| adapter | rank | scale |\n|---|---|---|\n");
     const char *list = j->how->adapters;
     for (int i = 0; lora_next(&list, path, sizeof path); i++)
         str_printf(&s, "| %s | %lld | %g |\n", path, (long long)j->adapter[i].shape.config.rank,
                    (double)lora_scale(&j->adapter[i].shape.config));
     str_printf(&s, "\n    qlora chat --model_name_or_path %s --template yuan\n", to);
-    int rc = s.oom ? err_set(j->e, ERR_RUN, "out of memory: README.md")
-                   : path_join(path, sizeof path, dir, "README.md", j->e) || file_write_all(path, s.p, s.n, j->e);
+    int rc =
+        s.oom ? err_set(j->e, ERR_RUN, "out of memory: README.md")
+              : path_join(path, sizeof path, dir, "README.md", j->e) || file_write_all(path, s.p, s.n, j->e);
     str_free(&s);
     return rc ? -1 : 0;
 }
@@ -134,7 +140,8 @@ static int write_card(const struct job *j, const char *from, const char *to, con
 static int write_template(const struct job *j, const char *dir) {
     static const char text[] =
         "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ m['content'] + '<eod>\\n' }}"
-        "{%- elif m['role'] == 'user' -%}{{ m['content'] + '<sep>' }}{%- else -%}{{ m['content'] }}{%- endif -%}{%- endfor -%}";
+        "{%- elif m['role'] == 'user' -%}{{ m['content'] + '<sep>' }}{%- else -%}{{ m['content'] }}{%- endif "
+        "-%}{%- endfor -%}";
     char path[4096], *config = NULL;
     size_t n;
     if (path_join(path, sizeof path, dir, "tokenizer_config.json", j->e)) return -1;
@@ -148,11 +155,12 @@ static int write_template(const struct job *j, const char *dir) {
 
 static int export_to(struct job *j, const char *from, const char *to, const char *tmp) {
     int64_t shard = j->how->shard_bytes ? j->how->shard_bytes : SHARD_BYTES;
-    if (!(j->out = ckpt_create(tmp, "model", shard, j->e)) || declare_all(j, from, to) || write_tensors(j)) return -1;
+    if (!(j->out = ckpt_create(tmp, "model", shard, j->e)) || declare_all(j, from, to) || write_tensors(j))
+        return -1;
     int rc = ckpt_commit(j->out, j->e);
     j->out = NULL;
-    return rc || model_copy_files(from, tmp, j->e) || write_template(j, tmp) || write_card(j, from, to, tmp) || write_config(j, tmp) ||
-                   model_publish(tmp, to, j->e)
+    return rc || model_copy_files(from, tmp, j->e) || write_template(j, tmp) ||
+                   write_card(j, from, to, tmp) || write_config(j, tmp) || model_publish(tmp, to, j->e)
                ? -1
                : 0;
 }

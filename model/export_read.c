@@ -28,7 +28,8 @@ static int check_shape(struct job *j, const struct model_tensor *m, int rank, co
     int same = rank == m->rank;
     for (int k = 0; same && k < rank; k++) same = shape[k] == m->shape[k];
     if (same) return 0;
-    return err_set(j->e, ERR_INPUT, "%s: tensor %s has not the shape that config.json asks for (%lld elements, %lld)",
+    return err_set(j->e, ERR_INPUT,
+                   "%s: tensor %s has not the shape that config.json asks for (%lld elements, %lld)",
                    ckpt_file(s->from, s->t), m->name, (long long)s->t->count, (long long)m->count);
 }
 
@@ -48,15 +49,15 @@ int source_check(struct job *j, const struct model_tensor *m, const char *from) 
     find_tensor(j, m, &s);
     const struct ckpt_tensor *t = s.t;
     if (!t)
-        return err_set(j->e, ERR_INPUT, "%s: tensor %s is missing; is this a complete Yuan 2.0 checkpoint?", from,
-                       m->name);
+        return err_set(j->e, ERR_INPUT, "%s: tensor %s is missing; is this a complete Yuan 2.0 checkpoint?",
+                       from, m->name);
     if (m->kind == TENSOR_PROJ && ckpt_quant(j->in, m->name, &q, j->e)) return -1;
     j->all_bytes += t->count * (int64_t)dtype_bytes(t->type);
     if (q.bits) return check_shape(j, m, 2, (int64_t[]){q.rows, q.cols}, &s);
     if (t->type == DT_F32 || t->type == DT_BF16 || t->type == DT_F16 || t->type == DT_F64)
         return check_shape(j, m, t->rank, t->shape, &s);
-    return err_set(j->e, ERR_INPUT, "%s: tensor %s has type %s, a float type is needed", ckpt_file(s.from, t), m->name,
-                   dtype_name(t->type));
+    return err_set(j->e, ERR_INPUT, "%s: tensor %s has type %s, a float type is needed", ckpt_file(s.from, t),
+                   m->name, dtype_name(t->type));
 }
 
 static int open_scales(struct job *j, struct source *s) {
@@ -103,7 +104,8 @@ static int open_adapters(struct job *j, const struct model_tensor *m, struct sou
         s->config[k] = c;
         s->a[k] = sys_alloc((size_t)(c->rank * m->shape[1]) * 4, "adapter of one matrix", j->e);
         s->b[k] = sys_alloc((size_t)(c->rank * m->shape[0]) * 4, "adapter of one matrix", j->e);
-        if (!s->a[k] || !s->b[k] || lora_file_read(&j->adapter[i], layer, p, s->a[k], s->b[k], j->e)) return -1;
+        if (!s->a[k] || !s->b[k] || lora_file_read(&j->adapter[i], layer, p, s->a[k], s->b[k], j->e))
+            return -1;
     }
     return 0;
 }
@@ -111,7 +113,8 @@ static int open_adapters(struct job *j, const struct model_tensor *m, struct sou
 int source_open(struct job *j, const struct model_tensor *m, struct source *s) {
     find_tensor(j, m, s);
     if (m->kind != TENSOR_PROJ) return 0;
-    if (!ckpt_quant(j->in, m->name, &s->q, j->e) && !(s->q.bits && open_scales(j, s)) && !open_adapters(j, m, s))
+    if (!ckpt_quant(j->in, m->name, &s->q, j->e) && !(s->q.bits && open_scales(j, s)) &&
+        !open_adapters(j, m, s))
         return 0;
     source_close(s);
     return -1;
@@ -136,7 +139,8 @@ static int read_range(struct job *j, const struct ckpt *from_file, const struct 
     for (int r = 0; r < readers; r++) {
         int64_t from = r * share, n = from + share < count ? share : count - from;
         if (n > 0)
-            ckpt_read_range(from_file, t, first + from, n, as, (char *)to + (size_t)from * dtype_bytes(as), &errs[r]);
+            ckpt_read_range(from_file, t, first + from, n, as, (char *)to + (size_t)from * dtype_bytes(as),
+                            &errs[r]);
     }
     for (int r = 0; r < readers; r++)
         if (errs[r].code) return err_set(j->e, errs[r].code, "%s", errs[r].text);
@@ -149,8 +153,10 @@ static int decode_q4(struct job *j, const struct source *s, int64_t first, int64
     int64_t units = (first + count - start + per - 1) / per;
     if (units > t->count - start / per) units = t->count - start / per;
     if (read_range(j, j->in, t, start / per, units, t->type, j->codes)) return -1;
-    const struct q4_view v = {
-        .codes = j->codes, .absmax = s->scale + start / s->q.block, .levels = s->q.levels, .block = s->q.block};
+    const struct q4_view v = {.codes = j->codes,
+                              .absmax = s->scale + start / s->q.block,
+                              .levels = s->q.levels,
+                              .block = s->q.block};
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += SLICE)
         q4_decode(&v, first - start + i, count - i < SLICE ? count - i : SLICE, j->wide + i, DT_F32);
@@ -161,8 +167,7 @@ static int decode_int8(struct job *j, const struct source *s, int64_t first, int
     const int8_t *q = (const int8_t *)j->codes;
     if (read_range(j, j->in, s->q.weight, first, count, DT_I8, j->codes)) return -1;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i++)
-        j->wide[i] = (float)q[i] * int8_unit(s->scale[(first + i) / s->cols]);
+    for (int64_t i = 0; i < count; i++) j->wide[i] = (float)q[i] * int8_unit(s->scale[(first + i) / s->cols]);
     return 0;
 }
 
@@ -186,9 +191,12 @@ static int64_t round_piece(struct job *j, int64_t count) {
 int source_read(struct job *j, const struct source *s, int64_t first, int64_t count) {
     const struct ckpt_tensor *t = s->t;
     int rc;
-    if (s->q.bits) rc = s->q.bits == 4 ? decode_q4(j, s, first, count) : decode_int8(j, s, first, count);
-    else if (!s->adapters && (j->type != DT_F16 || t->type == DT_F16)) rc = read_range(j, s->from, t, first, count, j->type, j->piece);
-    else rc = read_range(j, s->from, t, first, count, DT_F32, j->wide);
+    if (s->q.bits)
+        rc = s->q.bits == 4 ? decode_q4(j, s, first, count) : decode_int8(j, s, first, count);
+    else if (!s->adapters && (j->type != DT_F16 || t->type == DT_F16))
+        rc = read_range(j, s->from, t, first, count, j->type, j->piece);
+    else
+        rc = read_range(j, s->from, t, first, count, DT_F32, j->wide);
     if (rc) return -1;
     for (int i = 0; i < s->adapters; i++)
         lora_merge(s->config[i], s->cols, s->a[i], s->b[i], first, count, j->wide);
@@ -198,8 +206,9 @@ int source_read(struct job *j, const struct source *s, int64_t first, int64_t co
     }
     j->read_bytes += s->q.bits == 4 ? count / 2 : count * (int64_t)dtype_bytes(t->type);
     double took = sys_seconds() - j->start;
-    log_progress(0, "%s: %.1f of %.1f GB, %.0f MB/s", j->how->bits ? "quantizing" : "exporting", (double)j->read_bytes * 1e-9,
-                 (double)j->all_bytes * 1e-9, took > 0 ? (double)j->read_bytes * 1e-6 / took : 0);
+    log_progress(0, "%s: %.1f of %.1f GB, %.0f MB/s", j->how->bits ? "quantizing" : "exporting",
+                 (double)j->read_bytes * 1e-9, (double)j->all_bytes * 1e-9,
+                 took > 0 ? (double)j->read_bytes * 1e-6 / took : 0);
     int sig = stop_requested();
     return sig ? err_set(j->e, 128 + sig, "stopped by a signal; nothing was written") : 0;
 }

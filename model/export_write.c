@@ -115,7 +115,8 @@ static int write_int8(struct job *j, const struct source *s, int64_t rows, int64
         int64_t n = rows - row < step ? rows - row : step;
         if ((rc = source_read(j, s, row * cols, n * cols))) break;
         int64_t bad = int8_encode(j->piece, j->type, n, cols, (int8_t *)j->codes, scale + row);
-        rc = bad >= 0 ? source_not_finite(j, s, row * cols + bad) : ckpt_write(j->out, j->codes, n * cols, j->e);
+        rc = bad >= 0 ? source_not_finite(j, s, row * cols + bad)
+                      : ckpt_write(j->out, j->codes, n * cols, j->e);
     }
     rc = rc || ckpt_write(j->out, scale, rows * 4, j->e) || ckpt_write(j->out, &row_major, 1, j->e);
     sys_free(scale);
@@ -131,7 +132,8 @@ static int write_q4(struct job *j, const struct source *s, int64_t rows, int64_t
         int64_t n = count - at < EXPORT_PIECE ? count - at : EXPORT_PIECE;
         if ((rc = source_read(j, s, at, n))) break;
         int64_t bad = q4_encode(j->how->q_type, BLOCK, j->piece, j->type, n, j->codes, absmax + at / BLOCK);
-        rc = bad >= 0 ? source_not_finite(j, s, at + bad) : ckpt_write(j->out, j->codes, q4_code_bytes(n), j->e);
+        rc = bad >= 0 ? source_not_finite(j, s, at + bad)
+                      : ckpt_write(j->out, j->codes, q4_code_bytes(n), j->e);
     }
     if (!rc && j->how->nested) {
         small = sys_alloc((size_t)blocks, "scales", j->e);

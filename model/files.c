@@ -3,14 +3,14 @@
 #include "base/file.h"
 #include "base/str.h"
 #include "base/sys.h"
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
 static int is_side_file(const char *name) {
-    static const char *const names[] = {"tokenizer.model",       "tokenizer.json",
-                                        "tokenizer_config.json", "special_tokens_map.json",
-                                        "added_tokens.json",     "generation_config.json",
-                                        "chat_template.jinja"};
+    static const char *const names[] = {
+        "tokenizer.model",   "tokenizer.json",         "tokenizer_config.json", "special_tokens_map.json",
+        "added_tokens.json", "generation_config.json", "chat_template.jinja"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (!strcmp(name, names[i])) return 1;
     return text_ends(name, ".py") || text_starts(name, "LICENSE");
@@ -45,19 +45,23 @@ int model_output_dir(const char *dir, const char *from, int overwrite, struct er
     if (dir_list(dir, &names, &n, e)) return -1;
     for (int i = 0; i < n && !rc; i++)
         if (names[i][0] != '.')
-            rc = err_set(e, ERR_INPUT, "%s already holds %s; give another folder or --overwrite_output_dir", dir,
-                         names[i]);
+            rc = err_set(e, ERR_INPUT, "%s already holds %s; give another folder or --overwrite_output_dir",
+                         dir, names[i]);
     dir_list_free(names, n);
     return rc;
 }
 
 /* ---- publishing ---- */
 
-/* What would make a reader take an older model, or mix it with the new one. */
+/* What would make a reader take an older model, or mix it with the new one: the names of weights in the Hugging Face layout. */
 static int is_weights(const char *name) {
-    return !strcmp(name, "config.json") ||
-           ((text_starts(name, "model") || text_starts(name, "pytorch_model")) &&
-            (text_ends(name, ".safetensors") || text_ends(name, ".bin") || text_ends(name, ".index.json")));
+    static const char *const names[] = {"config.json", "model.safetensors", "model.safetensors.index.json",
+                                        "pytorch_model.bin", "pytorch_model.bin.index.json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(name, names[i])) return 1;
+    int n = 0; /* a shard */
+    if (sscanf(name, "model-%*5[0-9]-of-%*5[0-9].safetensors%n", &n) == 0 && n && !name[n]) return 1;
+    return sscanf(name, "pytorch_model-%*5[0-9]-of-%*5[0-9].bin%n", &n) == 0 && n && !name[n];
 }
 
 static int remove_older(const char *dir, struct err *e) {

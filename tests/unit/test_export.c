@@ -278,10 +278,16 @@ TEST(shards_hold_what_fits_and_nothing_else_changes) {
     /* joined again: the original, byte for byte; what the smaller number of files replaces is gone */
     REQUIRE(!export_as("sharded", "joined", (struct export_how){.type = -1}, &e), "%s", e.text);
     CHECK(same_file("s", "joined", "model.safetensors"), "resharding changes bytes");
-    REQUIRE(!file_write_all(folder("sharded/notes.txt"), "x", 1, &e) &&
+    REQUIRE(!file_write_all(folder("sharded/notes.txt"), "x", 1, &e) && !file_write_all(folder("sharded/model-old.safetensors"), "x", 1, &e) &&
                 !export_as("joined", "sharded", (struct export_how){.type = -1, .overwrite = 1}, &e), "%s", e.text);
     CHECK(same_file("s", "sharded", "model.safetensors"), "overwriting leaves other weights");
-    CHECK(!path_exists(folder("sharded/model.safetensors.index.json")) && path_exists(folder("sharded/notes.txt")), "older files");
+    CHECK(!path_exists(folder("sharded/model.safetensors.index.json")) && path_exists(folder("sharded/notes.txt")) && path_exists(folder("sharded/model-old.safetensors")), "older files");
+    char **names;
+    int count, shards = 0;
+    REQUIRE(!dir_list(folder("sharded"), &names, &count, &e), "%s", e.text);
+    for (int i = 0; i < count; i++) shards += strstr(names[i], "-of-") != NULL;
+    dir_list_free(names, count);
+    CHECK(!shards, "%d older shards", shards);
 }
 
 /* ---- what adapters of other tools hold ---- */
