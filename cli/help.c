@@ -68,10 +68,11 @@ void help_command(const struct command *c) {
     struct str s = {0};
     str_printf(&s, "Example:\n  %s\n\nqlora %s: %s. Defaults stand in brackets.\n", c->example, c->name,
                c->job);
-    if (c->id == CMD_TRAIN)
-        str_puts(&s,
-                 "\nFlags may stand in a file, too: qlora train FILE.yaml [key=value ..]; .json likewise.\n"
-                 "An underscore may be written as a hyphen, and a name may be cut while it stays unique.\n");
+    if (c->id == CMD_TRAIN || c->id == CMD_EXPORT || c->id == CMD_CHAT)
+        str_printf(&s,
+                   "\nFlags may stand in a file, too: qlora %s FILE.yaml [key=value ..]; .json likewise.\n"
+                   "An underscore may be written as a hyphen, and a name may be cut while it stays unique.\n",
+                   c->name);
     if (c->id == CMD_PREVIEW)
         str_puts(&s, "\nAll other flags of qlora train are accepted and not looked at.\n");
     for (int g = 0; g < G_COUNT; g++) {

@@ -165,9 +165,15 @@ static int decode_q4(struct job *j, const struct source *s, int64_t first, int64
 
 static int decode_int8(struct job *j, const struct source *s, int64_t first, int64_t count) {
     const int8_t *q = (const int8_t *)j->codes;
+    const int64_t cols = s->cols, end = first + count, rows = (end + cols - 1) / cols;
     if (read_range(j, j->in, s->q.weight, first, count, DT_I8, j->codes)) return -1;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i++) j->wide[i] = (float)q[i] * int8_unit(s->scale[(first + i) / s->cols]);
+    for (int64_t row = first / cols; row < rows; row++) {
+        int64_t from = row * cols > first ? row * cols : first,
+                to = (row + 1) * cols < end ? (row + 1) * cols : end;
+        const float unit = int8_unit(s->scale[row]);
+        for (int64_t i = from - first; i < to - first; i++) j->wide[i] = (float)q[i] * unit;
+    }
     return 0;
 }
 

@@ -86,7 +86,7 @@ ok "to the bit" cmp "$work/nr/adapter_model.safetensors" "$work/n/adapter_model.
 
 # chat: adapters are switched while it runs
 question=$(sed -n '1s/^{"prompt": "\(.*\)"}$/\1/p' "$work/data/prompts.jsonl")
-talk() { "$QLORA" chat --do_sample false --max_new_tokens 12 --quiet "$@" 2>"$work/talk.err"; }
+talk() { local file=(); [[ ${1-} == *.yaml ]] && file=("$1") && shift; "$QLORA" chat "${file[@]}" --do_sample false --max_new_tokens 12 --quiet "$@" 2>"$work/talk.err"; }
 asked() { printf '%s\n' "$question" | talk --model_name_or_path "$m" "$@"; }
 switched() { printf '%b\n%s\n' "$1" "$question" | talk --model_name_or_path "$m" --adapter_name_or_path "$both"; }
 plain=$(asked) with_a=$(asked --adapter_name_or_path "$work/a") with_b=$(asked --adapter_name_or_path "$work/b") with_both=$(asked --adapter_name_or_path "$both")
@@ -111,6 +111,10 @@ ok "/help" grep -q '/system TEXT' "$work/talk.err"
 ok "/exit" test "$(wc -l <"$work/talk.out")" = 1
 ok "a wrong command" test "$(printf '/histroy\n' | talk --model_name_or_path "$m"; grep -c 'did you mean /history?' "$work/talk.err")" = 1
 ok "// sends a slash" test "$(printf '//exit\n' | talk --model_name_or_path "$m" | wc -l)" = 1
+
+printf 'model_name_or_path: %s\nadapter_name_or_path: %s\ntemplate: yuan\ninfer_backend: huggingface\ntrust_remote_code: true\n' "$m" "$work/a" >"$work/chat.yaml"
+ok "from a file of flags" test "$(printf '%s\n' "$question" | talk "$work/chat.yaml")" = "$with_a"
+ok "the old script" test "$(printf '%s\n' "$question" | "$QLORA" src/cli_demo.py --model_name_or_path "$m" --checkpoint_dir "$work/a" --template yuan --do_sample false --max_new_tokens 12 2>"$work/talk.err")" = "$with_a"
 
 # refusals
 refused "no export_dir" 'Please specify export_dir to save model.' export --model_name_or_path "$m"
