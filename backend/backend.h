@@ -246,6 +246,7 @@ struct backend_info {
     int joins;                 /* join is offered, and pays for more than one call */
     double flops, link;        /* rough rates for plans: products FLOP/s, copies to and from the host bytes/s each way; 0 = unknown */
     int64_t free_bytes, total_bytes;
+    int64_t code_bytes;      /* device bytes that kernels take when they are first used, beside what alloc gives */
 };
 
 struct backend {

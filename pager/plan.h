@@ -23,7 +23,7 @@ struct plan_item {
     int64_t device, host;    /* bytes */
     double in, out;          /* bytes copied to and from the device in a step */
 };
-enum { PLAN_ITEMS = 12 };
+enum { PLAN_ITEMS = 16 };
 /* Fills items (at most PLAN_ITEMS) for a choice; returns their number. */
 typedef int plan_cost(void *context, const struct plan_choice *c, struct plan_item *items);
 

@@ -158,6 +158,7 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
     items[n++] = pages_item(&grad, "gradients", 1, 1);
     items[n++] = pages_item(&state, "optimizer state", 1, 1);
     n += engine_items(&t->model, &k, items + n);
+    if (t->code_bytes) items[n++] = (struct plan_item){.name = "kernels", .device = t->code_bytes};
     items[n++] = (struct plan_item){.name = "token arrays", .device = batch_cost(t->max_rows), .host = batch_cost(t->max_rows)};
     return n;
 }
@@ -183,6 +184,7 @@ int setup_model(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
     struct backend_info info;
     t->be->info(t->be->self, &info);
+    t->code_bytes = info.code_bytes;
     t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type, .q_double = o->double_quantization,
                                 .fp32 = !setup_is_lora(t), .resident_layers = -1};
     struct ckpt *c;

@@ -39,6 +39,7 @@ struct trainer {
     int64_t chunks_at, chunks; /* most chunks of any step when a chunk holds chunks_at rows */
     struct plan_request request;
     struct plan plan;
+    int64_t code_bytes;       /* of backend_info */
     int64_t free_before;      /* device bytes free when the backend was opened */
     struct report *report;
     struct progress at;
