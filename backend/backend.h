@@ -174,7 +174,7 @@ struct gate_args {
     struct mat dy, dg, du;
 };
 
-/* Loss head: for the n rows listed in `row`, logits = y[row] Eᵀ, nll = -log softmax(logits)[label], and (dy present)
+/* Loss head: for the n rows listed in `row` (without dy a row may be listed several times), logits = y[row] Eᵀ, nll = -log softmax(logits)[label], and (dy present)
  * dy[row] = weight * (softmax - onehot) E; other rows of dy become 0. dE += Σ weight (softmax - onehot)ᵀ y.
  * Walks in slices as large as `work` allows; no (N,V) tensor. Ids >= `valid` take part in the softmax like all others. */
 struct loss_args {
@@ -186,6 +186,7 @@ struct loss_args {
     const int32_t *label;      /* dev [n] */
     const float *weight;       /* dev [n], needed with dy or dE */
     float *nll;                /* dev [n] = */
+    int32_t *best;             /* dev [n] = id of the largest logit, the lowest among equals, -1 if none is a number; or NULL */
     struct mat dy;             /* (N,D) = or absent */
     struct mat dE;             /* (V,D) fp32 += or absent */
     void *work;                /* dev scratch for slices of logits; needed (at least 2 (V + D) + 512 bytes) unless info.unified */

@@ -22,6 +22,12 @@ static int64_t next_slice(const struct cpu *c, const struct loss_args *a, int64_
     return n;
 }
 
+static int32_t first_of(const float *x, float value, int64_t n) {
+    for (int64_t v = 0; v < n; v++)
+        if (x[v] == value) return (int32_t)v;
+    return -1;
+}
+
 void cpu_loss(void *self, const struct loss_args *a) {
     const struct cpu *c = self;
     const struct cpu_kernels *k = c->k;
@@ -43,6 +49,7 @@ void cpu_loss(void *self, const struct loss_args *a) {
 #pragma omp parallel for num_threads(cpu_threads(c, n * V))
         for (int64_t j = 0; j < n; j++) {
             float *x = c->logits + j * V, top = k->max(x, V), at_label = x[a->label[i + j]];
+            if (a->best) a->best[i + j] = first_of(x, top, V);
             double sum = k->exp_sum(x, top, V);
             a->nll[i + j] = (float)((double)top + log(sum) - (double)at_label);
             if (!backward) continue;

@@ -21,9 +21,24 @@ __device__ static inline struct peak join(struct peak a, struct peak b) {
     return r;
 }
 
-/* One row of logits: nll, and with weight the gradient in place. block: one row; logits are read from memory once and, for the
+/* The first i with x_i = top, -1 if there is none (all NaN). block: the row, read once more from cache. The least of all
+ * threads' finds does not depend on their order. */
+__device__ static void find(const bf16 *x, int64_t V, float top, int32_t *at) {
+    __shared__ unsigned least;
+    if (threadIdx.x == 0) least = ~0u;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < V; i += THREADS)
+        if (__bfloat162float(x[i]) == top) {
+            atomicMin(&least, (unsigned)i);
+            break;
+        }
+    __syncthreads();
+    if (threadIdx.x == 0) *at = (int32_t)least;
+}
+
+/* One row of logits: nll, the largest logit's id, and with weight the gradient in place. block: one row; logits are read from memory once and, for the
  * gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16 bytes at a time. */
-__global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float *nll) {
+__global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float *nll, int32_t *best) {
     __shared__ struct peak part[THREADS / 32];
     bf16 *x = logits + blockIdx.x * V;
     struct peak p = {-INFINITY, 0};
@@ -53,6 +68,7 @@ __global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, co
     for (int i = 1; i < THREADS / 32; i++) p = join(p, part[i]);
     int32_t own = label[blockIdx.x];
     if (threadIdx.x == 0) nll[blockIdx.x] = p.top + logf(p.sum) - __bfloat162float(x[own]);
+    if (best) find(x, V, p.top, best + blockIdx.x);
     if (!weight) return;
     __syncthreads(); /* x[own] was read */
     float w = weight[blockIdx.x], scale = w / p.sum;
@@ -83,7 +99,7 @@ void cuda_loss(void *self, const struct loss_args *a) {
         struct gemm g = {};
         g.a = y, g.lda = D, g.b = E, g.ldb = D, g.tb = 1, g.c = logits, g.ldc = V, g.m = n, g.n = V, g.k = D, g.alpha = 1;
         cuda_gemm(c, &g);
-        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->label + i, backward ? a->weight + i : NULL, a->nll + i);
+        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->label + i, backward ? a->weight + i : NULL, a->nll + i, a->best ? a->best + i : NULL);
         CUDA_LAUNCHED(c);
         if (a->dE.data) {
             struct gemm d = {};

@@ -94,6 +94,47 @@ TEST(nothing_counted) {
     for (int i = 0; i < 12; i++) CHECK(((float *)dy.data)[i] == 0, "element %d", i);
     backend_close(b), chunk_free(&ch), mat_free(&y), mat_free(&E), mat_free(&dy);
 }
+/* The largest logit's id against a loop, the lowest of equals; rows listed several times, as for the letters of a choice. */
+TEST(best_ids) {
+    struct chunk_of ch = chunk_new((int[]){2, 3, 0}, 0);
+    int64_t V = 41, D = 5, n = 8;
+    int32_t row[] = {0, 0, 1, 2, 2, 2, 2, 4}, label[] = {3, 40, 7, 0, 1, 2, 3, 9}, best[8];
+    struct mat y = mat_random(5, D, 0, 1), E = mat_random(V, D, 0, 1), nll = mat_new(1, n, 0);
+    float same[8];
+    for (int64_t t = 0; t < 5; t++) *at(&y, t, 0) = 1; /* rows 11 and 29 of E win everywhere, and are equal */
+    for (int64_t j = 0; j < D; j++) *at(&E, 11, j) = *at(&E, 29, j) = j ? 0 : 50;
+    FOR_KERNELS(k) {
+        struct backend *b = backend_for(*k, 1, D, V);
+        struct loss_args a = {.rows = &ch.rows, .y = y, .E = {.rows = V, .cols = D, .data = E.data}, .n = n, .row = row, .label = label, .nll = nll.data, .best = best};
+        op_loss(b, &a);
+        for (int i = 0; i < n; i++) CHECK(best[i] == 11, "%s: the best of row %d is %d", (*k)->name, row[i], best[i]);
+        memcpy(same, nll.data, sizeof same);
+        for (int64_t j = 0; j < D; j++) *at(&E, 11, j) = *at(&E, 29, j) = 0; /* now any other */
+        op_loss(b, &a);
+        for (int i = 0; i < n; i++) {
+            int32_t want = 0;
+            double top = -1e300;
+            for (int32_t v = 0; v < V; v++) {
+                double x = 0;
+                for (int64_t j = 0; j < D; j++) x += (double)*at(&y, row[i], j) * (double)*at(&E, v, j);
+                if (x > top) top = x, want = v;
+            }
+            CHECK(best[i] == want, "%s: the best of row %d is %d, not %d", (*k)->name, row[i], best[i], want);
+        }
+        a.best = NULL;
+        struct mat again = mat_new(1, n, 0);
+        a.nll = again.data;
+        op_loss(b, &a);
+        CHECK(!memcmp(again.data, nll.data, sizeof same), "%s: asking for the best changes the loss", (*k)->name);
+        for (int64_t j = 0; j < D; j++) *at(&E, 11, j) = *at(&E, 29, j) = j ? 0 : 50;
+        mat_free(&again), backend_close(b);
+    }
+    *at(&y, 4, 1) = NAN;
+    struct backend *b = backend_for(cpu_kernels_best(), 1, D, V);
+    op_loss(b, &(struct loss_args){.rows = &ch.rows, .y = y, .E = {.rows = V, .cols = D, .data = E.data}, .n = n, .row = row, .label = label, .nll = nll.data, .best = best});
+    CHECK(best[6] == 11 && best[7] == -1, "a row of NaN has no best: %d", best[7]);
+    backend_close(b), chunk_free(&ch), mat_free(&y), mat_free(&E), mat_free(&nll);
+}
 TEST(a_nan_is_seen) { /* robustness: a loss that is not a number must not come out as one */
     struct chunk_of ch = chunk_new((int[]){1, 0}, 0);
     struct mat y = mat_random(1, 4, 0, 1), E = mat_random(40, 4, 0, 1);
