@@ -5,7 +5,7 @@
 /* Nine arrays of max_tokens 32-bit words, host and device alike, so that one copy moves them all. */
 enum { A_IDS, A_POSITION, A_FIRST, A_START, A_NOISE, A_ROW, A_LABEL, A_WEIGHT, A_COUNT };
 
-int64_t batch_cost(int64_t max_tokens) { return max_tokens * 4 * (A_COUNT + 1) + 512; }
+int64_t batch_cost(int64_t max_tokens) { return max_tokens * 4 * (A_COUNT + 2) + 512; }
 
 int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t max_tokens, int64_t max_seqs, struct err *e) {
     *b = (struct batch){.be = be, .max_rows = max_rows, .max_tokens = max_tokens, .max_seqs = max_seqs};
@@ -14,6 +14,7 @@ int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t ma
     b->starts = sys_alloc_array((size_t)(2 * max_seqs + 2), sizeof *b->starts, "sequence starts", e);
     b->loss_of = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->loss_of, "sequence losses", e);
     if (b->chunk && b->starts && b->loss_of && (b->nll = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) &&
+        (b->best = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) && (b->dev_best = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e)) &&
         (b->host = backend_alloc(be, AT_HOST, bytes * A_COUNT + 4, "token arrays", e)) &&
         (b->dev = backend_alloc(be, AT_DEVICE, bytes * A_COUNT + 4, "token arrays", e)) &&
         (b->dev_nll = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e))) return 0;
@@ -24,9 +25,11 @@ int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t ma
 void batch_close(struct batch *b) {
     if (!b->be) return;
     if (b->nll) b->be->release(b->be->self, AT_HOST, b->nll);
+    if (b->best) b->be->release(b->be->self, AT_HOST, b->best);
     if (b->host) b->be->release(b->be->self, AT_HOST, b->host);
     if (b->dev) b->be->release(b->be->self, AT_DEVICE, b->dev);
     if (b->dev_nll) b->be->release(b->be->self, AT_DEVICE, b->dev_nll);
+    if (b->dev_best) b->be->release(b->be->self, AT_DEVICE, b->dev_best);
     sys_free(b->chunk), sys_free(b->starts), sys_free(b->loss_of);
     *b = (struct batch){0};
 }
@@ -48,7 +51,7 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
     struct chunk *k = NULL;
     for (int64_t i = 0; i < n; i++) {
         b->loss_of[i] = b->n_loss;
-        int64_t rows = batch_rows(s[i].labels, s[i].n);
+        int64_t rows = s[i].choices ? s[i].n : batch_rows(s[i].labels, s[i].n);
         if (!rows) continue;
         ASSERT(rows <= b->max_rows && b->N + rows <= b->max_tokens, "%lld rows", (long long)rows);
         if (!k || k->rows.N + rows > b->max_rows) {
@@ -67,11 +70,16 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
             h[A_START][at] = (int32_t)base;
             noise[at] = s[i].noise;
             if (c->document_mask && s[i].ids[t] == c->eod) first = base + t + 1; /* <eod> ends its own document */
+            if (s[i].choices) continue;
             int32_t label = s[i].labels ? s[i].labels[t + 1] : s[i].ids[t + 1];
             if (label < 0) continue;
             h[A_ROW][b->n_loss] = (int32_t)(base + t);
             h[A_LABEL][b->n_loss] = label;
             weight[b->n_loss++] = s[i].weight;
+        }
+        for (int a = 0; s[i].choices && a < s[i].n_choices; a++, b->n_loss++) {
+            ASSERT(b->n_loss < b->max_tokens, "%lld choices", (long long)b->n_loss);
+            h[A_ROW][b->n_loss] = (int32_t)(base + rows - 1), h[A_LABEL][b->n_loss] = s[i].choices[a], weight[b->n_loss] = 0;
         }
         b->N += rows, k->rows.N += rows;
         starts[++k->rows.n_seqs] = (int32_t)k->rows.N;
@@ -86,6 +94,7 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
         j->ids = d[A_IDS], j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.start = d[A_START];
         j->row = d[A_ROW], j->label = d[A_LABEL], j->weight = (const float *)d[A_WEIGHT];
         j->nll = b->dev_nll + j->loss0;
+        j->best = b->with_best ? b->dev_best + j->loss0 : NULL;
     }
     for (int a = 0; a < A_COUNT; a++)
         b->be->put(b->be->self, b->dev + a * b->max_tokens, h[a], (size_t)(a < A_ROW ? b->N : b->n_loss) * 4, Q_COMPUTE);
@@ -93,5 +102,6 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
 
 int batch_losses(struct batch *b, struct err *e) {
     b->be->get(b->be->self, b->nll, b->dev_nll, (size_t)b->n_loss * 4, Q_COMPUTE);
+    if (b->with_best) b->be->get(b->be->self, b->best, b->dev_best, (size_t)b->n_loss * 4, Q_COMPUTE);
     return b->be->sync(b->be->self, e);
 }

@@ -13,6 +13,8 @@ struct batch_sequence {
     int64_t n;
     float weight; /* of each counted token in the gradient */
     float noise;  /* size of the noise on its embeddings */
+    const int32_t *choices; /* [n_choices] or NULL: in place of labels, each is scored as what may follow the last token */
+    int n_choices;
 };
 struct chunk {
     struct rows rows;
@@ -22,12 +24,15 @@ struct chunk {
     const int32_t *row, *label;     /* dev [n_loss] */
     const float *weight;            /* dev [n_loss] */
     float *nll;                     /* dev [n_loss] */
+    int32_t *best;                  /* dev [n_loss], NULL unless asked for */
 };
 struct batch {
     int n_chunks;
     struct chunk *chunk;
     int64_t N, n_loss;
+    int with_best;                  /* set before batch_fill: `best` is wanted */
     float *nll;                     /* host [n_loss], after batch_losses */
+    int32_t *best;                  /* host [n_loss], likewise: the likeliest id in each label's place */
     int64_t *loss_of;               /* host [n_seqs + 1]: sequence i's losses are nll[loss_of[i] .. loss_of[i+1]) */
     /* private */
     struct backend *be;
@@ -35,6 +40,7 @@ struct batch {
     int32_t *host, *dev;
     int32_t *starts;
     float *dev_nll;
+    int32_t *dev_best;
 };
 /* max_rows per chunk, in all max_tokens rows of max_seqs sequences. */
 int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t max_tokens, int64_t max_seqs, struct err *e);
@@ -44,6 +50,6 @@ void batch_close(struct batch *b);
 void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n);
 /* Rows that a sequence of these labels takes: 0 if nothing is counted. */
 int64_t batch_rows(const int32_t *labels, int64_t n);
-/* Brings nll to the host (waits). */
+/* Brings nll, and best, to the host (waits). */
 int batch_losses(struct batch *b, struct err *e);
 #endif
