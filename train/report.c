@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LOG_MAX_BYTES = 1 << 30, METRICS_MAX = 64 };
+enum { LOG_MAX_BYTES = 1 << 30 };
 
 struct report {
     struct report_config c;
@@ -22,7 +22,25 @@ struct report {
     struct tfevents *tf;
     struct report_results results;
     int finished; /* results are valid */
+    double best;  /* NaN: none */
+    char best_checkpoint[4200]; /* "" = none */
 };
+
+/* What is known of an evaluation beside its loss, as trainer_state.json has it. */
+static const struct eval_field { const char *key, *tag; size_t at; int digits; } eval_fields[] = {
+    {"eval_accuracy", "eval/accuracy", offsetof(struct report_event, eval_accuracy), 4},
+    {"eval_runtime", "eval/runtime", offsetof(struct report_event, eval_runtime), 4},
+    {"eval_samples_per_second", "eval/samples_per_second", offsetof(struct report_event, eval_samples_per_second), 3},
+    {"eval_steps_per_second", "eval/steps_per_second", offsetof(struct report_event, eval_steps_per_second), 3},
+};
+enum { EVAL_FIELDS = sizeof eval_fields / sizeof *eval_fields };
+
+/* NaN when the event has no such field. */
+static double eval_value(const struct report_event *ev, int i) {
+    double x;
+    memcpy(&x, (const char *)ev + eval_fields[i].at, sizeof x);
+    return isnan(ev->eval_loss) || (i && !(ev->eval_runtime > 0)) ? NAN : x;
+}
 
 /* ---- numbers and objects as Python writes them ---- */
 
@@ -107,7 +125,7 @@ static int read_history(struct report *r, struct err *e) {
     const struct cJSON *list = json_get(j, "log_history");
     for (const struct cJSON *v = list ? list->child : NULL; v; v = v->next) {
         struct report_event ev = {
-            .loss = NAN, .eval_loss = NAN, .learning_rate = NAN, .grad_norm = NAN, .tokens_seen = -1};
+            .loss = NAN, .eval_loss = NAN, .eval_accuracy = NAN, .learning_rate = NAN, .grad_norm = NAN, .tokens_seen = -1};
         if (!cJSON_IsObject(v)) continue;
         const struct cJSON *loss = json_get(v, "loss");
         if (json_int(v, "step", 0, INT64_MAX, &ev.step, path, e) < 0 ||
@@ -116,6 +134,11 @@ static int read_history(struct report *r, struct err *e) {
             json_num(v, "grad_norm", &ev.grad_norm, path, e) < 0 ||
             json_num(v, "learning_rate", &ev.learning_rate, path, e) < 0)
             goto out;
+        for (int i = 0; i < EVAL_FIELDS; i++) {
+            double x = NAN;
+            if (json_num(v, eval_fields[i].key, &x, path, e) < 0) goto out;
+            if (!isnan(x)) memcpy((char *)&ev + eval_fields[i].at, &x, sizeof x);
+        }
         if (loss && cJSON_IsNull(loss)) ev.loss = INFINITY;
         if (ev.step > r->c.from_step || (isnan(ev.loss) && isnan(ev.eval_loss))) continue;
         if (remember(r, &ev, e)) goto out;
@@ -161,6 +184,7 @@ struct report *report_open(const struct report_config *c, struct err *e) {
     struct report *r = sys_alloc(sizeof *r, "log of the run", e);
     if (!r) return NULL;
     r->c = *c;
+    r->best = NAN;
     if (path_join(r->log_path, sizeof r->log_path, c->dir, "trainer_log.jsonl", e)) goto fail;
     snprintf(r->dir, sizeof r->dir, "%s", c->dir);
     if (c->append) {
@@ -241,6 +265,10 @@ static int add_scalars(struct report *r, const struct report_event *ev, struct e
     for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++)
         if (!isnan(scalars[i].value) && tfevents_scalar(r->tf, scalars[i].tag, ev->step, scalars[i].value, e))
             return -1;
+    for (int i = 0; i < EVAL_FIELDS; i++) {
+        double x = eval_value(ev, i);
+        if (!isnan(x) && tfevents_scalar(r->tf, eval_fields[i].tag, ev->step, x, e)) return -1;
+    }
     return 0;
 }
 
@@ -248,6 +276,10 @@ int report_add(struct report *r, const struct report_event *ev, struct err *e) {
     struct str s = {0};
     if (!isnan(ev->loss)) put_item(&s, "loss", rounded(ev->loss, 4));
     if (!isnan(ev->eval_loss)) put_item(&s, "eval_loss", rounded(ev->eval_loss, 4));
+    for (int i = 0; i < EVAL_FIELDS; i++) {
+        double x = eval_value(ev, i);
+        if (!isnan(x)) put_item(&s, eval_fields[i].key, rounded(x, eval_fields[i].digits));
+    }
     if (!isnan(ev->grad_norm) && !r->c.compat_old) put_item(&s, "grad_norm", rounded(ev->grad_norm, 4));
     if (!isnan(ev->learning_rate)) put_item(&s, "learning_rate", ev->learning_rate);
     put_item(&s, "epoch", rounded(ev->epoch, 2));
@@ -286,7 +318,11 @@ static void state_results(const struct report *r, struct str *s, const char *bet
 static void state_event(const struct report *r, struct str *s, const char *between,
                         const struct report_event *ev) {
     put_member(s, between, "epoch", shown_epoch(r, ev->epoch));
-    if (!isnan(ev->eval_loss)) put_member(s, between, "eval_loss", ev->eval_loss);
+    for (int i = 0; i < EVAL_FIELDS; i++) { /* keys in the order of the alphabet */
+        double x = eval_value(ev, i);
+        if (i == 1 && !isnan(ev->eval_loss)) put_member(s, between, "eval_loss", ev->eval_loss);
+        if (!isnan(x)) put_member(s, between, eval_fields[i].key, i ? rounded(x, eval_fields[i].digits) : x);
+    }
     if (!isnan(ev->grad_norm)) put_member(s, between, "grad_norm", ev->grad_norm);
     if (!isnan(ev->learning_rate)) put_member(s, between, "learning_rate", ev->learning_rate);
     if (!isnan(ev->loss)) put_member(s, between, "loss", rounded(ev->loss, 4));
@@ -294,11 +330,21 @@ static void state_event(const struct report *r, struct str *s, const char *betwe
     str_printf(s, "%lld", (long long)ev->step);
 }
 
+void report_best(struct report *r, double metric, const char *checkpoint) {
+    r->best = metric;
+    snprintf(r->best_checkpoint, sizeof r->best_checkpoint, "%s", checkpoint ? checkpoint : "");
+}
+
 int report_state(const struct report *r, const char *dir, int64_t step, double epoch, struct err *e) {
     static const char between[] = "\n      ";
     const struct report_config *c = &r->c;
     struct str s = {0};
-    str_puts(&s, "{\n  \"best_metric\": null,\n  \"best_model_checkpoint\": null,\n  \"epoch\": ");
+    str_puts(&s, "{\n  \"best_metric\": ");
+    put_float(&s, r->best);
+    str_puts(&s, ",\n  \"best_model_checkpoint\": ");
+    if (r->best_checkpoint[0]) str_json(&s, r->best_checkpoint, strlen(r->best_checkpoint));
+    else str_puts(&s, "null");
+    str_puts(&s, ",\n  \"epoch\": ");
     put_float(&s, epoch);
     str_printf(&s,
                ",\n  \"eval_steps\": %lld,\n  \"global_step\": %lld,\n  \"is_hyper_param_search\": false,\n"
@@ -328,21 +374,12 @@ int report_state(const struct report *r, const char *dir, int64_t step, double e
 
 /* ---- results at the end ---- */
 
-struct metric {
-    char key[64];
-    double value;
-};
-struct metrics {
-    struct metric m[METRICS_MAX];
-    int n;
-};
-
-/* Sets a metric, keeping the list sorted by key. */
-static void set_metric(struct metrics *t, const char *key, double value) {
+void report_set(struct report_metrics *t, const char *key, double value) {
     int i = 0;
+    if (isnan(value)) return;
     while (i < t->n && strcmp(t->m[i].key, key) < 0) i++;
     if (i == t->n || strcmp(t->m[i].key, key)) {
-        if (t->n == METRICS_MAX || strlen(key) >= sizeof t->m->key)
+        if (t->n == REPORT_METRICS_MAX || strlen(key) >= sizeof t->m->key)
             return; /* a stranger's all_results.json only */
         memmove(&t->m[i + 1], &t->m[i], (size_t)(t->n - i) * sizeof *t->m);
         strcpy(t->m[i].key, key);
@@ -351,7 +388,7 @@ static void set_metric(struct metrics *t, const char *key, double value) {
     t->m[i].value = value;
 }
 
-static int write_metrics(const struct metrics *t, const char *dir, const char *name, struct err *e) {
+static int write_metrics(const struct report_metrics *t, const char *dir, const char *name, struct err *e) {
     struct str s = {0};
     str_putc(&s, '{');
     for (int i = 0; i < t->n; i++) put_member(&s, "\n    ", t->m[i].key, t->m[i].value);
@@ -360,21 +397,21 @@ static int write_metrics(const struct metrics *t, const char *dir, const char *n
 }
 
 /* all_results.json keeps the numbers of earlier runs of other kinds. */
-static int merge_metrics(const struct metrics *t, const char *dir, struct err *e) {
+static int merge_metrics(const struct report_metrics *t, const char *dir, struct err *e) {
     char path[4200];
-    struct metrics all = {0};
+    struct report_metrics all = {0};
     if (path_join(path, sizeof path, dir, "all_results.json", e)) return -1;
     struct err why = {0};
     struct cJSON *old = path_exists(path) ? json_parse_file(path, 1 << 20, &why) : NULL;
     if (why.code == ERR_RUN) return *e = why, -1;
     for (const struct cJSON *v = old && cJSON_IsObject(old) ? old->child : NULL; v; v = v->next)
-        if (cJSON_IsNumber(v)) set_metric(&all, v->string, v->valuedouble);
+        if (cJSON_IsNumber(v)) report_set(&all, v->string, v->valuedouble);
     json_free(old);
-    for (int i = 0; i < t->n; i++) set_metric(&all, t->m[i].key, t->m[i].value);
+    for (int i = 0; i < t->n; i++) report_set(&all, t->m[i].key, t->m[i].value);
     return write_metrics(&all, dir, "all_results.json", e);
 }
 
-static void put_metric(struct str *s, const struct metric *m) {
+static void put_metric(struct str *s, const struct report_metric *m) {
     char time[40];
     if (text_ends(m->key, "_runtime"))
         str_printf(s, "%s.%02d", text_seconds(time, floor(m->value)),
@@ -386,7 +423,7 @@ static void put_metric(struct str *s, const struct metric *m) {
 }
 
 /* "***** train metrics *****" and a table with aligned keys and values. */
-static int print_metrics(const char *split, const struct metrics *t, struct err *e) {
+static int print_metrics(const char *split, const struct report_metrics *t, struct err *e) {
     struct str text = {0}, table = {0};
     size_t key_width = 0, value_width = 0;
     int lost = 0;
@@ -409,6 +446,23 @@ static int print_metrics(const char *split, const struct metrics *t, struct err 
     return r;
 }
 
+int report_write(const struct report_metrics *t, const char *dir, const char *split, struct err *e) {
+    char name[64];
+    snprintf(name, sizeof name, "%s_results.json", split);
+    return print_metrics(split, t, e) || write_metrics(t, dir, name, e) || merge_metrics(t, dir, e) ? -1 : 0;
+}
+
+void report_set_speed(struct report_metrics *t, const char *prefix, double seconds, int64_t samples, int64_t steps) {
+    char key[64];
+    if (!(seconds > 1e-3)) seconds = 1e-3; /* no division by zero in files */
+    snprintf(key, sizeof key, "%s_runtime", prefix);
+    report_set(t, key, rounded(seconds, 4));
+    snprintf(key, sizeof key, "%s_samples_per_second", prefix);
+    report_set(t, key, rounded((double)samples / seconds, 3));
+    snprintf(key, sizeof key, "%s_steps_per_second", prefix);
+    report_set(t, key, rounded((double)steps / seconds, 3));
+}
+
 static int write_plot(const struct report *r, const char *key, size_t field, struct err *e) {
     char path[4200], name[64];
     struct str title = {0};
@@ -418,6 +472,7 @@ static int write_plot(const struct report *r, const char *key, size_t field, str
     if (!xy) return -1;
     for (int64_t i = 0; i < r->n; i++) {
         double y; /* absent (NaN) and lost (infinite) values leave a gap */
+        if (strstr(key, "eval_") && isnan(r->events[i].eval_loss)) continue;
         memcpy(&y, (const char *)&r->events[i] + field, sizeof y);
         if (fabs(y) < 1e30) xy[n] = (double)r->events[i].step, xy[r->n + n++] = y;
     }
@@ -445,7 +500,7 @@ out:
 }
 
 int report_finish(struct report *r, const struct report_results *res, struct err *e) {
-    struct metrics train = {0}, eval = {0};
+    struct report_metrics train = {0}, eval = {0};
     struct str s = {0};
     r->results = *res;
     /* a run that resumed at its end took no time: avoid 0/0 in files */
@@ -469,29 +524,24 @@ int report_finish(struct report *r, const struct report_results *res, struct err
     last.epoch = res->epoch, last.elapsed_seconds = res->train_runtime, last.remaining_seconds = 0;
     if (append_log(r, &last, e)) return -1;
 
-    set_metric(&train, "epoch", shown_epoch(r, res->epoch));
-    set_metric(&train, "total_flos", res->total_flos);
-    set_metric(&train, "train_loss", res->train_loss);
-    set_metric(&train, "train_runtime", runtime);
-    set_metric(&train, "train_samples_per_second", samples_rate);
-    set_metric(&train, "train_steps_per_second", steps_rate);
-    if (print_metrics("train", &train, e) || write_metrics(&train, r->dir, "train_results.json", e) ||
-        merge_metrics(&train, r->dir, e))
-        return -1;
-
+    report_set(&train, "epoch", shown_epoch(r, res->epoch));
+    report_set(&train, "total_flos", res->total_flos);
+    report_set(&train, "train_loss", res->train_loss);
+    report_set(&train, "train_runtime", runtime);
+    report_set(&train, "train_samples_per_second", samples_rate);
+    report_set(&train, "train_steps_per_second", steps_rate);
+    if (report_write(&train, r->dir, "train", e)) return -1;
     if (!isnan(res->eval_loss)) {
-        const double seconds = res->eval_runtime > 1e-3 ? res->eval_runtime : 1e-3;
-        set_metric(&eval, "epoch", shown_epoch(r, res->epoch));
-        set_metric(&eval, "eval_loss", res->eval_loss);
-        set_metric(&eval, "eval_runtime", rounded(seconds, 4));
-        set_metric(&eval, "eval_samples_per_second", rounded((double)res->eval_samples / seconds, 3));
-        set_metric(&eval, "eval_steps_per_second", rounded((double)res->eval_steps / seconds, 3));
-        if (print_metrics("eval", &eval, e) || write_metrics(&eval, r->dir, "eval_results.json", e) ||
-            merge_metrics(&eval, r->dir, e))
-            return -1;
+        report_set(&eval, "epoch", shown_epoch(r, res->epoch));
+        report_set(&eval, "eval_loss", res->eval_loss);
+        report_set(&eval, "eval_accuracy", res->eval_accuracy);
+        report_set(&eval, r->c.compat_old ? "perplexity" : "eval_perplexity", exp(res->eval_loss));
+        report_set_speed(&eval, "eval", res->eval_runtime, res->eval_samples, res->eval_steps);
+        if (report_write(&eval, r->dir, "eval", e)) return -1;
     }
     if (r->c.plot_loss && (write_plot(r, "loss", offsetof(struct report_event, loss), e) ||
-                           write_plot(r, "eval_loss", offsetof(struct report_event, eval_loss), e)))
+                           write_plot(r, "eval_loss", offsetof(struct report_event, eval_loss), e) ||
+                           (!isnan(res->eval_accuracy) && write_plot(r, "eval_accuracy", offsetof(struct report_event, eval_accuracy), e))))
         return -1;
     return 0;
 }

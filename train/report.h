@@ -17,6 +17,8 @@ struct report_event {
     double elapsed_seconds, remaining_seconds;
     double tokens_per_second;
     int64_t tokens_seen;
+    /* of an evaluation: share of right tokens (NaN: not measured), seconds (0: nothing is said of speed), rates */
+    double eval_accuracy, eval_runtime, eval_samples_per_second, eval_steps_per_second;
 };
 
 struct report; /* the run's history and open log files */
@@ -39,18 +41,32 @@ struct report *report_open(const struct report_config *c, struct err *e);
 int report_add(struct report *r, const struct report_event *ev, struct err *e);
 /* The progress line on standard error: step, loss, rate, gradient norm, tokens/s, time left. `done`: the last one. */
 void report_progress(const struct report_event *ev, int done);
+/* The best evaluation so far, for trainer_state.json; checkpoint: the folder of its state, NULL if there is none. */
+void report_best(struct report *r, double metric, const char *checkpoint);
 /* trainer_state.json into any folder (output_dir, checkpoint-N). After report_finish it holds the results, too. */
 int report_state(const struct report *r, const char *dir, int64_t step, double epoch, struct err *e);
 struct report_results {
     double epoch, train_loss, train_runtime, total_flos;
     int64_t samples, steps;         /* of training: seen in this run, over which runtime was measured */
-    double eval_loss, eval_runtime; /* NaN: no evaluation */
+    double eval_loss, eval_accuracy, eval_runtime; /* NaN: no evaluation; not measured */
     int64_t eval_samples, eval_steps;
 };
 /* train_results.json (and eval_results.json when eval_loss is not NaN), merged into all_results.json; prints the metric
- * tables; with plot_loss writes training_loss.png (and training_eval_loss.png). */
+ * tables; with plot_loss writes training_loss.png (and training_eval_loss.png, training_eval_accuracy.png). */
 int report_finish(struct report *r, const struct report_results *res, struct err *e);
 void report_close(struct report *r);
+
+/* The named numbers of a results file, sorted by name. */
+enum { REPORT_METRICS_MAX = 64 };
+struct report_metrics {
+    struct report_metric { char key[64]; double value; } m[REPORT_METRICS_MAX];
+    int n;
+};
+void report_set(struct report_metrics *t, const char *key, double value); /* NaN: left out */
+/* PREFIX_runtime and its rates. */
+void report_set_speed(struct report_metrics *t, const char *prefix, double seconds, int64_t samples, int64_t steps);
+/* SPLIT_results.json, merged into all_results.json, both in dir; prints the table "***** SPLIT metrics *****". */
+int report_write(const struct report_metrics *t, const char *dir, const char *split, struct err *e);
 
 /* A line chart as PNG (zlib + own rasteriser and font): raw curve in grey-blue, smoothed on top. */
 int plot_png(const char *path, const char *title, const char *x_label, const char *y_label, const double *x,

@@ -61,6 +61,7 @@ static struct report_event event(int64_t step, double loss) {
                                  .total_steps = 40,
                                  .loss = loss,
                                  .eval_loss = NAN,
+                                 .eval_accuracy = NAN,
                                  .learning_rate = 4.95e-05,
                                  .grad_norm = 0.875,
                                  .epoch = (double)step / 20,
@@ -203,6 +204,7 @@ TEST(results_and_pictures) {
                                  .samples = 80,
                                  .steps = 40,
                                  .eval_loss = 1.5,
+                                 .eval_accuracy = NAN,
                                  .eval_runtime = 2,
                                  .eval_samples = 8,
                                  .eval_steps = 4};
@@ -226,7 +228,8 @@ TEST(results_and_pictures) {
         "%s", out);
     CHECK(strstr(out, "training_loss.png\n"), "%s", out);
     expect("all_results.json", contents("all_results.json"),
-           "{\n    \"epoch\": 2.0,\n    \"eval_loss\": 1.5,\n    \"eval_runtime\": 2.0,\n"
+           "{\n    \"epoch\": 2.0,\n    \"eval_loss\": 1.5,\n    \"eval_perplexity\": 4.4816890703380645,\n"
+           "    \"eval_runtime\": 2.0,\n"
            "    \"eval_samples_per_second\": 4.0,\n    \"eval_steps_per_second\": 2.0,\n    "
            "\"predict_rouge-l\": 12.5,\n"
            "    \"total_flos\": 3300000000000.0,\n    \"train_loss\": 0.0520833,\n    \"train_runtime\": "
@@ -247,6 +250,64 @@ TEST(results_and_pictures) {
           "%s", log);
     CHECK(path_is_file(in_folder("training_loss.png")), "picture");
     CHECK(!path_exists(in_folder("training_eval_loss.png")), "no data, no picture");
+}
+
+/* An evaluation's numbers where transformers writes them, kept over a resume; the best of them in the state. */
+TEST(evaluations) {
+    struct err e = {0};
+    struct report_config c = config();
+    char checkpoint[300], state[4000];
+    REQUIRE(!fresh(), "temporary folder");
+    snprintf(checkpoint, sizeof checkpoint, "%s/checkpoint-20", folder);
+    REQUIRE(!dir_make(checkpoint, &e), "%s", e.text);
+    catch_begin();
+    struct report *r = report_open(&c, &e);
+    struct report_event ev = event(20, NAN);
+    ev.grad_norm = ev.learning_rate = NAN, ev.eval_loss = 2, ev.eval_accuracy = 2.0 / 3, ev.eval_runtime = 0.5;
+    ev.eval_samples_per_second = 16, ev.eval_steps_per_second = 4.00049, ev.tokens_seen = 0;
+    int bad = !r || report_add(r, &ev, &e);
+    if (r) report_best(r, 2, checkpoint);
+    bad |= !r || report_state(r, checkpoint, 20, 1, &e);
+    report_close(r);
+    expect("stdout", catch_end(),
+           "{'eval_loss': 2.0, 'eval_accuracy': 0.6667, 'eval_runtime': 0.5, 'eval_samples_per_second': 16.0, "
+           "'eval_steps_per_second': 4.0, 'epoch': 1.0}\n");
+    snprintf(state, sizeof state, "%s", contents("checkpoint-20/trainer_state.json"));
+    char want[600];
+    snprintf(want, sizeof want, "{\n  \"best_metric\": 2.0,\n  \"best_model_checkpoint\": \"%s\",\n", checkpoint);
+    CHECK(text_starts(state, want), "%s", state);
+    CHECK(strstr(state, "{\n      \"epoch\": 1.0,\n      \"eval_accuracy\": 0.6666666666666666,\n      \"eval_loss\": 2.0,\n"
+                        "      \"eval_runtime\": 0.5,\n      \"eval_samples_per_second\": 16.0,\n"
+                        "      \"eval_steps_per_second\": 4.0,\n      \"step\": 20\n    }"), "%s", state);
+    c.append = 1, c.from_step = 20, c.state_dir = checkpoint;
+    r = report_open(&c, &e);
+    if (r) report_best(r, 2, checkpoint);
+    bad |= !r || report_state(r, folder, 20, 1, &e);
+    report_close(r);
+    CHECK(!bad, "%s", e.text);
+    expect("state after a resume", contents("trainer_state.json"), state);
+}
+
+TEST(results_of_any_kind) {
+    struct err e = {0};
+    struct report_metrics t = {.n = 0};
+    REQUIRE(!fresh(), "temporary folder");
+    report_set(&t, "predict_rouge-l", 12.5), report_set(&t, "predict_bleu-4", 7.25), report_set(&t, "predict_loss", NAN);
+    report_set_speed(&t, "predict", 4, 10, 2);
+    catch_begin();
+    int bad = report_write(&t, folder, "predict", &e);
+    expect("stdout", catch_end(),
+           "***** predict metrics *****\n"
+           "  predict_bleu-4             =       7.25\n"
+           "  predict_rouge-l            =       12.5\n"
+           "  predict_runtime            = 0:00:04.00\n"
+           "  predict_samples_per_second =        2.5\n"
+           "  predict_steps_per_second   =        0.5\n");
+    CHECK(!bad, "%s", e.text);
+    static const char file[] = "{\n    \"predict_bleu-4\": 7.25,\n    \"predict_rouge-l\": 12.5,\n    \"predict_runtime\": 4.0,\n"
+                               "    \"predict_samples_per_second\": 2.5,\n    \"predict_steps_per_second\": 0.5\n}";
+    expect("predict_results.json", contents("predict_results.json"), file);
+    expect("all_results.json", contents("all_results.json"), file);
 }
 
 /* ---- TensorBoard ---- */
