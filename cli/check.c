@@ -240,12 +240,55 @@ static int set_lora(struct options *o, struct err *e) {
     return lora_parse_targets(target ? target : "all", &l->targets, e);
 }
 
+/* The metric by which evaluations are compared. */
+static int check_best(struct options *o, struct err *e) {
+    struct train_options *t = &o->train;
+    const char *m = t->best_metric ? t->best_metric : "loss";
+    if (text_starts(m, "eval_")) m += 5;
+    if (strcmp(m, "loss") && strcmp(m, "accuracy") && strcmp(m, "perplexity"))
+        return err_set(e, ERR_INPUT, "metric_for_best_model %s is not measured by evaluations; choose from loss, accuracy, perplexity", t->best_metric);
+    if (!strcmp(m, "accuracy") && !t->compute_accuracy)
+        return wrong(e, "metric_for_best_model accuracy needs compute_accuracy");
+    if (!options_given(o, "greater_is_better")) t->greater_is_better = !strcmp(m, "accuracy");
+    return 0;
+}
+
+/* eval_strategy and save_strategy as words. */
+static const char *strategy(enum interval i) {
+    static const char *const names[] = {"no", "steps", "epoch", "best"};
+    return names[i];
+}
+
+/* transformers looks for the best state among the saved ones, hence its rules. */
+static int check_best_strategy(const struct train_options *t, struct err *e) {
+    if (t->early_stopping && t->eval_strategy == EVERY_NO)
+        return wrong(e, "early_stopping_steps counts evaluations: set eval_strategy to steps or epoch");
+    if (t->save_strategy == EVERY_BEST && !t->best_metric)
+        return wrong(e, "`metric_for_best_model` must be provided when using 'best' save_strategy");
+    if (t->save_strategy == EVERY_BEST && t->eval_strategy == EVERY_NO)
+        return wrong(e, "save_strategy best needs evaluations: set eval_strategy to steps or epoch");
+    if (!t->load_best || t->save_strategy == EVERY_BEST) return 0;
+    if (t->eval_strategy != t->save_strategy)
+        return err_set(e, ERR_INPUT, "--load_best_model_at_end requires the save and eval strategy to match, but found evaluation strategy %s, save strategy %s",
+                       strategy(t->eval_strategy), strategy(t->save_strategy));
+    double every = t->eval_steps > 0 ? t->eval_steps : t->logging_steps, ratio = t->save_steps / every;
+    if (t->eval_strategy == EVERY_STEPS && fabs(ratio - nearbyint(ratio)) > 1e-9 * ratio)
+        return err_set(e, ERR_INPUT, "--load_best_model_at_end requires the saving steps to be a round multiple of the evaluation steps, but found %g, which is not a round multiple of %g",
+                       t->save_steps, every);
+    return 0;
+}
+
 static int check_evaluation(struct options *o, struct err *e) {
     struct train_options *t = &o->train;
     if (t->eval_strategy != EVERY_NO) t->do_eval = 1;
-    if (t->do_eval && !t->data.eval_dataset && !(t->data.val_size > 1e-6))
+    /* v0.5.0 evaluates the data set itself when it does not train */
+    int own = !t->do_train && !t->data.compat_new && t->data.dataset;
+    if ((t->do_eval || t->do_predict || t->eval_on_start) && !t->data.eval_dataset && !(t->data.val_size > 1e-6) && !own)
         return wrong(e, "Please make sure eval_dataset be provided or val_size >1e-6");
-    return 0;
+    if (o->predict_with_generate && t->data.stage != STAGE_SFT) return wrong(e, "`predict_with_generate` is only valid for stage sft.");
+    if (o->predict_with_generate && t->do_train && !t->data.compat_new)
+        return wrong(e, "`predict_with_generate` cannot be set as True while training (compat old; --compat new allows it)");
+    return check_best(o, e) || check_best_strategy(t, e) ? -1 : 0;
 }
 
 static int check_resume(struct options *o, struct err *e) {
@@ -263,8 +306,8 @@ static int check_resume(struct options *o, struct err *e) {
 static int check_train(struct options *o, struct err *e) {
     struct train_options *t = &o->train;
     if (check_model(CMD_TRAIN, o, e)) return -1;
-    if (!options_given(o, "do_train") && !t->do_eval) t->do_train = 1;
-    if (t->do_train && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
+    if (!options_given(o, "do_train") && !t->do_eval && !t->do_predict) t->do_train = 1;
+    if ((t->do_train || !t->data.eval_dataset) && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
     if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || split_adapters(o, e) ||
         set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e))
         return -1;

@@ -56,6 +56,9 @@ int cli_is_space(char c);
 /* The cross checks, and what follows from several flags together. */
 int options_check(enum command_id cmd, struct options *o, struct err *e);
 
+/* do_predict, and do_eval without do_train. Exit code. */
+int cli_predict(const struct options *o, struct err *e);
+
 /* A flat file of flags. value NULL = null; a list is joined by commas; line 0 in JSON. */
 struct pair { char *key, *value; int line; };
 struct pairs { struct pair *p; int n; };

@@ -31,6 +31,7 @@ struct data_config {
                                  does without, stage pt packs (into blocks one token longer than when asked for) */
     int neat_packing;
     int train_on_prompt, mask_history;
+    int prompts;              /* for generation: all before the last answer is one masked prompt, nothing is packed */
     int64_t max_samples;      /* 0 = all */
     double val_size;          /* 0, (0,1) a fraction, > 1 a count */
     enum data_mix mix;

@@ -4,7 +4,8 @@
  * encoded apart by the template. Turns are taken in order until cutoff tokens are used up, each cut by
  * cut_turn to what room is left; with mask_history from the last turn backwards, so that the answer that is
  * trained is the one that surely fits. Labels are the ids of the targets; sources are masked unless
- * train_on_prompt, earlier targets are masked under mask_history. */
+ * train_on_prompt, earlier targets are masked under mask_history. Prompts for generation are one turn: all that
+ * stands before the last answer is the source, cut at its end like any other. */
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
 #include <stdio.h>
@@ -121,6 +122,29 @@ out:
     return rc;
 }
 
+static int encode_prompt(const struct encoder *k, const struct conversation *v, struct encoded *out) {
+    const int count = v->count / 2;
+    struct ids ids = {0};
+    struct turn last = {0};
+    struct row *row = &out->row;
+    int rc = -1;
+    for (int i = 0; i < count; i++)
+        if (encode_turn(k, v, i, &ids, &last, &out->e)) goto out;
+    const int64_t T = (int64_t)last.T, S = (int64_t)ids.n - T;
+    cut_turn(k->c->compat_new, S, T, k->cutoff, &last.s, &last.t);
+    row->turns = count;
+    row->cut_source = last.s < S && last.t == T;
+    row->cut_target = last.t < T && last.s == S;
+    row->cut_both = last.s < S && last.t < T;
+    if (ids_add(&out->ids, ids.p, (size_t)last.s, &out->e) || ids_add(&out->ids, ids.p + S, (size_t)last.t, &out->e) ||
+        add_labels(&out->labels, ids.p, (size_t)last.s, 1, &out->e) || add_labels(&out->labels, ids.p + S, (size_t)last.t, 0, &out->e))
+        goto out;
+    rc = 0;
+out:
+    ids_free(&ids);
+    return rc;
+}
+
 /* Cuts what has no turns: pre-training texts and given ids. Chunks are cut later, from all records together.
  * */
 static void cut_record(const struct encoder *k, struct encoded *out) {
@@ -194,6 +218,8 @@ void encode_record(const struct encoder *k, const struct source *s, const struct
         memcpy(out->why, v.why, sizeof out->why);
         if (!v.drop && k->c->stage == STAGE_PT)
             encode_text(k, &v, out);
+        else if (!v.drop && k->c->prompts)
+            encode_prompt(k, &v, out);
         else if (!v.drop)
             encode_turns(k, &v, out);
     }

@@ -29,6 +29,7 @@ struct packer {
 };
 
 enum packing pack_kind(const struct data_config *c) {
+    if (c->prompts) return PACK_NONE;
     if (c->stage == STAGE_PT) return c->packing ? PACK_CHUNKS : PACK_NONE;
     return c->sft_packing ? PACK_CHUNKS : c->packing > 0 || c->neat_packing ? PACK_BINS : PACK_NONE;
 }

@@ -1,40 +1,97 @@
-/* train/eval.c - the evaluation loss during a run, through the same engine and memory as training. */
+/* train/eval.c - see eval.h. Batches are units of the mean only: as many sequences as there is room for go through the layers
+ * together, whatever batch they belong to. */
+#include "train/eval.h"
 #include "base/log.h"
 #include "base/stop.h"
 #include "base/sys.h"
 #include "train/train_internal.h"
+#include <math.h>
 
-/* As many whole evaluation batches as fit in the training buffers go through the layers together; the loss of a batch is
- * the mean over its labelled tokens, and batches are weighted by their number of sequences (a trailing short one less). */
-int train_evaluate(struct trainer *t, double *loss, double *seconds, struct err *e) {
-    int64_t n = data_count(t->eval), B = t->o->eval_batch;
-    double start = sys_seconds(), sum = 0, weight = 0;
-    log_info("***** Running Evaluation *****\n  Num examples = %lld\n  Batch size = %lld", (long long)n, (long long)B);
-    for (int64_t i = 0; i < n;) {
-        int64_t count = 0, rows = 0, chunk_rows = 0, chunks = 1;
-        for (; i + count < n && count < t->max_seqs; count++) { /* as much as one pass holds */
-            struct sequence q;
-            if (data_get(t->eval, i + count, &q, e)) return -1;
-            int64_t own = batch_rows(q.labels, q.n);
-            if (chunk_rows + own > t->engine.c.rows) chunks++, chunk_rows = 0;
-            if (rows + own > t->max_rows || chunks > t->engine.c.chunks) break;
-            rows += own, chunk_rows += own;
-            t->sequences[count] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .n = q.n};
-        }
-        if (i + count < n && count > B) count = count / B * B; /* whole batches, unless one alone is too large */
-        batch_fill(&t->batch, &t->model.config, t->sequences, count);
-        if (engine_losses(&t->engine, &t->batch, e)) return -1;
-        for (int64_t b = 0; b < count; b += B) {
-            int64_t end = b + B < count ? b + B : count, from = t->batch.loss_of[b], to = t->batch.loss_of[end];
-            double own = 0;
-            for (int64_t k = from; k < to; k++) own += (double)t->batch.nll[k];
-            if (to > from) sum += own / (double)(to - from) * (double)(end - b), weight += (double)(end - b);
-        }
-        i += count;
-        log_progress(i == n, "evaluating %lld of %lld", (long long)i, (long long)n);
-        if (stop_requested()) break;
+struct tally { /* sums so far */
+    double loss, weight;           /* of whole batches */
+    double nll;                    /* of the batch at hand */
+    int64_t counted, in_batch;
+    double right;                  /* shares, summed over sequences */
+    int64_t judged;
+};
+
+/* Sequence i of the pass. */
+static void count(struct tally *t, const struct eval_room *room, int64_t i, int64_t batch, int accuracy, int last) {
+    const struct batch_sequence *s = &room->sequences[i];
+    const struct batch *b = room->batch;
+    int64_t from = b->loss_of[i], n = b->loss_of[i + 1] - from, right = 0;
+    for (int64_t k = 0; k < n; k++) t->nll += (double)b->nll[from + k];
+    if (accuracy && n) {
+        for (int64_t pos = 1, k = 0; k < n; pos++)
+            if (s->labels[pos] >= 0) right += b->best[from + k++] == s->labels[pos];
+        t->right += (double)right / (double)n, t->judged++;
     }
-    *loss = weight > 0 ? sum / weight : 0;
-    *seconds = sys_seconds() - start;
+    t->counted += n;
+    if (++t->in_batch < batch && !last) return;
+    if (t->counted) t->loss += t->nll / (double)t->counted * (double)t->in_batch, t->weight += (double)t->in_batch;
+    t->nll = 0, t->counted = t->in_batch = 0;
+}
+
+/* Fills a pass from sequence `first` on; returns how many it takes, -1 with e. */
+static int64_t fill(const struct eval_room *room, const struct dataset *d, int64_t first, struct err *e) {
+    int64_t n = data_count(d), count = 0, rows = 0, chunk_rows = 0, chunks = 1;
+    for (; first + count < n && count < room->max_seqs; count++) {
+        struct sequence q;
+        if (data_get(d, first + count, &q, e)) return -1;
+        int64_t own = batch_rows(q.labels, q.n);
+        if (chunk_rows + own > room->engine->c.rows) chunks++, chunk_rows = 0;
+        if (rows + own > room->max_rows || chunks > room->engine->c.chunks) break;
+        rows += own, chunk_rows += own;
+        room->sequences[count] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .n = q.n};
+    }
+    ASSERT(count, "sequence %lld does not fit", (long long)first);
+    return count;
+}
+
+int eval_run(const struct eval_room *room, const struct dataset *d, int64_t batch, int accuracy, struct eval_result *r, struct err *e) {
+    int64_t n = data_count(d);
+    double start = sys_seconds();
+    struct tally t = {0};
+    *r = (struct eval_result){.sequences = n, .batches = (n + batch - 1) / batch};
+    log_info("***** Running Evaluation *****\n  Num examples = %lld\n  Batch size = %lld", (long long)n, (long long)batch);
+    room->batch->with_best = accuracy;
+    for (int64_t i = 0, taken; i < n && !(r->stopped = stop_requested()); i += taken) {
+        if ((taken = fill(room, d, i, e)) < 0) return -1;
+        batch_fill(room->batch, &room->engine->m->config, room->sequences, taken);
+        if (engine_losses(room->engine, room->batch, e)) return -1;
+        for (int64_t k = 0; k < taken; k++) count(&t, room, k, batch, accuracy, i + k + 1 == n);
+        log_progress(i + taken == n, "evaluating %lld of %lld", (long long)(i + taken), (long long)n);
+    }
+    room->batch->with_best = 0;
+    r->loss = t.weight > 0 ? t.loss / t.weight : 0;
+    r->accuracy = t.judged ? t.right / (double)t.judged : NAN;
+    r->seconds = sys_seconds() - start;
     return 0;
+}
+
+int train_evaluate(struct trainer *t, struct eval_result *r, struct err *e) {
+    struct eval_room room = {&t->engine, &t->batch, t->sequences, t->max_seqs, t->max_rows};
+    return eval_run(&room, t->eval, t->o->eval_batch, t->o->compute_accuracy, r, e);
+}
+
+enum { PASS_SEQUENCES = 1024 };
+
+int eval_alone(struct model *m, const struct lora *lora, struct pages *adapters, const struct dataset *d, int64_t batch, int accuracy,
+               struct eval_result *r, struct err *e) {
+    struct backend_info info;
+    struct engine g = {0};
+    struct batch b = {0};
+    int rc = -1;
+    m->be->info(m->be->self, &info);
+    int64_t longest = data_longest(d), rows = info.unified ? 1024 : 8192; /* as a training run chooses */
+    if (rows < longest) rows = longest;
+    struct eval_room room = {.engine = &g, .batch = &b, .max_seqs = PASS_SEQUENCES, .max_rows = 2 * rows};
+    room.sequences = sys_alloc_array(PASS_SEQUENCES, sizeof *room.sequences, "sequences of a pass", e);
+    /* two neighbouring chunks hold more than the rows of one */
+    struct engine_config k = {.rows = rows, .chunks = 2 * room.max_rows / rows + 1, .longest = longest, .resident_acts = -1,
+                              .lora = adapters ? lora : NULL, .adapters = adapters};
+    if (room.sequences && !engine_open(&g, m, &k, e) && !batch_open(&b, m->be, rows, room.max_rows, room.max_seqs, e))
+        rc = eval_run(&room, d, batch, accuracy, r, e);
+    batch_close(&b), engine_close(&g), sys_free(room.sequences);
+    return rc;
 }

@@ -77,6 +77,14 @@ static struct report_event event(const struct trainer *t, const struct step_resu
                                  .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = seconds > 0 ? (double)p->tokens / seconds : 0, .tokens_seen = p->tokens};
 }
 
+/* Epochs that are done after a step. */
+static int epoch_of(struct trainer *t, int64_t step, double *epoch, struct err *e) {
+    struct sampler_step s;
+    if (sampler_get(t->sampler, step - 1, &s, e)) return -1;
+    *epoch = s.epoch;
+    return 0;
+}
+
 static int due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
 
 /* Bookkeeping of a step: sums, log line, progress line. */
@@ -97,10 +105,24 @@ static int note_step(struct trainer *t, const struct step_result *r, double star
     return report_add(t->report, &ev, e);
 }
 
-static int evaluate(struct trainer *t, const struct step_result *r, double start, double *seconds, struct err *e) {
-    if (train_evaluate(t, &t->eval_loss, seconds, e)) return -1;
+static int evaluation_due(const struct trainer *t, double epoch) {
+    const struct progress *p = &t->at;
+    if (p->evaluated >= p->step) return 0; /* done before the checkpoint that was resumed */
+    if (!p->step) return t->eval && t->o->eval_on_start;
+    if ((t->o->eval_strategy == EVERY_EPOCH ? epoch : (double)p->step) < t->o->eval_delay) return 0;
+    return due(t->eval_every, p->step) || (t->eval_every && p->step == t->total_steps);
+}
+
+/* *better: the best evaluation so far. One that a signal cut short leaves no trace. */
+static int evaluate(struct trainer *t, const struct step_result *r, double start, int *better, struct err *e) {
+    if (train_evaluate(t, &t->result, e)) return -1;
+    const struct eval_result *v = &t->result;
+    if (v->stopped) return 0;
+    t->at.evaluated = t->at.step;
+    *better = best_note(t);
     struct report_event ev = event(t, r, start);
-    ev.eval_loss = t->eval_loss, ev.grad_norm = NAN, ev.learning_rate = NAN;
+    ev.eval_loss = v->loss, ev.eval_accuracy = v->accuracy, ev.eval_runtime = v->seconds, ev.grad_norm = NAN, ev.learning_rate = NAN;
+    ev.eval_samples_per_second = (double)v->sequences / v->seconds, ev.eval_steps_per_second = (double)v->batches / v->seconds;
     return report_add(t->report, &ev, e);
 }
 
@@ -116,28 +138,21 @@ static int save(struct trainer *t, double epoch, double *start, struct err *e) {
     return state_save(t, epoch, e);
 }
 
-/* The loop. Returns 0, -1, or the number of the signal that ended it. */
-static int loop(struct trainer *t, double *epoch, double *eval_seconds, struct err *e) {
-    double start = sys_seconds();
-    int64_t saved = t->at.step;
-    while (t->at.step < t->total_steps) {
-        struct step_result r;
-        if (train_step(t, t->at.step, &r, e) || note_step(t, &r, start, e)) return -1;
-        *epoch = r.epoch;
-        int last = t->at.step == t->total_steps, signal = stop_requested(), bad = hopeless(t);
-        if ((due(t->eval_every, t->at.step) || (last && t->eval_every)) && !signal && evaluate(t, &r, start, eval_seconds, e)) return -1;
-        int periodic = due(t->save_every, t->at.step) || (last && t->save_every && t->o->data.compat_new);
-        if (periodic || signal || bad || stop_save_requested()) {
-            if (save(t, r.epoch, &start, e)) return -1;
-            saved = t->at.step;
-        }
-        if (bad)
-            return err_set(e, ERR_NONFINITE, "loss or gradient was not finite in %lld of %lld steps; none of them was applied, the last good state is %s/checkpoint-%lld. "
-                           "Lower the learning rate, or go on regardless with --nan skip", (long long)t->at.nonfinite, (long long)t->at.step, t->o->output_dir, (long long)saved);
-        if (signal && !last) return log_info("stopped by signal %d after step %lld; continue with --resume_from_checkpoint true", signal, (long long)t->at.step), signal;
+/* What is due between steps: an evaluation, a checkpoint. 0: go on, 1: the run ends here, -1: e. */
+static int between_steps(struct trainer *t, const struct step_result *r, int stepped, double *start, int64_t *saved, struct err *e) {
+    int last = t->at.step == t->total_steps, signal = stop_requested(), bad = stepped && hopeless(t), better = 0;
+    if (evaluation_due(t, r->epoch) && !signal && evaluate(t, r, *start, &better, e)) return -1;
+    int keep = better && t->at.step && (t->o->load_best || t->o->save_strategy == EVERY_BEST), given_up = best_given_up(t);
+    int periodic = due(t->save_every, t->at.step) || (last && t->save_every && t->o->data.compat_new);
+    if (keep || (*saved != t->at.step && (periodic || stop_requested() || bad || stop_save_requested()))) {
+        if (save(t, r->epoch, start, e)) return -1;
+        *saved = t->at.step;
     }
-    t->at.seconds += sys_seconds() - start;
-    return 0;
+    if (bad)
+        return err_set(e, ERR_NONFINITE, "loss or gradient was not finite in %lld of %lld steps; none of them was applied, the last good state is %s/checkpoint-%lld. "
+                       "Lower the learning rate, or go on regardless with --nan skip", (long long)t->at.nonfinite, (long long)t->at.step, t->o->output_dir, (long long)*saved);
+    if (given_up) log_info("early stopping after step %lld: %lld evaluations without a better one than that of step %lld", (long long)t->at.step, (long long)t->at.worse, (long long)t->at.best_step);
+    return last || given_up || stop_requested();
 }
 
 /* What the plan said against what the card gave, context aside: kernels that are loaded at first use take a little too. */
@@ -150,16 +165,46 @@ static void memory_taken(const struct trainer *t) {
     log_info("device memory: %s planned, %s taken (%+.1f %%)", text_bytes(a, t->plan.device), text_bytes(b, (int64_t)taken), 100 * (taken / (double)t->plan.device - 1));
 }
 
-static int finish(struct trainer *t, double epoch, double eval_seconds, int64_t first, struct err *e) {
+/* The loop. Returns 0, -1, or the number of the signal that ended it. */
+static int loop(struct trainer *t, double *epoch, struct err *e) {
+    double start = sys_seconds();
+    int64_t saved = t->at.step;
+    struct step_result r = {.grad_norm = NAN, .epoch = *epoch};
+    int done = between_steps(t, &r, 0, &start, &saved, e);
+    while (!done) {
+        if (train_step(t, t->at.step, &r, e) || note_step(t, &r, start, e)) return -1;
+        *epoch = r.epoch;
+        done = between_steps(t, &r, 1, &start, &saved, e);
+    }
+    if (done < 0) return -1;
+    t->at.seconds += sys_seconds() - start;
+    if (!stop_requested() || t->at.step == t->total_steps || best_given_up(t)) return 0;
+    log_info("stopped by signal %d after step %lld; continue with --resume_from_checkpoint true", stop_requested(), (long long)t->at.step);
+    return stop_requested();
+}
+
+/* The state that the run ends with, and its evaluation. */
+static int conclude(struct trainer *t, double epoch, struct err *e) {
+    struct step_result r = {.grad_norm = NAN, .epoch = epoch};
+    int64_t at = t->at.step;
+    int better;
+    if (best_restore(t, e)) return -1;
+    if (!t->o->do_eval || !t->eval || (t->at.evaluated == at && !isnan(t->result.loss) && !(t->o->load_best && t->at.best_step != at))) return 0;
+    return evaluate(t, &r, sys_seconds(), &better, e);
+}
+
+static int finish(struct trainer *t, double epoch, int64_t first, struct err *e) {
     const struct train_options *o = t->o;
     const struct model_config *c = &t->model.config;
-    if (state_write_weights(t, o->output_dir, 1, e)) return -1;
+    const struct eval_result *v = &t->result;
+    if (conclude(t, epoch, e) || state_write_weights(t, o->output_dir, 1, e)) return -1;
     /* Arithmetic of the run: forward and backward of every weight, the head's products, no recomputation counted. */
     double weights = (double)c->L * (double)(6 * c->D * c->D + 3 * c->D * c->F) + (double)(c->V * c->D);
     struct report_results res = {.epoch = epoch, .train_loss = t->at.updates ? t->at.loss_sum / (double)t->at.updates : 0, .train_runtime = t->at.seconds,
                                  .total_flos = (setup_is_lora(t) ? 4.0 : 6.0) * weights * (double)t->at.tokens, .steps = t->at.step - first,
-                                 .samples = (t->at.step - first) * o->batch * o->accumulate, .eval_loss = t->eval_loss, .eval_runtime = eval_seconds,
-                                 .eval_samples = t->eval ? data_count(t->eval) : 0, .eval_steps = t->eval ? (data_count(t->eval) + o->eval_batch - 1) / o->eval_batch : 0};
+                                 .samples = (t->at.step - first) * o->batch * o->accumulate, .eval_loss = v->stopped ? NAN : v->loss, .eval_accuracy = v->accuracy, .eval_runtime = v->seconds,
+                                 .eval_samples = v->sequences, .eval_steps = v->batches};
+    best_report(t, 0);
     if (report_finish(t->report, &res, e) || report_state(t->report, o->output_dir, t->at.step, epoch, e)) return -1;
     struct str h = {0};
     if (o->merged_adapters) str_printf(&h, "merged_adapters: %s\n", o->merged_adapters);
@@ -230,9 +275,9 @@ static void close_all(struct trainer *t) {
 }
 
 int train_run(const struct train_options *o, struct err *e) {
-    struct trainer t = {.o = o, .eval_loss = NAN};
+    struct trainer t = {.o = o, .at = {.evaluated = -1, .best = NAN}, .result = {.loss = NAN, .accuracy = NAN}};
     char resumed[1200] = "";
-    double epoch = 0, eval_seconds = NAN;
+    double epoch = 0;
     int r = -1;
     if (check_output_dir(&t, e) || !(t.be = backend_open(o->backend, e))) goto out;
     struct backend_info info;
@@ -254,11 +299,11 @@ int train_run(const struct train_options *o, struct err *e) {
     op_timing = o->profile;
     op_counts_reset();
     double began = sys_seconds();
-    r = loop(&t, &epoch, &eval_seconds, e);
+    r = first && epoch_of(&t, first, &epoch, e) ? -1 : loop(&t, &epoch, e);
     if (!r) memory_taken(&t);
     if (o->profile && r >= 0) print_profile(t.at.step - first, sys_seconds() - began);
     if (r > 0) r = 128 + r;
-    else if (!r) r = finish(&t, epoch, eval_seconds, first, e);
+    else if (!r) r = finish(&t, epoch, first, e);
 out:
     if (r < 0) blame_card(&t, e);
     close_all(&t);

@@ -9,6 +9,7 @@
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include "train/train_internal.h"
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,7 @@ static void write_facts(const struct trainer *t, struct str *s) {
     str_printf(s, "{\"step\": %lld, \"run\": \"%s\", \"tokens\": %lld, \"updates\": %lld, \"window_steps\": %lld, \"nonfinite\": %lld, \"nonfinite_run\": %lld, ",
                (long long)p->step, t->run_id, (long long)p->tokens, (long long)p->updates, (long long)p->window_steps, (long long)p->nonfinite, (long long)p->nonfinite_run);
     str_printf(s, "\"loss_sum\": \"%a\", \"window_sum\": \"%a\", \"window_norm\": \"%a\", \"seconds\": \"%a\", ", p->loss_sum, p->window_sum, p->window_norm, p->seconds);
+    str_printf(s, "\"evaluated\": %lld, \"best\": \"%a\", \"best_step\": %lld, \"worse\": %lld, ", (long long)p->evaluated, p->best, (long long)p->best_step, (long long)p->worse);
     str_printf(s, "\"data\": \"%s\", \"batch\": %lld, \"accumulate\": %lld, \"total_steps\": %lld, \"seed\": %llu, \"learning_rate\": \"%a\"}", t->data_hash, (long long)o->batch,
                (long long)o->accumulate, (long long)t->total_steps, (unsigned long long)o->seed, o->learning_rate);
 }
@@ -68,7 +70,7 @@ static int list(const char *dir, int64_t **steps, int *n, struct err *e) {
     return *steps ? 0 : -1;
 }
 
-/* Keeps the newest save_total_limit checkpoints, and never removes the last two valid ones. */
+/* Keeps the newest save_total_limit checkpoints, and never removes the last two valid ones or the best one. */
 static int rotate(struct trainer *t, struct err *e) {
     int64_t limit = t->o->save_total_limit, *steps;
     int n;
@@ -86,6 +88,7 @@ static int rotate(struct trainer *t, struct err *e) {
             sys_free(facts);
             continue;
         }
+        if (best_wanted(t->o) && steps[i] == t->at.best_step) continue;
         log_info("Deleting older checkpoint [%s] due to args.save_total_limit", path);
         r = dir_remove(path, e);
     }
@@ -104,6 +107,7 @@ int state_save(struct trainer *t, double epoch, struct err *e) {
     if (!r) r = state_write_weights(t, tmp, 0, e);
     if (!r && !t->o->save_only_model) r = params_save_state(&t->params, tmp, t->at.step, e);
     if (!r && !t->o->save_only_model && !setup_is_lora(t)) r = params_save_values(&t->params, tmp, e);
+    best_report(t, t->at.step);
     if (!r) r = report_state(t->report, tmp, t->at.step, epoch, e);
     if (r) manifest_abort(tmp);
     else r = manifest_commit(t->o->output_dir, name, tmp, facts.p, e);
@@ -130,6 +134,9 @@ static int read_facts(const char *dir, struct progress *p, char run[33], struct 
             json_free(j);
             return -1;
         }
+    p->evaluated = -1, p->best = json_get(j, "best") ? exact(j, "best") : NAN, p->best_step = p->worse = 0; /* absent in older checkpoints */
+    json_int(j, "evaluated", -1, (int64_t)1 << 52, &p->evaluated, dir, NULL);
+    json_int(j, "best_step", 0, (int64_t)1 << 52, &p->best_step, dir, NULL), json_int(j, "worse", 0, (int64_t)1 << 52, &p->worse, dir, NULL);
     p->loss_sum = exact(j, "loss_sum"), p->window_sum = exact(j, "window_sum"), p->window_norm = exact(j, "window_norm"), p->seconds = exact(j, "seconds");
     const char *id = "";
     json_str(j, "run", &id, dir, NULL);
@@ -201,6 +208,10 @@ int state_load(struct trainer *t, const char *dir, struct err *e) {
         log_warn("%s has no optimizer state (save_only_model): weights are taken, the optimizer starts afresh", dir);
         t->at.updates = 0;
     } else if (params_load_state(&t->params, dir, e)) return -1;
+    return state_load_weights(t, dir, e);
+}
+
+int state_load_weights(struct trainer *t, const char *dir, struct err *e) {
     if (!setup_is_lora(t)) return params_load_values(&t->params, dir, e);
     struct lora saved = {0};
     if (lora_load(dir, &t->model.config, &saved, e)) return -1;

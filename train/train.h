@@ -9,7 +9,7 @@
 enum finetuning { FT_LORA, FT_FULL };
 enum optimizer { OPT_ADAMW, OPT_ADAMW_8BIT };
 enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP };
-enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH };
+enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH, EVERY_BEST /* new best evaluation: saving only */ };
 
 struct train_options { /* one field per flag; defaults are in the flag table (cli/flags.c) */
     /* model */
@@ -25,7 +25,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     int disable_shuffling;
     /* run */
     const char *output_dir;
-    int overwrite_output_dir, do_train, do_eval, dry_run;
+    int overwrite_output_dir, do_train, do_eval, do_predict, dry_run;
     int64_t batch, eval_batch, accumulate;
     double neftune_alpha;       /* noise on embeddings; 0 = none */
     double loraplus_lr_ratio;   /* learning rate of B over that of A; 0 = 1 */
@@ -41,6 +41,13 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     int logging_first_step;
     enum interval save_strategy, eval_strategy;
     double save_steps, eval_steps; /* eval_steps 0 = logging_steps */
+    double eval_delay;          /* no evaluation before so many steps, or epochs */
+    int eval_on_start;
+    int compute_accuracy;
+    int load_best;              /* end with the state of the best evaluation */
+    const char *best_metric;    /* loss, accuracy or perplexity, with or without eval_; NULL = loss */
+    int greater_is_better;
+    int64_t early_stopping;     /* end after so many evaluations without a better one; 0 = never */
     int64_t save_total_limit;   /* 0 = keep all */
     int save_only_model;
     int group_by_length, drop_last;

@@ -5,6 +5,7 @@
 #include "model/engine.h"
 #include "pager/plan.h"
 #include "tokenizer/tokenizer.h"
+#include "train/eval.h"
 #include "train/params.h"
 #include "train/report.h"
 #include "train/train.h"
@@ -19,6 +20,9 @@ struct progress { /* what a resumed run must know beside weights and moments; st
     double window_norm;       /* gradient norm of the last step */
     double seconds;           /* of training so far */
     int64_t nonfinite, nonfinite_run; /* skipped steps in all, and in a row */
+    int64_t evaluated;        /* step of the last evaluation, -1: none */
+    double best;              /* metric of the best evaluation, NaN: none */
+    int64_t best_step, worse; /* its step; evaluations since then */
 };
 
 struct trainer {
@@ -44,21 +48,30 @@ struct trainer {
     struct report *report;
     struct progress at;
     char data_hash[41], run_id[33];
-    double eval_loss;         /* of the last evaluation, NaN */
+    struct eval_result result; /* of the last evaluation; loss NaN: none yet */
 };
 
 /* The step of the design (train/step.c). */
 struct step_result { double loss, grad_norm, epoch; int64_t rows; int finite; };
 int train_step(struct trainer *t, int64_t step, struct step_result *r, struct err *e);
 
-/* Mean evaluation loss, weighted as transformers does: batches of eval_batch, each counted by its sequences. */
-int train_evaluate(struct trainer *t, double *loss, double *seconds, struct err *e);
+/* Evaluation through the run's own engine and memory (train/eval.c). */
+int train_evaluate(struct trainer *t, struct eval_result *r, struct err *e);
+
+/* train/best.c: the best evaluation. */
+int best_wanted(const struct train_options *o);
+int best_note(struct trainer *t);             /* judges t->result; 1: the best so far */
+void best_report(const struct trainer *t, int64_t saving); /* to trainer_state.json; `saving`: the step whose checkpoint is being written */
+int best_given_up(const struct trainer *t);   /* early stopping */
+int best_restore(struct trainer *t, struct err *e); /* load_best_model_at_end */
 
 /* train/state.c: checkpoint-N folders. */
 int state_save(struct trainer *t, double epoch, struct err *e);
 /* Finds what to resume from: *dir empty = start anew. Verifies, names what it skipped. */
 int state_find(struct trainer *t, char *dir, size_t size, struct err *e);
 int state_load(struct trainer *t, const char *dir, struct err *e);
+/* The trained weights of a checkpoint alone. */
+int state_load_weights(struct trainer *t, const char *dir, struct err *e);
 /* Adapter or model, tokenizer files, run description into `dir`. */
 int state_write_weights(struct trainer *t, const char *dir, int final, struct err *e);
 

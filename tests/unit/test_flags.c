@@ -29,6 +29,7 @@ static int parse_line(enum command_id cmd, const char *line, struct options *o, 
 #define BASE     "--model_name_or_path . --dataset d --output_dir o "
 #define NEW_BASE BASE "--compat new "
 #define EXPORT   "--model_name_or_path . --export_dir x "
+#define EVAL     NEW_BASE "--val_size 0.1 "
 
 /* ---- the table ---- */
 
@@ -248,6 +249,41 @@ TEST(defaults_are_those_of_the_libraries) {
 
 /* ---- argparse ---- */
 
+TEST(which_evaluation_is_best) {
+    static const struct { const char *line; int greater; } good[] = {
+        {"--load_best_model_at_end --eval_strategy steps --eval_steps 50 --save_steps 150", 0},
+        {"--load_best_model_at_end --eval_strategy steps --eval_steps 0.1 --save_steps 0.3", 0},
+        {"--load_best_model_at_end --eval_strategy epoch --save_strategy epoch --metric_for_best_model eval_loss", 0},
+        {"--load_best_model_at_end --eval_strategy steps --save_strategy best --compute_accuracy --metric_for_best_model accuracy", 1},
+        {"--compute_accuracy --metric_for_best_model eval_accuracy --greater_is_better false --eval_strategy steps", 0},
+        {"--early_stopping_steps 2 --eval_strategy steps", 0},
+        {"--metric_for_best_model perplexity --greater_is_better", 1},
+    };
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        struct options o;
+        struct err e;
+        char line[400];
+        snprintf(line, sizeof line, EVAL "%s", good[i].line);
+        int rc = parse_line(CMD_TRAIN, line, &o, &e);
+        CHECK(!rc && o.train.greater_is_better == good[i].greater, "%s: %s", good[i].line, e.text);
+        options_free(&o);
+    }
+}
+
+TEST(without_training) {
+    struct options o;
+    struct err e;
+    REQUIRE(!parse_line(CMD_TRAIN, EVAL "--do_predict --predict_with_generate --max_new_tokens 7", &o, &e), "%s", e.text);
+    CHECK(!o.train.do_train && o.train.do_predict && o.predict_with_generate && o.max_new_tokens == 7 && o.do_sample, "predict");
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_TRAIN, "--model_name_or_path . --eval_dataset d --output_dir o --do_eval", &o, &e), "%s", e.text);
+    CHECK(!o.train.do_train && o.train.do_eval && o.train.data.compat_new, "an evaluation needs no training data");
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_TRAIN, BASE "--compat old --do_predict --predict_with_generate", &o, &e), "%s", e.text);
+    CHECK(!o.train.do_train && o.train.data.val_size == 0, "v0.5.0 predicts the data set itself");
+    options_free(&o);
+}
+
 TEST(spellings_of_a_flag) {
     static const char *const lines[] = {
         "--cutoff_len 77",     "--cutoff-len 77",     "--cutoff_len=77",
@@ -422,7 +458,20 @@ static const struct {
     {CMD_TRAIN, NEW_BASE "--save_safetensors false", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--no_save_safetensors", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--neft_alpha -1", "in the range"},
-    {CMD_TRAIN, NEW_BASE "--do_predict", "do_predict true is not supported"},
+    {CMD_TRAIN, NEW_BASE "--do_predict", "Please make sure eval_dataset be provided or val_size >1e-6"},
+    {CMD_TRAIN, NEW_BASE "--eval_on_start", "Please make sure eval_dataset be provided or val_size >1e-6"},
+    {CMD_TRAIN, EVAL "--compat old --do_train --do_predict --predict_with_generate", "cannot be set as True while training"},
+    {CMD_TRAIN, EVAL "--do_predict --num_beams 4", "one answer is followed at a time"},
+    {CMD_TRAIN, EVAL "--early_stopping_steps 3", "set eval_strategy to steps or epoch"},
+    {CMD_TRAIN, EVAL "--early_stopping_steps 0", "in the range"},
+    {CMD_TRAIN, EVAL "--save_strategy best", "`metric_for_best_model` must be provided when using 'best' save_strategy"},
+    {CMD_TRAIN, EVAL "--save_strategy best --metric_for_best_model loss", "save_strategy best needs evaluations"},
+    {CMD_TRAIN, EVAL "--load_best_model_at_end", "evaluation strategy no, save strategy steps"},
+    {CMD_TRAIN, EVAL "--load_best_model_at_end --eval_strategy epoch", "evaluation strategy epoch, save strategy steps"},
+    {CMD_TRAIN, EVAL "--load_best_model_at_end --eval_strategy steps --eval_steps 40 --save_steps 100",
+     "but found 100, which is not a round multiple of 40"},
+    {CMD_TRAIN, EVAL "--metric_for_best_model rouge-l", "choose from loss, accuracy, perplexity"},
+    {CMD_TRAIN, EVAL "--metric_for_best_model eval_accuracy", "needs compute_accuracy"},
     {CMD_TRAIN, NEW_BASE "--use_cpu --backend cuda", "contradicts"},
     /* data */
     {CMD_TRAIN, NEW_BASE "--sft_packing --packing True", "give one of them"},
