@@ -178,7 +178,7 @@ static int loop(struct trainer *t, double *epoch, struct err *e) {
     }
     if (done < 0) return -1;
     t->at.seconds += sys_seconds() - start;
-    if (!stop_requested() || t->at.step == t->total_steps || best_given_up(t)) return 0;
+    if (!stop_requested() || ((t->at.step == t->total_steps || best_given_up(t)) && !evaluation_due(t, *epoch))) return 0;
     log_info("stopped by signal %d after step %lld; continue with --resume_from_checkpoint true", stop_requested(), (long long)t->at.step);
     return stop_requested();
 }
@@ -304,6 +304,7 @@ int train_run(const struct train_options *o, struct err *e) {
     if (o->profile && r >= 0) print_profile(t.at.step - first, sys_seconds() - began);
     if (r > 0) r = 128 + r;
     else if (!r) r = finish(&t, epoch, first, e);
+    if (!r && t.result.stopped) log_warn("the last evaluation was cut short and is not reported"), r = 128 + stop_requested();
 out:
     if (r < 0) blame_card(&t, e);
     close_all(&t);
