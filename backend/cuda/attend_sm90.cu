@@ -10,8 +10,9 @@
  *   DQ    queries: q,do  keys: k, v   S, dP = do vᵀ, dq += dS k;  also makes delta
  *   DKV   keys: k, v   queries: q,do  Sᵀ, dPᵀ, dv += Pᵀ do, dk += dSᵀ q
  *
- * No atomics touch a sum: the same bits on every run. Tiles start at a sequence's first row. A tile may reach beyond its
- * sequence: those rows are finite (other sequences, or 0 beyond the matrix) and weigh exactly 0.
+ * No atomics touch a sum: the same bits on every run. Tiles that are summed over start at a sequence's first row, so a row's
+ * bits do not depend on its chunk. A tile may reach beyond its sequence: those rows are finite (other sequences, or 0 beyond
+ * the matrix) and weigh exactly 0.
  *
  * Shared memory holds tiles as panels of 64 columns: a row of a panel is 128 bytes, its 16-byte pieces swapped by row % 8,
  * which is what both the copy engine and wgmma call the 128-byte swizzle. */
@@ -29,16 +30,19 @@ template <int K, int P> struct plan {
         GROUPS = K == 64 ? 3 : 2,                 /* consumers, 64 own rows each */
         OWN = 64 * GROUPS, OWNS = P == FWD ? 1 : 2, BUFS = 2,
         N = P == FWD ? FWD_N : 64,                  /* rows of another tile */
-        STAGES = K == 64 ? 4 : 2,
-        THREADS = 128 * (GROUPS + 1),
-        REGS = K == 128 ? 232 : P == DQ ? 152 : 160, FETCH_REGS = K == 128 ? 40 : P == DQ ? 56 : 32, /* GROUPS * REGS + FETCH_REGS <= 512 */
+        STAGES = K == 64 ? 4 : P == DKV ? 3 : 2,
+        THREADS = 128 * (GROUPS + 1), HELPERS = 3,
+        REGS = K == 128 ? P == DQ ? 224 : 232 : P == DQ ? 152 : 160, FETCH_REGS = P == DQ ? 56 : K == 128 ? 40 : 32, /* GROUPS * REGS + FETCH_REGS <= 512 */
         OWN_BYTES = OWN * K * 2, TILE_BYTES = N * K * 2,
         RING = BUFS * OWNS * OWN_BYTES,           /* where in shared memory: own tiles lie at 0 */
-        INFO = RING + 2 * STAGES * TILE_BYTES,    /* DKV: {lse, delta} of the other rows */
-        LOW = INFO + (P == DKV ? STAGES * N * 8 : 0),           /* first[] of the queries, own or other */
-        ITEM = LOW + 4 * (P == DKV ? STAGES * N : BUFS * OWN),
-        BARS = ITEM + BUFS * 32, BYTES = BARS + 8 * (2 * BUFS + 4 * STAGES) + 1024
+        QUERIES = P == DKV ? STAGES * N : BUFS * OWN,
+        LSE = RING + 2 * STAGES * TILE_BYTES,     /* of the queries in the room: lse in units of log2, delta, first */
+        DELTA = LSE + (P == FWD ? 0 : QUERIES * 4),
+        LOW = DELTA + (P == FWD ? 0 : QUERIES * 4),
+        ITEM = LOW + QUERIES * 4,
+        BARS = ITEM + BUFS * 32, BYTES = BARS + 8 * (3 * BUFS + 4 * STAGES)
     };
+    static_assert((int)BYTES <= 227 * 1024, "shared memory of a block");
 };
 
 /* ---- pieces ---- */
@@ -71,41 +75,50 @@ template <int N> DEV void settled(float (&c)[N]) { /* behind a wait: the sums ar
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(c[i])::"memory");
 }
-/* A tile in shared memory as wgmma sees it: groups of 8 rows 1024 bytes apart; `panel`: bytes from one panel to the next,
- * for operands whose rows are the inner dimension of the product. */
-DEV uint64_t view(uint32_t at, int panel) { return (uint64_t)1 << 62 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)(panel >> 4) << 16 | (at & 0x3FFFF) >> 4; }
+/* A tile in shared memory as wgmma sees it: low word of its descriptor in units of 16 bytes, with `panel` bytes from one panel
+ * to the next for operands whose rows are the inner dimension; groups of 8 rows are 1024 bytes apart. */
+DEV uint32_t view(uint32_t at, int panel) { return at >> 4 | (uint32_t)panel >> 4 << 16; }
+static const uint32_t SWIZZLE_128 = 1u << 30 | 1024 >> 4; /* the high word */
 
-#define F8(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
-#define F32(c, i) F8(c, i), F8(c, i + 8), F8(c, i + 16), F8(c, i + 24)
+#define F8(f, c, i) f(c[i]), f(c[i + 1]), f(c[i + 2]), f(c[i + 3]), f(c[i + 4]), f(c[i + 5]), f(c[i + 6]), f(c[i + 7])
+#define F32(f, c, i) F8(f, c, i), F8(f, c, i + 8), F8(f, c, i + 16), F8(f, c, i + 24)
 #define S32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define S64 S32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-/* c (64, N) = or += a bᵀ over 16 columns, rows of both in shared memory */
-template <int N> DEV void mma_rows(float (&c)[N / 2], uint64_t a, uint64_t b, int add) {
-    if constexpr (N == 64)
-        asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" S32 "}, %32, %33, p, 1, 1, 0, 0;}" : F32(c, 0) : "l"(a), "l"(b), "r"(add));
-    else
-        asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" S64 "}, %64, %65, p, 1, 1, 0, 0;}" : F32(c, 0), F32(c, 32) : "l"(a), "l"(b), "r"(add));
+#define DESC2(a, b, high) "{.reg .b64 x, y; mov.b64 x, {" a ", " high "}; mov.b64 y, {" b ", " high "}; "
+#define DESC1(b, high) "{.reg .b64 y; mov.b64 y, {" b ", " high "}; "
+#define MMA "wgmma.mma_async.sync.aligned"
+#define TYPES "f32.bf16.bf16"
+/* c (64, N) = (first) or += a bᵀ over 16 columns, rows of both in shared memory */
+template <int N> DEV void mma_rows(float (&c)[N / 2], uint32_t a, uint32_t b, int first) {
+    if constexpr (N == 64) {
+        if (first) asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0) : "r"(a), "r"(b), "r"(SWIZZLE_128));
+        else asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0) : "r"(a), "r"(b), "r"(SWIZZLE_128));
+    } else {
+        if (first) asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0), F32("=f", c, 32) : "r"(a), "r"(b), "r"(SWIZZLE_128));
+        else asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a), "r"(b), "r"(SWIZZLE_128));
+    }
 }
 /* c (64, N) += a b, a (64, 16) in registers, b 16 rows of a tile of N columns */
-template <int N> DEV void mma_tile(float (&c)[N / 2], const uint32_t *a, uint64_t b) {
+template <int N> DEV void mma_tile(float (&c)[N / 2], const uint32_t *a, uint32_t b) {
     if constexpr (N == 64)
-        asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" S32 "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;" : F32(c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        asm volatile(DESC1("%36", "%37") MMA ".m64n64k16." TYPES " {" S32 "}, {%32,%33,%34,%35}, y, 1, 1, 1, 1;}" : F32("+f", c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(SWIZZLE_128));
     else
-        asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" S64 "}, {%64,%65,%66,%67}, %68, 1, 1, 1, 1;" : F32(c, 0), F32(c, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+        asm volatile(DESC1("%68", "%69") MMA ".m64n128k16." TYPES " {" S64 "}, {%64,%65,%66,%67}, y, 1, 1, 1, 1;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(SWIZZLE_128));
 }
 /* s (64, N) = a bᵀ: 64 rows of a tile of A_ROWS, N rows of a tile of B_ROWS */
 template <int K, int N, int A_ROWS, int B_ROWS> DEV void times_rows(float (&s)[N / 2], uint32_t a, uint32_t b) {
+    a = view(a, 0), b = view(b, 0);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < K / 16; k++)
-        mma_rows<N>(s, view(a + k / 4 * A_ROWS * 128 + k % 4 * 32, 0), view(b + k / 4 * B_ROWS * 128 + k % 4 * 32, 0), k > 0);
+    for (int k = 0; k < K / 16; k++) mma_rows<N>(s, a + k / 4 * A_ROWS * 8 + k % 4 * 2, b + k / 4 * B_ROWS * 8 + k % 4 * 2, k == 0);
     products_end();
 }
 /* acc (64, K) += p (64, N) times the first N rows of a tile of ROWS */
 template <int K, int N, int ROWS> DEV void times_tile(float (&acc)[K / 2], const uint32_t *p, uint32_t tile) {
+    tile = view(tile, ROWS * 128);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < N / 16; k++) mma_tile<K>(acc, p + 4 * k, view(tile + k * 2048, ROWS * 128));
+    for (int k = 0; k < N / 16; k++) mma_tile<K>(acc, p + 4 * k, tile + k * 128);
     products_end();
 }
 /* An accumulator as the left operand of the next product. */
@@ -119,16 +132,24 @@ DEV float exp2_of(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-/* Two rows (r and r + 8) of an accumulator to global memory, times factors; rows from `end` on are left out. */
-template <int K> DEV void put_rows(const struct operand &m, int head, int r, int end, const float (&acc)[K / 2], float f0, float f1) {
-    bf16 *to = m.p + (int64_t)r * m.ld + head * m.step + 2 * (threadIdx.x % 4);
-    if (r < end)
+/* A warp's 16 rows of an accumulator to global memory, times factors of rows r and r + 8; rows from `end` on are left out. On
+ * the way they lie in `room`, the same rows of a tile of ROWS, so that stores are whole rows. */
+template <int K, int ROWS> DEV void put_rows(const struct operand &m, int head, int row, int end, const float (&acc)[K / 2], float f0, float f1, uint32_t room) {
+    int lane = threadIdx.x % 32, r = lane % 16;
 #pragma unroll
-        for (int n = 0; n < K / 8; n++) *(uint32_t *)(to + 8 * n) = pack(acc[4 * n] * f0, acc[4 * n + 1] * f0);
-    to += 8 * m.ld;
-    if (r + 8 < end)
+    for (int k = 0; k < K / 16; k++)
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+                     ::"r"(room + k / 4 * ROWS * 128 + r * 128 + ((2 * (k % 4) + lane / 16) ^ r % 8) * 16), "r"(pack(acc[8 * k] * f0, acc[8 * k + 1] * f0)),
+                     "r"(pack(acc[8 * k + 2] * f1, acc[8 * k + 3] * f1)), "r"(pack(acc[8 * k + 4] * f0, acc[8 * k + 5] * f0)), "r"(pack(acc[8 * k + 6] * f1, acc[8 * k + 7] * f1)) : "memory");
+    __syncwarp();
+    bf16 *to = m.p + (int64_t)row * m.ld + head * m.step + lane % 8 * 8;
 #pragma unroll
-        for (int n = 0; n < K / 8; n++) *(uint32_t *)(to + 8 * n) = pack(acc[4 * n + 2] * f1, acc[4 * n + 3] * f1);
+    for (int i = 0; i < K / 16; i++) {
+        uint4 x;
+        r = i % 4 * 4 + lane / 8;
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(room + i / 4 * ROWS * 128 + r * 128 + (lane % 8 ^ r % 8) * 16) : "memory");
+        if (row + r < end) *(uint4 *)(to + r * m.ld + i / 4 * 64) = x;
+    }
 }
 
 /* ---- items and the ring ---- */
@@ -141,9 +162,11 @@ template <int K, int P> DEV struct item item_of(const struct problem &a, const s
     struct item it;
     i -= s.tile[seq] * a.H;
     it.head = i / n, tile = i % n, it.begin = s.start[seq], it.end = s.start[seq + 1];
-    if (P != DKV) tile = n - 1 - tile; /* late queries see most, early keys are seen by most */
-    it.own = it.begin + tile * L::OWN;
-    int from = P == DKV ? it.own : a.first[it.own], last = P == DKV ? it.end - 1 : min(it.own + L::OWN, it.end) - 1 + a.past;
+    /* Late queries see most, early keys are seen by most. The incomplete tile is that with the least to do: the last of keys, the
+     * first of queries, which starts before its sequence; parts outside of it are idle. */
+    if (P == DKV) it.own = it.begin + tile * L::OWN;
+    else it.own = it.begin + ((it.end - it.begin + 63) / 64 - (tile + 1) * L::GROUPS) * 64;
+    int from = P == DKV ? it.own : a.first[max(it.own, it.begin)], last = P == DKV ? it.end - 1 : min(it.own + L::OWN, it.end) - 1 + a.past;
     it.other = it.begin + (from - it.begin) / L::N * L::N;
     it.steps = (last - it.other) / L::N + 1;
     return it;
@@ -159,60 +182,111 @@ template <class L> struct bars {
     uint32_t at;
     DEV uint32_t own_full(int buf) { return at + 8 * buf; }
     DEV uint32_t own_empty(int buf) { return at + 8 * (L::BUFS + buf); }
-    DEV uint32_t full(int which, int stage) { return at + 8 * (2 * L::BUFS + which * L::STAGES + stage); }
-    DEV uint32_t empty(int which, int stage) { return at + 8 * (2 * L::BUFS + (2 + which) * L::STAGES + stage); }
+    DEV uint32_t info(int buf) { return at + 8 * (2 * L::BUFS + buf); }
+    DEV uint32_t full(int which, int stage) { return at + 8 * (3 * L::BUFS + which * L::STAGES + stage); }
+    DEV uint32_t empty(int which, int stage) { return at + 8 * (3 * L::BUFS + (2 + which) * L::STAGES + stage); }
 };
 
 struct maps { CUtensorMap own[2], other[2]; };
 
-/* The fetching warp: items from the counter until it runs dry, own tiles, then the other tiles in order. */
+/* The next item and its own tiles. */
+template <int K, int P> DEV void fetch_own(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items, struct ring own, int &drawn) {
+    using L = plan<K, P>;
+    int lane = threadIdx.x % 32, i = __shfl_sync(~0u, drawn, 0);
+    struct item it = {-1, 0, 0, 0, 0, 0};
+    if (i < items) it = item_of<K, P>(a, s, i);
+    bar_wait(bars.own_empty(own.stage), own.parity);
+    if (P != DKV && i < items)
+        for (int r = lane; r < L::OWN; r += 32) ((int *)(room + L::LOW))[own.stage * L::OWN + r] = a.first[max(it.begin, min(it.own + r, it.end - 1))];
+    if (lane == 0) *(struct item *)(room + L::ITEM + 32 * own.stage) = it;
+    __syncwarp();
+    if (lane == 0) {
+        uint32_t full = bars.own_full(own.stage), to = shared_at(room) + own.stage * L::OWNS * L::OWN_BYTES;
+        if (i < items) {
+            drawn = atomicAdd(&next_item, 1);
+            bar_expect(full, L::OWNS * L::OWN_BYTES);
+#pragma unroll 1
+            for (int o = 0; o < L::OWNS; o++) fetch<K, L::OWN>(to + o * L::OWN_BYTES, &m.own[o], it.own, it.head, full);
+        } else if (i == items + (int)gridDim.x - 1) next_item = 0;
+        bar_arrive(full);
+    }
+}
+/* The fetching warp: items from the counter until it runs dry; own tiles half an item ahead, then the other tiles in order. */
 template <int K, int P> DEV void fetch_items(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items, int64_t rows) {
     using L = plan<K, P>;
     uint32_t base = shared_at(room);
     int lane = threadIdx.x % 32, drawn = lane ? 0 : atomicAdd(&next_item, 1);
     struct ring at = {0, 1}, own = {0, 1};
-    for (;; advance<L::BUFS>(own)) {
-        int i = __shfl_sync(~0u, drawn, 0);
-        struct item it = {-1, 0, 0, 0, 0, 0};
-        if (i < items) it = item_of<K, P>(a, s, i);
-        bar_wait(bars.own_empty(own.stage), own.parity);
-        if (P != DKV && i < items)
-            for (int r = lane; r < L::OWN; r += 32) ((int *)(room + L::LOW))[own.stage * L::OWN + r] = a.first[min(it.own + r, it.end - 1)];
-        if (lane == 0) *(struct item *)(room + L::ITEM + 32 * own.stage) = it;
-        __syncwarp();
-        if (lane == 0) {
-            uint32_t full = bars.own_full(own.stage), to = base + own.stage * L::OWNS * L::OWN_BYTES;
-            if (i < items) {
-                drawn = atomicAdd(&next_item, 1);
-                bar_expect(full, L::OWNS * L::OWN_BYTES);
-#pragma unroll 1
-                for (int o = 0; o < L::OWNS; o++) fetch<K, L::OWN>(to + o * L::OWN_BYTES, &m.own[o], it.own, it.head, full);
-            } else if (i == items + (int)gridDim.x - 1) next_item = 0;
-            bar_arrive(full);
-        }
-        if (i >= items) return;
-        for (int j = 0; j < it.steps; j++, advance<L::STAGES>(at)) {
+    struct item it = {};
+    for (;;) {
+        const struct item *next = (const struct item *)(room + L::ITEM + 32 * own.stage);
+        for (int j = 0;; j++, advance<L::STAGES>(at)) {
+            if (j == min((int)L::STAGES, it.steps)) {
+                fetch_own<K, P>(a, s, m, room, bars, items, own, drawn);
+                advance<L::BUFS>(own);
+            }
+            if (j == it.steps) break;
             int row = it.other + j * L::N;
 #pragma unroll 1
             for (int which = 0; which < 2; which++) {
-                uint32_t full = bars.full(which, at.stage);
                 bar_wait(bars.empty(which, at.stage), at.parity);
-                if (P == DKV && which == 0) {
-#pragma unroll 1
-                    for (int r = lane; r < L::N; r += 32) { /* registers are few here */
-                        int t = min(row + r, it.end - 1), to = at.stage * L::N + r;
-                        ((float2 *)(room + L::INFO))[to] = make_float2(a.lse[(int64_t)t * a.H + it.head] * LOG2E, a.delta[it.head * rows + t]);
-                        ((int *)(room + L::LOW))[to] = row + r < it.end ? a.first[t] : INT32_MAX; /* rows that are not there see no key */
-                    }
-                    __syncwarp();
-                }
                 if (lane == 0) {
+                    uint32_t full = bars.full(which, at.stage);
                     bar_expect(full, L::TILE_BYTES);
                     fetch<K, L::N>(base + L::RING + (2 * at.stage + which) * L::TILE_BYTES, &m.other[which], row, it.head, full);
-                    bar_arrive(full);
+                    if (P != DKV || which) bar_arrive(full);
                 }
             }
+            if (P == DKV) { /* what belongs to the queries of the first tile */
+                int head = it.head;
+                asm volatile("" : "+r"(head)); /* so that no address is kept from tile to tile: registers are few here */
+#pragma unroll 1
+                for (int r = lane; r < L::N; r += 32) {
+                    int t = min(row + r, it.end - 1), to = at.stage * L::N + r;
+                    ((float *)(room + L::LSE))[to] = a.lse[(int64_t)t * a.H + head] * LOG2E;
+                    ((float *)(room + L::DELTA))[to] = a.delta[head * rows + t];
+                    ((int *)(room + L::LOW))[to] = row + r < it.end ? a.first[t] : INT32_MAX; /* rows that are not there see no key */
+                }
+                __syncwarp();
+                if (lane == 0) bar_arrive(bars.full(0, at.stage));
+            }
         }
+        it = *next;
+        if (it.head < 0) return;
+    }
+}
+
+/* The idle warps beside it, in DQ: lse and delta = Σ do o of own rows, an item ahead of the consumers; delta is left for DKV,
+ * head by head. K / 8 lanes a row. */
+template <int K> DEV void make_delta(const struct problem &a, char *room, struct bars<plan<K, DQ>> bars, int64_t rows) {
+    using L = plan<K, DQ>;
+    const int LANES = K / 8, AT_ONCE = 32 / LANES;
+    int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32 - 1;
+    for (struct ring own = {};; advance<L::BUFS>(own)) {
+        bar_wait(bars.own_full(own.stage), own.parity);
+        struct item it = *(const struct item *)(room + L::ITEM + 32 * own.stage);
+        if (it.head < 0) return;
+        float *lse = (float *)(room + L::LSE) + own.stage * L::OWN, *delta = (float *)(room + L::DELTA) + own.stage * L::OWN;
+        const char *d_o = room + (2 * own.stage + 1) * L::OWN_BYTES;
+        for (int r = 32 * warp + lane; r < L::OWN; r += 32 * L::HELPERS) lse[r] = a.lse[(int64_t)max(it.begin, min(it.own + r, it.end - 1)) * a.H + it.head] * LOG2E;
+#pragma unroll 4
+        for (int r = warp * AT_ONCE + lane / LANES; r < L::OWN; r += L::HELPERS * AT_ONCE) {
+            int t = max(it.begin, min(it.own + r, it.end - 1)), piece = lane % LANES;
+            uint4 x = *(const uint4 *)(a.o.p + t * a.o.ld + it.head * a.o.step + piece * 8), y = *(const uint4 *)(d_o + piece / 8 * L::OWN * 128 + r * 128 + (piece % 8 ^ r % 8) * 16);
+            const __nv_bfloat162 *xs = (const __nv_bfloat162 *)&x, *ys = (const __nv_bfloat162 *)&y;
+            float sum = 0;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float2 f = __bfloat1622float2(xs[i]), g = __bfloat1622float2(ys[i]);
+                sum = fmaf(f.x, g.x, fmaf(f.y, g.y, sum));
+            }
+#pragma unroll
+            for (int i = LANES / 2; i; i >>= 1) sum += __shfl_xor_sync(~0u, sum, i);
+            if (piece == 0) delta[r] = sum;
+            if (piece == 0 && it.own + r == t) a.delta[it.head * rows + t] = sum;
+        }
+        __syncwarp();
+        if (lane == 0) bar_arrive(bars.info(own.stage)), bar_arrive(bars.own_empty(own.stage));
     }
 }
 
@@ -223,7 +297,7 @@ template <class L> struct consumer {
     char *room;
     struct bars<L> bars;
     struct ring at[2];
-    int part, row; /* which 64 own rows are its own; the thread's among them, a second one 8 below */
+    int group, part, row, col; /* part: which 64 own rows are its own; row: the thread's in them, a second one 8 below */
     struct item it;
     DEV uint32_t tile(int which) { return shared_at(room) + L::RING + (2 * at[which].stage + which) * L::TILE_BYTES; }
     DEV void wait(int which) { bar_wait(bars.full(which, at[which].stage), at[which].parity); }
@@ -235,7 +309,11 @@ template <class L> struct consumer {
         release(which, at[which].stage);
         advance<L::STAGES>(at[which]);
     }
+    DEV void done_with_own() { /* all warps of the group: its own rows may be written over */
+        asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory");
+    }
     DEV void release_own(int buf) {
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         __syncwarp();
         if (threadIdx.x % 32 == 0) bar_arrive(bars.own_empty(buf));
     }
@@ -244,15 +322,19 @@ template <class L> struct consumer {
     }
 };
 
-/* Online softmax over N more keys, of two rows a thread: s becomes exp(scale (s - new maximum)). */
-struct softmax { float top[2], sum[2], shrink[2], scale2; int lo[2], hi[2]; };
-template <int N> DEV void soften(struct softmax &m, float *s, int masked, int base) {
-    if (masked)
+/* Columns of s below lo or above hi, in two rows a thread, are masked; both count from this thread's first column. */
+template <int N> DEV void mask_below(float *s, const int lo[2], int base) {
 #pragma unroll
-        for (int i = 0; i < N / 2; i++) {
-            int key = base + i / 4 * 8 + 2 * (threadIdx.x % 4) + i % 2;
-            s[i] = key >= m.lo[i / 2 % 2] && key <= m.hi[i / 2 % 2] ? s[i] : -INFINITY;
-        }
+    for (int i = 0; i < N / 2; i++) s[i] = i / 4 * 8 + i % 2 >= lo[i / 2 % 2] - base ? s[i] : -INFINITY;
+}
+template <int N> DEV void mask_above(float *s, const int hi[2], int base) {
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) s[i] = i / 4 * 8 + i % 2 <= hi[i / 2 % 2] - base ? s[i] : -INFINITY;
+}
+
+/* Online softmax over N more keys, of two rows a thread: s becomes exp(scale (s - top)), top near the maximum. */
+struct softmax { float top[2], sum[2], shrink[2], scale2; };
+template <int N> DEV void soften(struct softmax &m, float *s) {
     float most[2] = {m.top[0], m.top[1]};
 #pragma unroll
     for (int i = 0; i < N / 2; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
@@ -260,6 +342,7 @@ template <int N> DEV void soften(struct softmax &m, float *s, int masked, int ba
     for (int i = 0; i < 2; i++) {
         most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], 1));
         most[i] = fmaxf(most[i], __shfl_xor_sync(~0u, most[i], 2));
+        most[i] = (most[i] - m.top[i]) * m.scale2 > 8 ? most[i] : m.top[i]; /* weights up to 2^8 are as good: sums rarely shrink */
         m.shrink[i] = most[i] == m.top[i] ? 1.f : exp2_of((m.top[i] - most[i]) * m.scale2);
         m.top[i] = most[i], m.sum[i] *= m.shrink[i];
         most[i] = m.top[i] == -INFINITY ? 0.f : m.top[i] * m.scale2; /* a row that has seen no key yet */
@@ -275,10 +358,11 @@ template <int K> DEV void pass_fwd(const struct problem &a, struct consumer<plan
     const int N = L::N, HALF = N / 2;
     const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
     int q0 = c.it.own + 64 * c.part, klast = min(q0 + 63, c.it.end - 1) + a.past, latest = low[63];
-    int from = q0 < c.it.end ? (low[0] - c.it.other) / N : c.it.steps, to = q0 < c.it.end ? (klast - c.it.other) / N + 1 : c.it.steps;
+    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end, from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (klast - c.it.other) / N + 1;
     uint32_t own = shared_at(c.room) + buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], o[K / 2] = {};
-    struct softmax m = {{-INFINITY, -INFINITY}, {}, {}, a.scale * LOG2E, {low[c.row], low[c.row + 8]}, {q0 + c.row + a.past, q0 + c.row + 8 + a.past}};
+    int lo[2] = {low[c.row] - c.col, low[c.row + 8] - c.col}, hi[2] = {q0 + c.row + a.past - c.col, q0 + c.row + 8 + a.past - c.col};
+    struct softmax m = {{-INFINITY, -INFINITY}, {}, {}, a.scale * LOG2E};
     uint32_t p[N / 4];
     for (int j = 0; j < from; j++) c.skip();
     if (from < to) {
@@ -289,9 +373,10 @@ template <int K> DEV void pass_fwd(const struct problem &a, struct consumer<plan
         settled(s);
         c.release(0);
         for (int j = from;; j++) {
-            int masked = base < latest || base + N - 1 > q0 + a.past;
-            if (half) soften<HALF>(m, s, masked, base);
-            else soften<N>(m, s, masked, base);
+            if (base < latest) mask_below<N>(s, lo, base);
+            if (base + N - 1 > q0 + a.past) mask_above<N>(s, hi, base);
+            if (half) soften<HALF>(m, s);
+            else soften<N>(m, s);
             if (j > from) {
                 products_wait<0>();
                 settled(o);
@@ -319,54 +404,36 @@ template <int K> DEV void pass_fwd(const struct problem &a, struct consumer<plan
         settled(o);
         c.release(1);
     }
-    c.release_own(buf);
     for (int j = to; j < c.it.steps; j++) c.skip();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         m.sum[i] += __shfl_xor_sync(~0u, m.sum[i], 1);
         m.sum[i] += __shfl_xor_sync(~0u, m.sum[i], 2);
         int t = q0 + c.row + 8 * i;
-        if (threadIdx.x % 4 == 0 && t < c.it.end) a.lse[(int64_t)t * a.H + c.it.head] = (m.top[i] * m.scale2 + log2f(m.sum[i])) * LN2;
+        if (threadIdx.x % 4 == 0 && t < end) a.lse[(int64_t)t * a.H + c.it.head] = (m.top[i] * m.scale2 + log2f(m.sum[i])) * LN2;
     }
-    put_rows<K>(a.o, c.it.head, q0 + c.row, c.it.end, o, 1 / m.sum[0], 1 / m.sum[1]);
+    c.done_with_own();
+    put_rows<K, L::OWN>(a.o, c.it.head, q0 + c.row / 16 * 16, end, o, 1 / m.sum[0], 1 / m.sum[1], own + c.row / 16 * 2048);
+    c.release_own(buf);
 }
 
-/* delta = Σ do o of this thread's two rows, a quarter of the columns a thread. */
-template <int K> DEV float delta_of(const struct problem &a, int t, int head) {
-    const uint4 *x = (const uint4 *)(a.o.p + (int64_t)t * a.o.ld + head * a.o.step) + threadIdx.x % 4 * (K / 32);
-    const uint4 *y = (const uint4 *)(a.d_o.p + (int64_t)t * a.d_o.ld + head * a.d_o.step) + threadIdx.x % 4 * (K / 32);
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < K / 32; i++) {
-        uint4 u = x[i], v = y[i];
-        const uint32_t us[4] = {u.x, u.y, u.z, u.w}, vs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            float2 f = __bfloat1622float2(*(const __nv_bfloat162 *)&us[k]), g = __bfloat1622float2(*(const __nv_bfloat162 *)&vs[k]);
-            sum = fmaf(f.x, g.x, fmaf(f.y, g.y, sum));
-        }
-    }
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    return sum + __shfl_xor_sync(~0u, sum, 2);
-}
-
-/* dq = scale dS k with P = exp(q kᵀ scale - lse), dS = P (do vᵀ - delta). delta is left for DKV, head by head. */
-template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<K, DQ>> &c, int buf, int64_t rows) {
+/* dq = scale dS k with P = exp(q kᵀ scale - lse), dS = P (do vᵀ - delta). */
+template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<K, DQ>> &c, struct ring own_at) {
     using L = plan<K, DQ>;
-    const int N = L::N;
+    const int N = L::N, buf = own_at.stage;
     const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
-    int q0 = c.it.own + 64 * c.part, qlast = min(q0 + 63, c.it.end - 1), lane = threadIdx.x % 32;
-    int from = q0 < c.it.end ? (low[0] - c.it.other) / N : c.it.steps, to = q0 < c.it.end ? (qlast - c.it.other) / N + 1 : c.it.steps;
-    int lo[2] = {low[c.row], low[c.row + 8]}, hi[2] = {q0 + c.row, q0 + c.row + 8}, latest = low[63];
+    int q0 = c.it.own + 64 * c.part, qlast = min(q0 + 63, c.it.end - 1);
+    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end, from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (qlast - c.it.other) / N + 1;
+    int lo[2] = {low[c.row] - c.col, low[c.row + 8] - c.col}, hi[2] = {q0 + c.row - c.col, q0 + c.row + 8 - c.col}, latest = low[63];
     uint32_t own = shared_at(c.room) + 2 * buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], d[N / 2], dq[K / 2] = {}, lse[2], delta[2], scale2 = a.scale * LOG2E;
     uint32_t ds[N / 4];
-    int held = 0; /* the tile whose last product is under way */
+    int held = 0; /* the stage whose last product is under way */
+    bar_wait(c.bars.info(own_at.stage), own_at.parity);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        int t = min(hi[i], c.it.end - 1);
-        lse[i] = a.lse[(int64_t)t * a.H + c.it.head] * LOG2E, delta[i] = delta_of<K>(a, t, c.it.head);
-        if (lane % 4 == 0 && hi[i] < c.it.end) a.delta[c.it.head * rows + t] = delta[i];
+        int r = buf * L::OWN + 64 * c.part + c.row + 8 * i;
+        lse[i] = ((const float *)(c.room + L::LSE))[r], delta[i] = ((const float *)(c.room + L::DELTA))[r];
     }
     for (int j = 0; j < from; j++) c.skip();
     for (int j = from; j < to; j++) {
@@ -378,12 +445,8 @@ template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<
         products_wait<1>();
         settled(s);
         if (j > from) c.release(0, held);
-        if (base < latest || base + N - 1 > q0)
-#pragma unroll
-            for (int i = 0; i < N / 2; i++) {
-                int key = base + i / 4 * 8 + 2 * (lane % 4) + i % 2;
-                s[i] = key >= lo[i / 2 % 2] && key <= hi[i / 2 % 2] ? s[i] : -INFINITY;
-            }
+        if (base < latest) mask_below<N>(s, lo, base);
+        if (base + N - 1 > q0) mask_above<N>(s, hi, base);
 #pragma unroll
         for (int i = 0; i < N / 2; i++) s[i] = exp2_of(fmaf(s[i], scale2, -lse[i / 2 % 2]));
         products_wait<0>();
@@ -399,65 +462,55 @@ template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<
     products_wait<0>();
     if (from < to) c.release(0, held);
     settled(dq);
-    c.release_own(buf);
     for (int j = to; j < c.it.steps; j++) c.skip();
-    put_rows<K>(a.dq, c.it.head, q0 + c.row, c.it.end, dq, a.scale, a.scale);
+    c.done_with_own();
+    put_rows<K, L::OWN>(a.dq, c.it.head, q0 + c.row / 16 * 16, end, dq, a.scale, a.scale, own + c.row / 16 * 2048);
+    c.release_own(buf);
 }
 
 /* dv = Pᵀ do, dk = scale dSᵀ q: rows are keys, columns queries. */
 template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan<K, DKV>> &c, int buf) {
     using L = plan<K, DKV>;
     const int N = L::N;
-    int k0 = c.it.own + 64 * c.part, klast = min(k0 + 63, c.it.end - 1), key[2] = {k0 + c.row, k0 + c.row + 8}, lane = threadIdx.x % 32;
+    int k0 = c.it.own + 64 * c.part, klast = min(k0 + 63, c.it.end - 1), key[2] = {k0 + c.row, k0 + c.row + 8}, lo[2] = {key[0] - c.col, key[1] - c.col};
     int from = k0 < c.it.end ? (k0 - c.it.other) / N : c.it.steps;
     uint32_t own = shared_at(c.room) + 2 * buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], d[N / 2], dk[K / 2] = {}, dv[K / 2] = {}, scale2 = a.scale * LOG2E;
     uint32_t p[N / 4], ds[N / 4];
-    for (int j = 0; j < from; j++) c.skip();
-    for (int j = from; j < c.it.steps; j++) {
+    int j = 0;
+    for (; j < from; j++) c.skip();
+    for (; j < c.it.steps; j++) {
         int base = c.it.other + j * N;
-        const float4 *info = (const float4 *)(c.room + L::INFO) + (c.at[0].stage * N + 2 * (lane % 4)) / 2; /* of two queries */
+        const float2 *lse = (const float2 *)(c.room + L::LSE) + (c.at[0].stage * N + c.col) / 2, *delta = lse + L::QUERIES / 2; /* of two queries */
         const int *low = (const int *)(c.room + L::LOW) + c.at[0].stage * N;
         c.wait(0);
-        if (low[0] > klast) { /* later documents */
-            c.skip();
-            continue;
-        }
+        int latest = low[N - 1];
+        if (low[0] > klast) break; /* later documents */
         times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
         c.wait(1);
         times_rows<K, N, L::OWN, N>(d, own + L::OWN_BYTES, c.tile(1));
         products_wait<1>();
         settled(s);
-        if (base < klast || low[N - 1] > k0)
+        if (base < klast) mask_below<N>(s, lo, base);
+        if (latest > k0) /* documents, or the sequence ends */
 #pragma unroll
-            for (int i = 0; i < N / 2; i++) {
-                int col = i / 4 * 8 + 2 * (lane % 4) + i % 2;
-                s[i] = key[i / 2 % 2] >= low[col] && key[i / 2 % 2] <= base + col ? s[i] : -INFINITY;
-            }
+            for (int i = 0; i < N / 2; i++) s[i] = key[i / 2 % 2] >= low[c.col + i / 4 * 8 + i % 2] ? s[i] : -INFINITY;
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
-            float4 f = info[4 * n];
+            float2 l = lse[4 * n];
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[4 * n + i] = exp2_of(fmaf(s[4 * n + i], scale2, i % 2 ? -f.z : -f.x));
+            for (int i = 0; i < 4; i++) s[4 * n + i] = exp2_of(fmaf(s[4 * n + i], scale2, i % 2 ? -l.y : -l.x));
         }
-#ifdef LATE
-        products_wait<0>();
-#else
         pack_all<N>(p, s);
         times_tile<K, N, N>(dv, p, c.tile(1));
         products_wait<1>();
-#endif
         settled(d);
 #pragma unroll
         for (int n = 0; n < N / 8; n++) {
-            float4 f = info[4 * n];
+            float2 f = delta[4 * n];
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[4 * n + i] *= d[4 * n + i] - (i % 2 ? f.w : f.y);
+            for (int i = 0; i < 4; i++) s[4 * n + i] *= d[4 * n + i] - (i % 2 ? f.y : f.x);
         }
-#ifdef LATE
-        pack_all<N>(p, s);
-        times_tile<K, N, N>(dv, p, c.tile(1));
-#endif
         pack_all<N>(ds, s);
         times_tile<K, N, N>(dk, ds, c.tile(0));
         products_wait<1>();
@@ -466,9 +519,11 @@ template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan
         c.release(0);
     }
     settled(dk), settled(dv);
+    for (; j < c.it.steps; j++) c.skip();
+    c.done_with_own();
+    put_rows<K, L::OWN>(a.dk, c.it.head, k0 + c.row / 16 * 16, c.it.end, dk, a.scale, a.scale, own + c.row / 16 * 2048);
+    put_rows<K, L::OWN>(a.dv, c.it.head, k0 + c.row / 16 * 16, c.it.end, dv, 1, 1, own + L::OWN_BYTES + c.row / 16 * 2048);
     c.release_own(buf);
-    put_rows<K>(a.dk, c.it.head, key[0], c.it.end, dk, a.scale, a.scale);
-    put_rows<K>(a.dv, c.it.head, key[0], c.it.end, dv, 1, 1);
 }
 
 /* ---- the kernel ---- */
@@ -477,11 +532,10 @@ template <int K, int P> __global__ static void __launch_bounds__(plan<K, P>::THR
 attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s, const __grid_constant__ struct maps m, int64_t rows) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     using L = plan<K, P>;
-    extern __shared__ char unaligned[];
-    char *room = unaligned + (-shared_at(unaligned) & 1023);
+    extern __shared__ __align__(1024) char room[];
     struct bars<L> bars = {shared_at(room) + L::BARS};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 1), bar_init(bars.own_empty(i), 4 * L::GROUPS);
+        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 1), bar_init(bars.own_empty(i), 4 * L::GROUPS + (P == DQ ? L::HELPERS : 0)), bar_init(bars.info(i), L::HELPERS);
         for (int i = 0; i < L::STAGES; i++)
             for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), 1), bar_init(bars.empty(w, i), 4 * L::GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -491,9 +545,10 @@ attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ st
     if (group == L::GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)L::FETCH_REGS));
         if (threadIdx.x % 128 < 32) fetch_items<K, P>(a, s, m, room, bars, s.tile[s.n] * a.H, rows);
+        else if constexpr (P == DQ) make_delta<K>(a, room, bars, rows);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)L::REGS));
-        struct consumer<L> c = {room, bars, {}, 0, (int)(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), {}};
+        struct consumer<L> c = {room, bars, {}, group, 0, (int)(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), (int)(2 * (threadIdx.x % 4)), {}};
         struct ring own = {};
         for (int part = group;; advance<L::BUFS>(own), part = part + 1 == L::GROUPS ? 0 : part + 1) { /* parts differ in length: take turns */
             bar_wait(bars.own_full(own.stage), own.parity);
@@ -501,7 +556,7 @@ attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ st
             if (c.it.head < 0) return;
             c.part = part;
             if constexpr (P == FWD) pass_fwd<K>(a, c, own.stage);
-            if constexpr (P == DQ) pass_dq<K>(a, c, own.stage, rows);
+            if constexpr (P == DQ) pass_dq<K>(a, c, own);
             if constexpr (P == DKV) pass_dkv<K>(a, c, own.stage);
         }
     }
