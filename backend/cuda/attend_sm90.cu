@@ -21,17 +21,14 @@
 #include <cudaTypedefs.h>
 #include <math.h>
 
-#ifndef FWD_N
-#define FWD_N 128
-#endif
 enum pass { FWD, DQ, DKV };
 template <int K, int P> struct plan {
     enum {
         GROUPS = K == 64 ? 3 : 2,                 /* consumers, 64 own rows each */
-        OWN = 64 * GROUPS, OWNS = P == FWD ? 1 : 2, BUFS = 2,
-        N = P == FWD ? FWD_N : 64,                  /* rows of another tile */
+        OWN = 64 * GROUPS, OWNS = P == FWD ? 1 : 2, BUFS = K == 64 && P == DQ ? 3 : 2, /* own tiles of so many items */
+        N = P == FWD ? 128 : 64,                  /* rows of another tile */
         STAGES = K == 64 ? 4 : P == DKV ? 3 : 2,
-        THREADS = 128 * (GROUPS + 1), HELPERS = 3,
+        THREADS = 128 * (GROUPS + 1), HELPERS = P == DQ ? 3 : P == DKV ? N / 32 : 0, /* warps beside the fetching one */
         REGS = K == 128 ? P == DQ ? 224 : 232 : P == DQ ? 152 : 160, FETCH_REGS = P == DQ ? 56 : K == 128 ? 40 : 32, /* GROUPS * REGS + FETCH_REGS <= 512 */
         OWN_BYTES = OWN * K * 2, TILE_BYTES = N * K * 2,
         RING = BUFS * OWNS * OWN_BYTES,           /* where in shared memory: own tiles lie at 0 */
@@ -105,17 +102,17 @@ template <int N> DEV void mma_tile(float (&c)[N / 2], const uint32_t *a, uint32_
     else
         asm volatile(DESC1("%68", "%69") MMA ".m64n128k16." TYPES " {" S64 "}, {%64,%65,%66,%67}, y, 1, 1, 1, 1;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(SWIZZLE_128));
 }
-/* s (64, N) = a bᵀ: 64 rows of a tile of A_ROWS, N rows of a tile of B_ROWS */
-template <int K, int N, int A_ROWS, int B_ROWS> DEV void times_rows(float (&s)[N / 2], uint32_t a, uint32_t b) {
+/* s (64, N) = a bᵀ: 64 rows of a tile of A_ROWS, all N of another */
+template <int K, int N, int A_ROWS> DEV void times_rows(float (&s)[N / 2], uint32_t a, uint32_t b) {
     a = view(a, 0), b = view(b, 0);
     products_begin();
 #pragma unroll
-    for (int k = 0; k < K / 16; k++) mma_rows<N>(s, a + k / 4 * A_ROWS * 8 + k % 4 * 2, b + k / 4 * B_ROWS * 8 + k % 4 * 2, k == 0);
+    for (int k = 0; k < K / 16; k++) mma_rows<N>(s, a + k / 4 * A_ROWS * 8 + k % 4 * 2, b + k / 4 * N * 8 + k % 4 * 2, k == 0);
     products_end();
 }
-/* acc (64, K) += p (64, N) times the first N rows of a tile of ROWS */
-template <int K, int N, int ROWS> DEV void times_tile(float (&acc)[K / 2], const uint32_t *p, uint32_t tile) {
-    tile = view(tile, ROWS * 128);
+/* acc (64, K) += p (64, N) tile */
+template <int K, int N> DEV void times_tile(float (&acc)[K / 2], const uint32_t (&p)[N / 4], uint32_t tile) {
+    tile = view(tile, N * 128);
     products_begin();
 #pragma unroll
     for (int k = 0; k < N / 16; k++) mma_tile<K>(acc, p + 4 * k, tile + k * 128);
@@ -192,16 +189,16 @@ struct maps { CUtensorMap own[2], other[2]; };
 /* The next item and its own tiles. */
 template <int K, int P> DEV void fetch_own(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items, struct ring own, int &drawn) {
     using L = plan<K, P>;
-    int lane = threadIdx.x % 32, i = __shfl_sync(~0u, drawn, 0);
+    int lane = threadIdx.x % 32, i = __shfl_sync(~0u, drawn, 0), buf = own.stage;
     struct item it = {-1, 0, 0, 0, 0, 0};
     if (i < items) it = item_of<K, P>(a, s, i);
-    bar_wait(bars.own_empty(own.stage), own.parity);
+    bar_wait(bars.own_empty(buf), own.parity);
     if (P != DKV && i < items)
-        for (int r = lane; r < L::OWN; r += 32) ((int *)(room + L::LOW))[own.stage * L::OWN + r] = a.first[max(it.begin, min(it.own + r, it.end - 1))];
-    if (lane == 0) *(struct item *)(room + L::ITEM + 32 * own.stage) = it;
+        for (int r = lane; r < L::OWN; r += 32) ((int *)(room + L::LOW))[buf * L::OWN + r] = a.first[max(it.begin, min(it.own + r, it.end - 1))];
+    if (lane == 0) *(struct item *)(room + L::ITEM + 32 * buf) = it;
     __syncwarp();
     if (lane == 0) {
-        uint32_t full = bars.own_full(own.stage), to = shared_at(room) + own.stage * L::OWNS * L::OWN_BYTES;
+        uint32_t full = bars.own_full(buf), to = shared_at(room) + buf * L::OWNS * L::OWN_BYTES;
         if (i < items) {
             drawn = atomicAdd(&next_item, 1);
             bar_expect(full, L::OWNS * L::OWN_BYTES);
@@ -211,52 +208,61 @@ template <int K, int P> DEV void fetch_own(const struct problem &a, const struct
         bar_arrive(full);
     }
 }
-/* The fetching warp: items from the counter until it runs dry; own tiles half an item ahead, then the other tiles in order. */
-template <int K, int P> DEV void fetch_items(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items, int64_t rows) {
+/* The fetching warp: items from the counter until it runs dry; own tiles BUFS - 1 items ahead, other tiles in order. */
+template <int K, int P> DEV void fetch_items(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items) {
     using L = plan<K, P>;
-    uint32_t base = shared_at(room);
     int lane = threadIdx.x % 32, drawn = lane ? 0 : atomicAdd(&next_item, 1);
-    struct ring at = {0, 1}, own = {0, 1};
-    struct item it = {};
-    for (;;) {
-        const struct item *next = (const struct item *)(room + L::ITEM + 32 * own.stage);
+    uint32_t base = shared_at(room);
+    struct ring at = {0, 1}, own = {0, 1}, now = {};
+    struct item it = {}; /* the first BUFS - 1 turns only fetch own tiles */
+    for (int early = L::BUFS - 2;; early--) {
         for (int j = 0;; j++, advance<L::STAGES>(at)) {
             if (j == min((int)L::STAGES, it.steps)) {
                 fetch_own<K, P>(a, s, m, room, bars, items, own, drawn);
                 advance<L::BUFS>(own);
             }
             if (j == it.steps) break;
-            int row = it.other + j * L::N;
 #pragma unroll 1
             for (int which = 0; which < 2; which++) {
                 bar_wait(bars.empty(which, at.stage), at.parity);
                 if (lane == 0) {
                     uint32_t full = bars.full(which, at.stage);
                     bar_expect(full, L::TILE_BYTES);
-                    fetch<K, L::N>(base + L::RING + (2 * at.stage + which) * L::TILE_BYTES, &m.other[which], row, it.head, full);
-                    if (P != DKV || which) bar_arrive(full);
+                    fetch<K, L::N>(base + L::RING + (2 * at.stage + which) * L::TILE_BYTES, &m.other[which], it.other + j * L::N, it.head, full);
+                    bar_arrive(full);
                 }
-            }
-            if (P == DKV) { /* what belongs to the queries of the first tile */
-                int head = it.head;
-                asm volatile("" : "+r"(head)); /* so that no address is kept from tile to tile: registers are few here */
-#pragma unroll 1
-                for (int r = lane; r < L::N; r += 32) {
-                    int t = min(row + r, it.end - 1), to = at.stage * L::N + r;
-                    ((float *)(room + L::LSE))[to] = a.lse[(int64_t)t * a.H + head] * LOG2E;
-                    ((float *)(room + L::DELTA))[to] = a.delta[head * rows + t];
-                    ((int *)(room + L::LOW))[to] = row + r < it.end ? a.first[t] : INT32_MAX; /* rows that are not there see no key */
-                }
-                __syncwarp();
-                if (lane == 0) bar_arrive(bars.full(0, at.stage));
             }
         }
-        it = *next;
+        if (L::BUFS > 2 && early > 0) continue;
+        it = *(const struct item *)(room + L::ITEM + 32 * now.stage);
+        advance<L::BUFS>(now);
         if (it.head < 0) return;
     }
 }
 
-/* The idle warps beside it, in DQ: lse and delta = Σ do o of own rows, an item ahead of the consumers; delta is left for DKV,
+/* Beside it in DKV, a warp for 32 rows of a tile: lse, delta, first of the queries, which count as part of the first tile. */
+template <int K> DEV void fetch_rows(const struct problem &a, char *room, struct bars<plan<K, DKV>> bars, int64_t rows) {
+    using L = plan<K, DKV>;
+    int lane = threadIdx.x % 32, r = threadIdx.x % 128 - 32;
+    struct ring at = {0, 1};
+    for (struct ring own = {};; advance<L::BUFS>(own)) {
+        bar_wait(bars.own_full(own.stage), own.parity);
+        struct item it = *(const struct item *)(room + L::ITEM + 32 * own.stage);
+        if (it.head < 0) return;
+        for (int row = it.other + r, left = it.steps; left; left--, row += L::N, advance<L::STAGES>(at)) {
+            int t = min(row, it.end - 1), to = at.stage * L::N + r, low = row < it.end ? a.first[t] : INT32_MAX; /* rows that are not there see no key */
+            float lse = a.lse[(int64_t)t * a.H + it.head], delta = a.delta[it.head * rows + t];
+            bar_wait(bars.empty(0, at.stage), at.parity);
+            ((float *)(room + L::LSE))[to] = lse * LOG2E, ((float *)(room + L::DELTA))[to] = delta, ((int *)(room + L::LOW))[to] = low;
+            __syncwarp();
+            if (lane == 0) bar_arrive(bars.full(0, at.stage));
+        }
+        __syncwarp();
+        if (lane == 0) bar_arrive(bars.own_empty(own.stage));
+    }
+}
+
+/* Beside it in DQ: lse and delta = Σ do o of own rows, an item ahead of the consumers; delta is left for DKV,
  * head by head. K / 8 lanes a row. */
 template <int K> DEV void make_delta(const struct problem &a, char *room, struct bars<plan<K, DQ>> bars, int64_t rows) {
     using L = plan<K, DQ>;
@@ -322,19 +328,19 @@ template <class L> struct consumer {
     }
 };
 
-/* Columns of s below lo or above hi, in two rows a thread, are masked; both count from this thread's first column. */
-template <int N> DEV void mask_below(float *s, const int lo[2], int base) {
+/* Columns of s below lo or above hi are masked: one bound for each of a thread's two rows, from the thread's first column. */
+template <int N> DEV void mask_below(float *s, int lo0, int lo1) {
 #pragma unroll
-    for (int i = 0; i < N / 2; i++) s[i] = i / 4 * 8 + i % 2 >= lo[i / 2 % 2] - base ? s[i] : -INFINITY;
+    for (int i = 0; i < N / 2; i++) s[i] = i / 4 * 8 + i % 2 >= (i / 2 % 2 ? lo1 : lo0) ? s[i] : -INFINITY;
 }
-template <int N> DEV void mask_above(float *s, const int hi[2], int base) {
+template <int N> DEV void mask_above(float *s, int hi0, int hi1) {
 #pragma unroll
-    for (int i = 0; i < N / 2; i++) s[i] = i / 4 * 8 + i % 2 <= hi[i / 2 % 2] - base ? s[i] : -INFINITY;
+    for (int i = 0; i < N / 2; i++) s[i] = i / 4 * 8 + i % 2 <= (i / 2 % 2 ? hi1 : hi0) ? s[i] : -INFINITY;
 }
 
 /* Online softmax over N more keys, of two rows a thread: s becomes exp(scale (s - top)), top near the maximum. */
 struct softmax { float top[2], sum[2], shrink[2], scale2; };
-template <int N> DEV void soften(struct softmax &m, float *s) {
+template <int N> DEV void soften(struct softmax &m, float (&s)[N / 2]) {
     float most[2] = {m.top[0], m.top[1]};
 #pragma unroll
     for (int i = 0; i < N / 2; i++) most[i / 2 % 2] = fmaxf(most[i / 2 % 2], s[i]);
@@ -351,32 +357,30 @@ template <int N> DEV void soften(struct softmax &m, float *s) {
     for (int i = 0; i < N / 2; i++) m.sum[i / 2 % 2] += s[i] = exp2_of(fmaf(s[i], m.scale2, -most[i / 2 % 2]));
 }
 
-/* o = softmax(q kᵀ scale + mask) v, lse. The scores of a tile are made while the values of the one before are added up; of
- * the last tile only the half that the diagonal leaves. */
+/* o = softmax(q kᵀ scale + mask) v, lse. The scores of a tile are made while the values of the one before are added up. */
 template <int K> DEV void pass_fwd(const struct problem &a, struct consumer<plan<K, FWD>> &c, int buf) {
     using L = plan<K, FWD>;
-    const int N = L::N, HALF = N / 2;
+    const int N = L::N;
     const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
-    int q0 = c.it.own + 64 * c.part, klast = min(q0 + 63, c.it.end - 1) + a.past, latest = low[63];
-    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end, from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (klast - c.it.other) / N + 1;
+    int q0 = c.it.own + 64 * c.part, qlast = min(q0 + 63, c.it.end - 1), latest = low[63];
+    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end, from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (qlast + a.past - c.it.other) / N + 1;
     uint32_t own = shared_at(c.room) + buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], o[K / 2] = {};
-    int lo[2] = {low[c.row] - c.col, low[c.row + 8] - c.col}, hi[2] = {q0 + c.row + a.past - c.col, q0 + c.row + 8 + a.past - c.col};
     struct softmax m = {{-INFINITY, -INFINITY}, {}, {}, a.scale * LOG2E};
     uint32_t p[N / 4];
     for (int j = 0; j < from; j++) c.skip();
     if (from < to) {
-        int base = c.it.other + from * N, half = base + HALF > klast;
+        int base = c.it.other + from * N;
         c.wait(0);
-        times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+        times_rows<K, N, L::OWN>(s, own, c.tile(0));
         products_wait<0>();
         settled(s);
         c.release(0);
         for (int j = from;; j++) {
-            if (base < latest) mask_below<N>(s, lo, base);
-            if (base + N - 1 > q0 + a.past) mask_above<N>(s, hi, base);
-            if (half) soften<HALF>(m, s);
-            else soften<N>(m, s);
+            int col = base + c.col, row = q0 + c.row + a.past;
+            if (base < latest) mask_below<N>(s, low[c.row] - col, low[c.row + 8] - col);
+            if (base + N - 1 > q0 + a.past) mask_above<N>(s, row - col, row + 8 - col);
+            soften<N>(m, s);
             if (j > from) {
                 products_wait<0>();
                 settled(o);
@@ -387,19 +391,17 @@ template <int K> DEV void pass_fwd(const struct problem &a, struct consumer<plan
             }
             pack_all<N>(p, s);
             if (j + 1 == to) break;
-            base += N, half = base + HALF > klast;
+            base += N;
             c.wait(0);
-            if (half) times_rows<K, HALF, L::OWN, N>(*(float(*)[HALF / 2])s, own, c.tile(0));
-            else times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+            times_rows<K, N, L::OWN>(s, own, c.tile(0));
             c.wait(1);
-            times_tile<K, N, N>(o, p, c.tile(1));
+            times_tile<K, N>(o, p, c.tile(1));
             products_wait<1>();
             settled(s);
             c.release(0);
         }
         c.wait(1);
-        if (half) times_tile<K, HALF, N>(o, p, c.tile(1));
-        else times_tile<K, N, N>(o, p, c.tile(1));
+        times_tile<K, N>(o, p, c.tile(1));
         products_wait<0>();
         settled(o);
         c.release(1);
@@ -424,7 +426,7 @@ template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<
     const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
     int q0 = c.it.own + 64 * c.part, qlast = min(q0 + 63, c.it.end - 1);
     int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end, from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (qlast - c.it.other) / N + 1;
-    int lo[2] = {low[c.row] - c.col, low[c.row + 8] - c.col}, hi[2] = {q0 + c.row - c.col, q0 + c.row + 8 - c.col}, latest = low[63];
+    int latest = low[63];
     uint32_t own = shared_at(c.room) + 2 * buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], d[N / 2], dq[K / 2] = {}, lse[2], delta[2], scale2 = a.scale * LOG2E;
     uint32_t ds[N / 4];
@@ -439,14 +441,15 @@ template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<
     for (int j = from; j < to; j++) {
         int base = c.it.other + j * N;
         c.wait(0);
-        times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+        times_rows<K, N, L::OWN>(s, own, c.tile(0));
         c.wait(1);
-        times_rows<K, N, L::OWN, N>(d, own + L::OWN_BYTES, c.tile(1));
+        times_rows<K, N, L::OWN>(d, own + L::OWN_BYTES, c.tile(1));
         products_wait<1>();
         settled(s);
         if (j > from) c.release(0, held);
-        if (base < latest) mask_below<N>(s, lo, base);
-        if (base + N - 1 > q0) mask_above<N>(s, hi, base);
+        int col = base + c.col, row = q0 + c.row;
+        if (base < latest) mask_below<N>(s, low[c.row] - col, low[c.row + 8] - col);
+        if (base + N - 1 > q0) mask_above<N>(s, row - col, row + 8 - col);
 #pragma unroll
         for (int i = 0; i < N / 2; i++) s[i] = exp2_of(fmaf(s[i], scale2, -lse[i / 2 % 2]));
         products_wait<0>();
@@ -455,7 +458,7 @@ template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<
 #pragma unroll
         for (int i = 0; i < N / 2; i++) s[i] *= d[i] - delta[i / 2 % 2];
         pack_all<N>(ds, s);
-        times_tile<K, N, N>(dq, ds, c.tile(0));
+        times_tile<K, N>(dq, ds, c.tile(0));
         held = c.at[0].stage;
         advance<L::STAGES>(c.at[0]);
     }
@@ -472,7 +475,7 @@ template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<
 template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan<K, DKV>> &c, int buf) {
     using L = plan<K, DKV>;
     const int N = L::N;
-    int k0 = c.it.own + 64 * c.part, klast = min(k0 + 63, c.it.end - 1), key[2] = {k0 + c.row, k0 + c.row + 8}, lo[2] = {key[0] - c.col, key[1] - c.col};
+    int k0 = c.it.own + 64 * c.part, klast = min(k0 + 63, c.it.end - 1), key[2] = {k0 + c.row, k0 + c.row + 8};
     int from = k0 < c.it.end ? (k0 - c.it.other) / N : c.it.steps;
     uint32_t own = shared_at(c.room) + 2 * buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], d[N / 2], dk[K / 2] = {}, dv[K / 2] = {}, scale2 = a.scale * LOG2E;
@@ -486,12 +489,12 @@ template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan
         c.wait(0);
         int latest = low[N - 1];
         if (low[0] > klast) break; /* later documents */
-        times_rows<K, N, L::OWN, N>(s, own, c.tile(0));
+        times_rows<K, N, L::OWN>(s, own, c.tile(0));
         c.wait(1);
-        times_rows<K, N, L::OWN, N>(d, own + L::OWN_BYTES, c.tile(1));
+        times_rows<K, N, L::OWN>(d, own + L::OWN_BYTES, c.tile(1));
         products_wait<1>();
         settled(s);
-        if (base < klast) mask_below<N>(s, lo, base);
+        if (base < klast) mask_below<N>(s, key[0] - base - c.col, key[1] - base - c.col);
         if (latest > k0) /* documents, or the sequence ends */
 #pragma unroll
             for (int i = 0; i < N / 2; i++) s[i] = key[i / 2 % 2] >= low[c.col + i / 4 * 8 + i % 2] ? s[i] : -INFINITY;
@@ -502,7 +505,7 @@ template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan
             for (int i = 0; i < 4; i++) s[4 * n + i] = exp2_of(fmaf(s[4 * n + i], scale2, i % 2 ? -l.y : -l.x));
         }
         pack_all<N>(p, s);
-        times_tile<K, N, N>(dv, p, c.tile(1));
+        times_tile<K, N>(dv, p, c.tile(1));
         products_wait<1>();
         settled(d);
 #pragma unroll
@@ -512,7 +515,7 @@ template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan
             for (int i = 0; i < 4; i++) s[4 * n + i] *= d[4 * n + i] - (i % 2 ? f.y : f.x);
         }
         pack_all<N>(ds, s);
-        times_tile<K, N, N>(dk, ds, c.tile(0));
+        times_tile<K, N>(dk, ds, c.tile(0));
         products_wait<1>();
         c.release(1);
         products_wait<0>();
@@ -535,17 +538,21 @@ attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ st
     extern __shared__ __align__(1024) char room[];
     struct bars<L> bars = {shared_at(room) + L::BARS};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 1), bar_init(bars.own_empty(i), 4 * L::GROUPS + (P == DQ ? L::HELPERS : 0)), bar_init(bars.info(i), L::HELPERS);
+        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 1), bar_init(bars.own_empty(i), 4 * L::GROUPS + L::HELPERS), bar_init(bars.info(i), P == DQ ? L::HELPERS : 1);
         for (int i = 0; i < L::STAGES; i++)
-            for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), 1), bar_init(bars.empty(w, i), 4 * L::GROUPS);
+            for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), P == DKV && w == 0 ? 1 + L::HELPERS : 1), bar_init(bars.empty(w, i), 4 * L::GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
     int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0);
     if (group == L::GROUPS) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"((int)L::FETCH_REGS));
-        if (threadIdx.x % 128 < 32) fetch_items<K, P>(a, s, m, room, bars, s.tile[s.n] * a.H, rows);
-        else if constexpr (P == DQ) make_delta<K>(a, room, bars, rows);
+        int warp = threadIdx.x % 128 / 32;
+        if (warp == 0) fetch_items<K, P>(a, s, m, room, bars, s.tile[s.n] * a.H);
+        else if (warp <= L::HELPERS) {
+            if constexpr (P == DQ) make_delta<K>(a, room, bars, rows);
+            if constexpr (P == DKV) fetch_rows<K>(a, room, bars, rows);
+        }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)L::REGS));
         struct consumer<L> c = {room, bars, {}, group, 0, (int)(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), (int)(2 * (threadIdx.x % 4)), {}};
