@@ -107,6 +107,8 @@ else
     gencode="" built="" ptx=""
     # Code for sm_90 itself is made as sm_90a: attention there uses instructions of that one architecture.
     hopper="-gencode arch=compute_90a,code=sm_90a -DQLORA_SM90A"
+    # shellcheck disable=SC2086
+    "$NVCC" --dryrun -x cu $hopper -c /dev/null >/dev/null 2>&1 || hopper="-gencode arch=compute_90,code=sm_90"
     if [ "${ARCH-}" = native ] && nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -qx 9.0; then
         gencode=" $hopper" built=" the card of this machine"
     elif [ "${ARCH-}" = native ]; then

@@ -2,13 +2,17 @@
  *
  * Tiling, online softmax, recomputation: Dao 2023 (FlashAttention-2); asynchronous products and a producer warp: Shah et al.
  * 2024 (FlashAttention-3). One block a multiprocessor takes items (a head's tile of own rows, longest first) from a counter.
- * Its last warpgroup only fetches: own rows of the next item while this one runs, and a ring of other rows. The others own
- * 64 rows each and run apart, so that the exponentials of one hide under the products of the rest.
+ * Its last warpgroup only fetches: own rows of the next items while this one runs, a ring of other rows, and (warps beside the
+ * fetching one) lse and delta. The others own 64 rows each and run apart, so that the exponentials of one hide under the
+ * products of the rest.
  *
- *   pass  own rows     other rows   products of 64 x N x K a warpgroup and tile
- *   FWD   queries: q   keys: k, v   S = q kᵀ, o += P v
- *   DQ    queries: q,do  keys: k, v   S, dP = do vᵀ, dq += dS k;  also makes delta
- *   DKV   keys: k, v   queries: q,do  Sᵀ, dPᵀ, dv += Pᵀ do, dk += dSᵀ q
+ *   pass  own rows        other rows      products of 64 x N x K a warpgroup and tile    FLOPs a pair
+ *   FWD   queries: q      keys: k, v      S = q kᵀ, o += P v                             4 K
+ *   DQ    queries: q, do  keys: k, v      S, dP = do vᵀ, dq += dS k; makes delta first   6 K
+ *   DKV   keys: k, v      queries: q, do  Sᵀ, dPᵀ, dv += Pᵀ do, dk += dSᵀ q              8 K
+ *
+ * TFLOP/s on an H100 (16384 tokens, bench/results/h100-attention.jsonl), of 4 K and 10 K counted FLOPs a causal pair: K = 64 and
+ * sequences of 1024: 346 forward, 263 backward; K = 128 and 8192: 599 and 422, that is 591 executed.
  *
  * No atomics touch a sum: the same bits on every run. Tiles that are summed over start at a sequence's first row, so a row's
  * bits do not depend on its chunk. A tile may reach beyond its sequence: those rows are finite (other sequences, or 0 beyond
@@ -17,7 +21,7 @@
  * Shared memory holds tiles as panels of 64 columns: a row of a panel is 128 bytes, its 16-byte pieces swapped by row % 8,
  * which is what both the copy engine and wgmma call the 128-byte swizzle. */
 #include "backend/cuda/attend.h"
-#ifdef QLORA_SM90A /* the build has code for sm_90a */
+#if defined(QLORA_SM90A) && CUDART_VERSION >= 12050 /* the build has code for sm_90a, the toolkit the way to the encoder */
 #include <cudaTypedefs.h>
 #include <math.h>
 
@@ -75,7 +79,7 @@ template <int N> DEV void settled(float (&c)[N]) { /* behind a wait: the sums ar
 /* A tile in shared memory as wgmma sees it: low word of its descriptor in units of 16 bytes, with `panel` bytes from one panel
  * to the next for operands whose rows are the inner dimension; groups of 8 rows are 1024 bytes apart. */
 DEV uint32_t view(uint32_t at, int panel) { return at >> 4 | (uint32_t)panel >> 4 << 16; }
-static const uint32_t SWIZZLE_128 = 1u << 30 | 1024 >> 4; /* the high word */
+enum { SWIZZLE_128 = 1 << 30 | 1024 >> 4 }; /* the high word */
 
 #define F8(f, c, i) f(c[i]), f(c[i + 1]), f(c[i + 2]), f(c[i + 3]), f(c[i + 4]), f(c[i + 5]), f(c[i + 6]), f(c[i + 7])
 #define F32(f, c, i) F8(f, c, i), F8(f, c, i + 8), F8(f, c, i + 16), F8(f, c, i + 24)
@@ -88,19 +92,19 @@ static const uint32_t SWIZZLE_128 = 1u << 30 | 1024 >> 4; /* the high word */
 /* c (64, N) = (first) or += a bᵀ over 16 columns, rows of both in shared memory */
 template <int N> DEV void mma_rows(float (&c)[N / 2], uint32_t a, uint32_t b, int first) {
     if constexpr (N == 64) {
-        if (first) asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0) : "r"(a), "r"(b), "r"(SWIZZLE_128));
-        else asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0) : "r"(a), "r"(b), "r"(SWIZZLE_128));
+        if (first) asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
+        else asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
     } else {
-        if (first) asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0), F32("=f", c, 32) : "r"(a), "r"(b), "r"(SWIZZLE_128));
-        else asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a), "r"(b), "r"(SWIZZLE_128));
+        if (first) asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0), F32("=f", c, 32) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
+        else asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
     }
 }
 /* c (64, N) += a b, a (64, 16) in registers, b 16 rows of a tile of N columns */
 template <int N> DEV void mma_tile(float (&c)[N / 2], const uint32_t *a, uint32_t b) {
     if constexpr (N == 64)
-        asm volatile(DESC1("%36", "%37") MMA ".m64n64k16." TYPES " {" S32 "}, {%32,%33,%34,%35}, y, 1, 1, 1, 1;}" : F32("+f", c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(SWIZZLE_128));
+        asm volatile(DESC1("%36", "%37") MMA ".m64n64k16." TYPES " {" S32 "}, {%32,%33,%34,%35}, y, 1, 1, 1, 1;}" : F32("+f", c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"((int)SWIZZLE_128));
     else
-        asm volatile(DESC1("%68", "%69") MMA ".m64n128k16." TYPES " {" S64 "}, {%64,%65,%66,%67}, y, 1, 1, 1, 1;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(SWIZZLE_128));
+        asm volatile(DESC1("%68", "%69") MMA ".m64n128k16." TYPES " {" S64 "}, {%64,%65,%66,%67}, y, 1, 1, 1, 1;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"((int)SWIZZLE_128));
 }
 /* s (64, N) = a bᵀ: 64 rows of a tile of A_ROWS, all N of another */
 template <int K, int N, int A_ROWS> DEV void times_rows(float (&s)[N / 2], uint32_t a, uint32_t b) {
@@ -168,7 +172,8 @@ template <int K, int P> DEV struct item item_of(const struct problem &a, const s
     it.steps = (last - it.other) / L::N + 1;
     return it;
 }
-__device__ int next_item; /* 0 between kernels: whoever draws the last blank puts it back */
+/* 0 between kernels: whoever draws the last blank puts it back. One for a device, whose kernels run on one stream in order. */
+__device__ int next_item;
 
 struct ring { int stage; uint32_t parity; };
 template <int STAGES> DEV void advance(struct ring &r) {
@@ -262,8 +267,8 @@ template <int K> DEV void fetch_rows(const struct problem &a, char *room, struct
     }
 }
 
-/* Beside it in DQ: lse and delta = Σ do o of own rows, an item ahead of the consumers; delta is left for DKV,
- * head by head. K / 8 lanes a row. */
+/* Beside it in DQ, three warps: lse and delta = Σ do o of own rows, an item ahead of the consumers; delta is left for DKV, head
+ * by head. K / 8 lanes a row. */
 template <int K> DEV void make_delta(const struct problem &a, char *room, struct bars<plan<K, DQ>> bars, int64_t rows) {
     using L = plan<K, DQ>;
     const int LANES = K / 8, AT_ONCE = 32 / LANES;
@@ -531,6 +536,7 @@ template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan
 
 /* ---- the kernel ---- */
 
+/* A pass over all items of `s`. Of q, k, v, do only tiles are read, through the maps. */
 template <int K, int P> __global__ static void __launch_bounds__(plan<K, P>::THREADS, 1)
 attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s, const __grid_constant__ struct maps m, int64_t rows) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
