@@ -97,9 +97,17 @@ const bf16 *cuda_unpack(struct cuda *c, const struct weight *w, bf16 *dst);
 /* w in bf16 at dst + row * ld, whatever its format; columns beyond w.cols stay. C and shown by the plugin, so that tests see
  * strides that no op shows alone. */
 extern "C" __attribute__((visibility("default"))) void cuda_unpack_to(struct cuda *c, const struct weight *w, bf16 *dst, int64_t ld);
-/* dst + row * ld = bf16(scale * src), src (rows, cols) fp32 contiguous */
-void cuda_adapter_to(struct cuda *c, const float *src, int64_t rows, int64_t cols, float scale, bf16 *dst, int64_t ld);
 void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
+
+/* Starts of a launch's sequences, in its parameters: sequence i is rows at[i] .. at[i+1]-1. */
+enum { SEQ_LIST = 256 };
+struct seq_list { int n; int32_t at[SEQ_LIST + 1]; };
+static inline struct seq_list seq_list_of(const struct rows *r, int first) {
+    struct seq_list s = {};
+    s.n = r->n_seqs - first < SEQ_LIST ? r->n_seqs - first : (int)SEQ_LIST;
+    for (int i = 0; i <= s.n; i++) s.at[i] = r->seq_start[first + i];
+    return s;
+}
 
 /* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, or transposed out(R,rows). left (N,rows), right (N,R); all operands must fit. */
 enum { TALL_JOBS = 4, TALL_TILES = 1 << 16 };

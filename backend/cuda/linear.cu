@@ -50,25 +50,6 @@ static void dropped(struct cuda *c, const struct rows *rows, const struct dropou
 
 /* ---- the joint operand ---- */
 
-/* [W_0 s_0B_0 0; W_1 0 s_1B_1; A_0 0 0; A_1 0 0]: bytes of all W as stored in, 2 out. */
-void cuda_join(void *self, const struct join_args *a) {
-    struct cuda *c = (struct cuda *)self;
-    int64_t rows, cols, in = a->part[0].w.cols, ld = a->to.ld, row = 0, rank = 0;
-    bf16 *to = data16(&a->to);
-    join_shape(a, &rows, &cols);
-    if (cols > in) CUDA_TRY(c, cudaMemset2DAsync(to + in, (size_t)ld * 2, 0, (size_t)(cols - in) * 2, (size_t)rows, cuda_stream(c)));
-    for (int i = 0; i < a->n; i++) {
-        cuda_unpack_to(c, &a->part[i].w, to + row * ld, ld);
-        const struct adapter *l = &a->part[i].lora;
-        if (l->A.data) cuda_adapter_to(c, (const float *)l->B.data, l->B.rows, l->B.cols, l->scale, to + row * ld + in + rank, ld), rank += l->B.cols;
-        row += a->part[i].w.rows;
-    }
-    for (int i = 0; i < a->n; i++) {
-        const struct adapter *l = &a->part[i].lora;
-        if (l->A.data) cuda_adapter_to(c, (const float *)l->A.data, l->A.rows, l->A.cols, 1, to + row * ld, ld), row += l->A.rows;
-    }
-}
-
 /* A call's frozen operands, all of leading dimension ld: W_i (out, in), s_iB_i (out, R), A_i (R, in), and whether they lie in
  * one joint operand. */
 struct frozen {
@@ -295,13 +276,31 @@ static void edges(struct cuda *c, const struct rows *r, const struct mat *y, con
     edge_rows<<<(unsigned)ceil_div(r->N, EDGE), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols, r->start, r->N, last);
     CUDA_LAUNCHED(c);
 }
-/* db[i] += Σ_t dy[t][i] over one sequence, in order */
-__global__ static void column_sums(const bf16 *dy, int64_t ld, int64_t rows, int64_t cols, float *db) {
-    int64_t i = (int64_t)blockIdx.x * 32 + threadIdx.x;
-    if (i >= cols) return;
-    float s = 0;
-    for (int64_t t = 0; t < rows; t++) s += __bfloat162float(dy[t * ld + i]);
-    db[i] += s;
+/* part[s][i] = Σ_t dy[t][i] over sequence s: eight warps take its rows in turn, their sums are added in order.
+ * block: 32 columns of one sequence. */
+enum { COLUMNS = 32 };
+__global__ static void column_sums(const bf16 *dy, int64_t ld, int64_t cols, const __grid_constant__ struct seq_list s, float *part) {
+    __shared__ float sum[THREADS / 32][COLUMNS];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int64_t i = (int64_t)blockIdx.x * COLUMNS + lane;
+    float x = 0;
+#pragma unroll 8
+    for (int t = s.at[blockIdx.y] + warp; t < s.at[blockIdx.y + 1]; t += THREADS / 32) x += i < cols ? __bfloat162float(dy[t * ld + i]) : 0.f;
+    sum[warp][lane] = x;
+    __syncthreads();
+    if (warp || i >= cols) return;
+    for (int w = 1; w < THREADS / 32; w++) x += sum[w][lane];
+    part[blockIdx.y * cols + i] = x;
+}
+/* db[i] += Σ_t dy[t][i], sequence by sequence */
+static void bias_gradient(struct cuda *c, const struct rows *r, const struct mat *dy, float *db) {
+    for (int first = 0; first < r->n_seqs; first += SEQ_LIST) {
+        struct seq_list s = seq_list_of(r, first);
+        ASSERT((size_t)(s.n * dy->cols) <= c->partial_elements, "%d sequences of %lld columns", s.n, (long long)dy->cols);
+        column_sums<<<dim3((unsigned)ceil_div(dy->cols, COLUMNS), (unsigned)s.n), THREADS, 0, cuda_stream(c)>>>(data16(dy), dy->ld, dy->cols, s, c->partial);
+        add_parts<<<(unsigned)ceil_div(dy->cols, THREADS), THREADS, 0, cuda_stream(c)>>>(db, dy->cols, dy->cols, c->partial, dy->cols, s.n);
+        CUDA_LAUNCHED(c);
+    }
 }
 
 /* Both taps in bf16: their own memory, or scratch. */
@@ -332,15 +331,14 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
     struct cuda *c = (struct cuda *)self;
     const bf16 *w0, *w1, *dy = data16(&a->dy), *x = data16(&a->x);
     int64_t N = a->dy.rows, in = a->w1.cols, out = a->w1.rows;
-    for (int s = 0; s < a->rows->n_seqs; s++) {
+    if (a->db) bias_gradient(c, a->rows, &a->dy, a->db);
+    for (int s = 0; a->dw0.data && s < a->rows->n_seqs; s++) {
         int32_t first = a->rows->seq_start[s], n = a->rows->seq_start[s + 1] - first, starts[2] = {0, n - 1};
         struct rows one = *a->rows;
         one.n_seqs = 1, one.seq_start = starts, one.N = n - 1;
-        if (a->db) column_sums<<<(unsigned)ceil_div(out, 32), 32, 0, cuda_stream(c)>>>(dy + first * a->dy.ld, a->dy.ld, n, out, a->db);
-        if (a->dw0.data && n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1);
+        if (n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1);
     }
     if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1);
-    CUDA_LAUNCHED(c);
     if (!a->dx.data) return;
     taps(c, a, &w0, &w1);
     struct gemm g = {};
@@ -360,7 +358,7 @@ size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, cha
     size_t n = 0, D = (size_t)l->D, F = (size_t)l->F, R = (size_t)l->R, rows = (size_t)l->rows, widest = D > F ? D : F;
     c->lt_work_bytes = (size_t)32 << 20;
     c->w16_elements = l->joined ? 0 : largest_joint(D, F, R);
-    c->partial_elements = 8 * R * widest;
+    c->partial_elements = l->trains_weights ? (size_t)16 << 20 : 8 * R * widest;
     const struct { void **p; size_t bytes; } part[] = {
         {(void **)&c->lt_work, c->lt_work_bytes}, {(void **)&c->w16, c->w16_elements * 2}, {(void **)&c->rank, rows * LINEAR_MAX * R * 2},
         {(void **)&c->dropped, l->drops ? rows * widest * 2 : 0}, {(void **)&c->partial, c->partial_elements * 4}, {(void **)&c->turns, TALL_TILES * sizeof(uint32_t)}, {(void **)&c->taps, D * D * 2}, {(void **)&c->bias, D * 2}};

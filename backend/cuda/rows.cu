@@ -66,19 +66,32 @@ void cuda_embed(void *self, const struct embed_args *a) {
     else embed_rows<bf16>((struct cuda *)self, a);
 }
 
-/* dE[ids[t]] += dy[t] in token order. A thread owns a column and walks all tokens, so no two write the same number.
- * 2 N D bytes in, 8 N D through cache: only full fine-tuning comes here. */
+/* dE[ids[t]] += dy[t] in token order. A warp owns the ids of one residue and 128 columns, walks all tokens and adds those of its
+ * ids: no two write the same number, and the order is the tokens'. grid: columns, residues. 2 N D bytes in, 8 N D through cache,
+ * and every id read by every warp: only full fine-tuning comes here. */
+enum { EMBED_COLUMNS = 4 /* a lane */, EMBED_BLOCKS = 16 };
 __global__ static void embed_bwd(const int32_t *ids, const bf16 *dy, int64_t ldy, float *dE, int64_t lde, int64_t N, int64_t D, int32_t skip) {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= D) return;
-    for (int64_t t = 0; t < N; t++) {
-        int32_t id = ids[t];
-        if (id != skip) dE[id * lde + i] += __bfloat162float(dy[t * ldy + i]);
+    int lane = threadIdx.x % 32, residue = blockIdx.y * (THREADS / 32) + threadIdx.x / 32, residues = gridDim.y * (THREADS / 32);
+    int64_t first = (int64_t)blockIdx.x * 32 * EMBED_COLUMNS + lane;
+    for (int64_t base = 0; base < N; base += 32) {
+        int32_t id = base + lane < N ? ids[base + lane] : skip;
+        for (unsigned mine = __ballot_sync(~0u, id != skip && id % residues == residue); mine; mine &= mine - 1) {
+            int k = __ffs((int)mine) - 1;
+            const bf16 *from = dy + (base + k) * ldy;
+            float *to = dE + __shfl_sync(~0u, id, k) * lde, x[EMBED_COLUMNS];
+#pragma unroll
+            for (int j = 0; j < EMBED_COLUMNS; j++)
+                if (first + 32 * j < D) x[j] = to[first + 32 * j] + __bfloat162float(from[first + 32 * j]);
+#pragma unroll
+            for (int j = 0; j < EMBED_COLUMNS; j++)
+                if (first + 32 * j < D) to[first + 32 * j] = x[j];
+        }
     }
 }
 void cuda_embed_bwd(void *self, const struct embed_args *a) {
     struct cuda *c = (struct cuda *)self;
-    embed_bwd<<<(unsigned)ceil_div(a->dy.cols, 32), 32, 0, cuda_stream(c)>>>(a->ids, (const bf16 *)a->dy.data, a->dy.ld, (float *)a->dE.data, a->dE.ld, a->dy.rows, a->dy.cols, a->skip);
+    embed_bwd<<<dim3((unsigned)ceil_div(a->dy.cols, 32 * EMBED_COLUMNS), EMBED_BLOCKS), THREADS, 0, cuda_stream(c)>>>(a->ids, (const bf16 *)a->dy.data, a->dy.ld, (float *)a->dE.data, a->dE.ld, a->dy.rows,
+                                                                                                                      a->dy.cols, a->skip);
     CUDA_LAUNCHED(c);
 }
 

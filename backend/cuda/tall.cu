@@ -8,10 +8,9 @@
 #include "backend/cuda/cuda_internal.h"
 #include "backend/cuda/mma.h"
 
-enum { WARPS = 4, THREADS = 32 * WARPS, LONG = 128 /* columns of the long matrix a block owns */, STEP = 32 /* tokens */, STAGES = 4, SEQS = 256 };
+enum { WARPS = 4, THREADS = 32 * WARPS, LONG = 128 /* columns of the long matrix a block owns */, STEP = 32 /* tokens */, STAGES = 4 };
 
 struct jobs { int n, tiles; struct tall_job job[TALL_JOBS]; int first[TALL_JOBS + 1]; };
-struct starts { int n; int32_t at[SEQS + 1]; };
 
 /* 16-byte pieces of a row are swapped by row % 8: ldmatrix meets no bank twice. */
 template <int COLS> DEV int place(int row, int piece) { return row * COLS + ((piece ^ (row & (COLS >= 64 ? 7 : COLS / 8 - 1))) << 3); }
@@ -28,7 +27,7 @@ template <int COLS> DEV void fetch(bf16 *to, const bf16 *from, int64_t ld, int f
 /* block: 128 columns of the long matrix by SHORT of the other, over one sequence: a warp 32 by SHORT. Per token 2 (128 + SHORT)
  * bytes and 256 SHORT FLOPs: bound by the long matrices' bytes. x: tile, y: sequence; blocks start in that order, so the one that is
  * waited for always runs. */
-template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct starts s, uint32_t *turn) {
+template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct seq_list s, uint32_t *turn) {
     extern __shared__ __align__(128) bf16 tiles[];
     int k = 0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     while (k + 1 < jobs.n && (int)blockIdx.x >= jobs.first[k + 1]) k++;
@@ -105,7 +104,7 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
 
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols) { return (uintptr_t)p % 16 == 0 && ld % 8 == 0 && cols % 8 == 0; }
 
-template <int SHORT> static void launch(struct cuda *c, const struct jobs &jobs, const struct starts &s) {
+template <int SHORT> static void launch(struct cuda *c, const struct jobs &jobs, const struct seq_list &s) {
     size_t bytes = (size_t)STAGES * STEP * (LONG + SHORT) * sizeof(bf16);
     CUDA_TRY(c, cudaFuncSetAttribute(tall<SHORT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     tall<SHORT><<<dim3((unsigned)jobs.tiles, (unsigned)s.n), THREADS, bytes, cuda_stream(c)>>>(jobs, s, c->turns);
@@ -123,10 +122,8 @@ void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job,
         jobs.first[i + 1] = jobs.tiles = jobs.first[i] + (int)(ceil_div(job[i].rows, LONG) * ceil_div(job[i].R, width));
     }
     ASSERT(jobs.tiles <= TALL_TILES, "%d tiles", jobs.tiles);
-    for (int first = 0; n && first < r->n_seqs; first += SEQS) {
-        struct starts s = {};
-        s.n = r->n_seqs - first < SEQS ? r->n_seqs - first : (int)SEQS;
-        for (int i = 0; i <= s.n; i++) s.at[i] = r->seq_start[first + i];
+    for (int first = 0; n && first < r->n_seqs; first += SEQ_LIST) {
+        struct seq_list s = seq_list_of(r, first);
         if (width == 64) launch<64>(c, jobs, s);
         else if (width == 32) launch<32>(c, jobs, s);
         else if (width == 16) launch<16>(c, jobs, s);

@@ -524,6 +524,51 @@ TEST(unpacking_to_the_bit) { /* whole rows, rows apart, odd widths, odd addresse
             }
 }
 
+TEST(joint_operand_to_the_bit) { /* [W0 s0B0 0; W1 0 s1B1; A0 0 0; A1 0 0], any of the adapters absent; what pads the rows stays */
+    NEED_CARD();
+    const struct { enum weight_format f; int nested; } formats[] = {{W_BF16, 0}, {W_Q4, 1}, {W_Q4, 0}, {W_INT8, 0}, {W_F32, 0}};
+    const int64_t sizes[][4] = {{64, 64, 72, 8}, {33, 40, 48, 16}, {7, 5, 13, 3}, {129, 1, 2056, 8}}; /* out, out, in, rank */
+    for (int f = 0; f < 5; f++)
+        for (int s = 0; s < 4; s++)
+            for (int k = 0; k < 6; k++) { /* one output or two; which have an adapter */
+                int n = 1 + (k >= 2), with[2] = {k == 1 || k == 3 || k == 5, k >= 4};
+                int64_t in = sizes[s][2], R = sizes[s][3], rows, cols, wrong = 0, row = 0, rank = 0;
+                struct both_weight w[2];
+                struct pair A[2], B[2];
+                struct join_args j = {.n = n};
+                for (int i = 0; i < 2; i++) {
+                    weight_of(&w[i], formats[f].f, sizes[s][i], in, formats[f].nested);
+                    A[i] = make(R, in, DT_F32, 0.5f), B[i] = make(sizes[s][i], R, DT_F32, 0.5f);
+                    j.part[i].w = w[i].g;
+                    if (with[i]) j.part[i].lora = (struct adapter){.A = A[i].g, .B = B[i].g, .scale = 0.3f};
+                }
+                join_shape(&j, &rows, &cols);
+                int64_t ld = (cols + 15) / 8 * 8;
+                uint16_t *want = malloc((size_t)(rows * ld) * 2), *have = malloc((size_t)(rows * ld) * 2), *card = gpu->alloc(gpu->self, AT_DEVICE, (size_t)(rows * ld) * 2);
+                for (int64_t i = 0; i < rows * ld; i++) have[i] = 0x1234, want[i] = i % ld < cols ? 0 : 0x1234;
+                for (int i = 0; i < n; i++) {
+                    int64_t out = sizes[s][i];
+                    for (int64_t r = 0; r < out; r++) {
+                        for (int64_t c = 0; c < in; c++) want[(row + r) * ld + c] = unpacked(&w[i].c, r * in + c);
+                        for (int64_t c = 0; with[i] && c < R; c++) want[(row + r) * ld + in + rank + c] = f32_to_bf16(0.3f * ((float *)B[i].c.data)[r * R + c]);
+                    }
+                    row += out, rank += with[i] ? R : 0;
+                }
+                for (int i = 0; i < n; i++)
+                    for (int64_t r = 0; with[i] && r < R; r++, row++)
+                        for (int64_t c = 0; c < in; c++) want[row * ld + c] = f32_to_bf16(((float *)A[i].c.data)[r * in + c]);
+                gpu->put(gpu->self, card, have, (size_t)(rows * ld) * 2, Q_COMPUTE);
+                j.to = (struct mat){card, rows, cols, ld, DT_BF16};
+                op_join(gpu, &j);
+                gpu->get(gpu->self, have, card, (size_t)(rows * ld) * 2, Q_COMPUTE);
+                gpu->sync(gpu->self, &e);
+                for (int64_t i = 0; i < rows * ld; i++) wrong += have[i] != want[i];
+                CHECK(!wrong, "format %d.%d (%lld+%lld,%lld) rank %lld case %d: %lld differ", formats[f].f, formats[f].nested, (long long)sizes[s][0], (long long)sizes[s][1], (long long)in, (long long)R, k, (long long)wrong);
+                for (int i = 0; i < 2; i++) drop(&A[i]), drop(&B[i]), weight_drop(&w[i]);
+                free(want), free(have), gpu->release(gpu->self, AT_DEVICE, card);
+            }
+}
+
 /* The first `cols` columns of p; compare sees the rest too, which no op may touch. */
 static struct mat part(const struct pair *p, int g, int64_t cols) {
     struct mat m = side(p, g);
