@@ -19,20 +19,6 @@ enum { WARPS = 4, THREADS = 32 * WARPS, TILE = 64 /* rows of a block's own tile:
 
 template <int K> DEV int at(int row, int piece) { return row * K + ((piece ^ (row & 7)) << 3); } /* in elements */
 
-DEV void ld4(uint32_t r[4], const bf16 *p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_at(p)));
-}
-DEV void ld4t(uint32_t r[4], const bf16 *p) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_at(p)));
-}
-DEV void mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-DEV void copy16(bf16 *to, const bf16 *from) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_at(to)), "l"(from)); }
-DEV void copies_end() { asm volatile("cp.async.commit_group;"); }
-template <int LEFT> DEV void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT)); }
-
 /* rows first .. first+ROWS-1 of a head into shared memory; rows beyond `last` repeat it: they are finite and masked. */
 template <int K, int ROWS> DEV void fetch(bf16 *to, const struct operand &m, int head, int first, int last) {
     const bf16 *base = m.p + head * m.step;

@@ -4,8 +4,8 @@
 #ifndef QLORA_CUDA_ATTEND_H
 #define QLORA_CUDA_ATTEND_H
 #include "backend/cuda/cuda_internal.h"
+#include "backend/cuda/mma.h"
 
-#define DEV __device__ __forceinline__
 static const float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
 
 enum { SEQS = 256 /* sequences of a launch */ };
@@ -39,12 +39,6 @@ struct problem {
     int H, past;
     float scale;
 };
-
-DEV uint32_t shared_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-DEV uint32_t pack(float lo, float hi) {
-    __nv_bfloat162 h = __floats2bfloat162_rn(lo, hi);
-    return *(uint32_t *)&h;
-}
 
 /* Head sizes 64 and 128 on sm_90: 1 = done, 0 = not for this card or build. */
 int cuda_attend_sm90(struct cuda *c, const struct attend_args *a, const struct problem *p);

@@ -7,11 +7,11 @@
  *
  * A call that does not fit (more rows, dropout, a cache beyond the workspace) is left to linear.cu and attend.cu: return 0. */
 #include "backend/cuda/cuda_internal.h"
+#include "backend/cuda/mma.h"
 #include <float.h>
 #include <math.h>
 
 enum { ROWS = 8, TILE = 16 /* weight rows of a block */, WARPS_MAX = 16, RESIDENT = 24 /* warps a multiprocessor has registers for */, DEPTH = 2 /* pieces on their way */, TERMS = 2 };
-#define DEV __device__ __forceinline__
 
 /* What a lane reads at once, a piece: 16 bytes of W_F32, W_BF16, W_INT8, W_Q4; ANY takes four weights of any format one by one,
  * for odd widths and addresses. */
@@ -30,15 +30,6 @@ struct output {
     float scale;
 };
 struct product { struct output out[LINEAR_MAX]; int tiles0, N, terms, cols; }; /* tiles0: blocks of out[0] */
-
-DEV uint32_t pack(float lo, float hi) {
-    __nv_bfloat162 h = __floats2bfloat162_rn(lo, hi);
-    return *(uint32_t *)&h;
-}
-DEV void mma(float c[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 /* ---- weights ---- */
 
@@ -170,8 +161,10 @@ template <int F> __global__ static void __launch_bounds__(32 * RESIDENT) few_row
             const struct piece &a = ring[d][0], &b = ring[d][1];
             float level = F == W_Q4 ? w.q4.levels[lane % 16] : 0.f, fa = factor<F>(a, w), fb = factor<F>(b, w);
 #pragma unroll
-            for (int i = 0; i < E / 2; i += 2)
-                mma(acc[i / 2 & 1], pair<F>(a, i, fa, level), pair<F>(b, i, fb, level), pair<F>(a, i + 1, fa, level), pair<F>(b, i + 1, fb, level), x[i], x[i + 1]);
+            for (int i = 0; i < E / 2; i += 2) {
+                const uint32_t pairs[4] = {pair<F>(a, i, fa, level), pair<F>(b, i, fb, level), pair<F>(a, i + 1, fa, level), pair<F>(b, i + 1, fb, level)};
+                mma(acc[i / 2 & 1], pairs, x[i], x[i + 1]);
+            }
             start(ring[d], step + DEPTH * warps);
         }
 #pragma unroll

@@ -20,7 +20,7 @@ template <int COLS> DEV void fetch(bf16 *to, const bf16 *from, int64_t ld, int f
     for (int i = threadIdx.x; i < STEP * (COLS / 8); i += THREADS) {
         int row = i / (COLS / 8), piece = i % (COLS / 8), there = t + row < end && first + piece * 8 < cols;
         const bf16 *p = there ? from + (int64_t)(t + row) * ld + first + piece * 8 : from;
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_at(to + place<COLS>(row, piece))), "l"(p), "r"(there ? 16 : 0));
+        copy16(to + place<COLS>(row, piece), p, there);
     }
 }
 
