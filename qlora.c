@@ -24,6 +24,9 @@ static const struct command commands[] = {
      "qlora chat --model_name_or_path Yuan2-2B --adapter_name_or_path out --prompt \"你是谁？\""},
     {"tokenize", CMD_TOKENIZE, cmd_tokenize, "turn text lines into token ids and back",
      "qlora tokenize --model_name_or_path Yuan2-2B --text \"你好<sep>\""},
+    {"eval", CMD_EVAL, cmd_eval, "ask multiple-choice questions in the form of C-Eval, MMLU or CMMLU",
+     "qlora eval --model_name_or_path Yuan2-2B --adapter_name_or_path out --task ceval_validation --task_dir evaluation \\\n"
+     "      --lang zh --n_shot 5 --save_dir results"},
     {"quantize", CMD_QUANTIZE, cmd_quantize, "write a checkpoint with 4-bit or 8-bit weights",
      "qlora quantize --model_name_or_path Yuan2-2B --output_dir Yuan2-2B-nf4 --quantization_bit 4"},
     {"export", CMD_EXPORT, cmd_export, "merge adapters into a checkpoint; convert, reshard or quantise it",

@@ -363,6 +363,9 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
         return need(o->config, "config", e) || need(o->train.output_dir, "output_dir", e);
     case CMD_DOCTOR:
         return 0;
+    case CMD_EVAL:
+        if (check_model(cmd, o, e) || check_template(o, e) || check_quantization(o, e) || check_adapter(o, e)) return -1;
+        return need(o->task, "task (ceval_validation, mmlu_test, ..)", e);
     }
     return 0;
 }

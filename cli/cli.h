@@ -19,7 +19,7 @@
 
 #define QLORA_VERSION "0.1.0"
 
-enum command_id { CMD_TRAIN, CMD_PREVIEW, CMD_SCORE, CMD_CHAT, CMD_TOKENIZE, CMD_QUANTIZE, CMD_EXPORT, CMD_NEW, CMD_DOCTOR };
+enum command_id { CMD_TRAIN, CMD_PREVIEW, CMD_SCORE, CMD_CHAT, CMD_TOKENIZE, CMD_QUANTIZE, CMD_EXPORT, CMD_NEW, CMD_DOCTOR, CMD_EVAL };
 
 enum { FLAGS_MAX = 384, OVERRIDES_MAX = 64 };
 struct given { const char *name, *value; }; /* a flag as typed, last one wins; name NULL = not given */
@@ -35,7 +35,9 @@ struct options {
     const char *overrides[OVERRIDES_MAX]; /* --override, in order of appearance */
     int n_overrides;
     int as_text, decode, json, do_sample;
-    int64_t limit, max_new_tokens, top_k;
+    int64_t limit, max_new_tokens, top_k, n_shot;
+    const char *task, *task_dir, *save_dir;
+    int lang;                     /* of eval: 0 en, 1 zh */
     double temperature, top_p, repetition_penalty;
     int dtype;                    /* 0: the configuration's, 1: bf16, 2: fp32 */
     const char *export_dir;
@@ -76,4 +78,5 @@ int cmd_quantize(struct options *o, struct err *e);
 int cmd_export(struct options *o, struct err *e);
 int cmd_new(struct options *o, struct err *e);
 int cmd_doctor(struct options *o, struct err *e);
+int cmd_eval(struct options *o, struct err *e);
 #endif

@@ -36,8 +36,8 @@ static int matches_negated(const struct flag *f, const char *name) {
 }
 
 static int unknown_flag(enum command_id cmd, const char *name, struct err *e) {
-    static const char *const commands[] = {"train",    "preview",  "score",  "chat", "tokenize",
-                                           "quantize", "export", "new",    "doctor"};
+    static const char *const commands[] = {"train",    "preview", "score", "chat",   "tokenize",
+                                           "quantize", "export",  "new",   "doctor", "eval"};
     const char *names[FLAGS_MAX + 1];
     int n = 0;
     for (int i = 0; i < flag_count; i++) {

@@ -21,7 +21,7 @@
 enum { RECORD_MAX_BYTES = 16 << 20 };
 
 /* ---- records.c ---- */
-enum shape { SHAPE_UNKNOWN, SHAPE_ARRAY, SHAPE_LINES, SHAPE_CSV, SHAPE_TEXT };
+enum shape { SHAPE_UNKNOWN, SHAPE_ARRAY, SHAPE_LINES, SHAPE_CSV, SHAPE_TEXT, SHAPE_ROWS /* CSV without a header */ };
 
 struct record { /* text is valid until the next record is read */
     const char *path, *text;

@@ -1,7 +1,7 @@
 /* datasets/records.c - a data file as a stream of records, each handed on as the text of one JSON object.
  *
  *     .json .jsonl   an array of objects, or one object per line, in either extension
- *     .csv           a header row; RFC 4180 quoting; an empty cell is null
+ *     .csv           a header row; RFC 4180 quoting; an empty cell is null. SHAPE_ROWS: no header, the columns are "0", "1", ..
  *     .txt           one record {"text": line} per line, blank lines too; LF, CR LF and CR end a line
  *
  * Only the record at hand is in memory (<= 16 MiB), so a file may have any size. The scanner finds where a
@@ -312,21 +312,25 @@ static int read_header(struct reader *r, struct err *e) {
 
 static int next_row(struct reader *r, size_t *n, struct err *e) {
     int found;
+    const int bare = r->shape == SHAPE_ROWS;
     while ((found = scan_row(r, n, e)) > 0 && r->cell_count == 1 && !r->cells.n) take(r, *n); /* blank */
     if (found <= 0) return found;
-    if (r->cell_count > r->name_count)
+    if (!bare && r->cell_count > r->name_count)
         return fail_at(r, r->line, 1, e,
                        "record %lld has %d cells, but the header has %d; put cells with commas in quotes",
                        (long long)r->number + 1, r->cell_count, r->name_count);
     str_clear(&r->json);
     str_putc(&r->json, '{');
-    for (int k = 0, first = 1; k < r->name_count; k++) {
+    for (int k = 0, first = 1; k < (bare ? r->cell_count : r->name_count); k++) {
         size_t len = 0;
         const char *p = k < r->cell_count ? cell(r, k, &len) : "";
-        if (!r->name[k]) continue;
+        if (!bare && !r->name[k]) continue;
         if (!first) str_putc(&r->json, ',');
         first = 0;
-        str_json(&r->json, r->name[k], strlen(r->name[k]));
+        if (bare)
+            str_printf(&r->json, "\"%d\"", k);
+        else
+            str_json(&r->json, r->name[k], strlen(r->name[k]));
         str_putc(&r->json, ':');
         if (len)
             str_json(&r->json, p, len);
@@ -398,8 +402,8 @@ int reader_next(struct reader *r, struct record *out, struct err *e) {
     int found = r->ended                  ? 0
                 : r->shape == SHAPE_ARRAY ? next_in_array(r, &n, e)
                 : r->shape == SHAPE_LINES ? next_json_line(r, &n, e)
-                : r->shape == SHAPE_CSV   ? next_row(r, &n, e)
-                                          : next_text(r, &n, e);
+                : r->shape == SHAPE_TEXT  ? next_text(r, &n, e)
+                                          : next_row(r, &n, e);
     if (found <= 0) return found;
     int verbatim = r->shape == SHAPE_ARRAY || r->shape == SHAPE_LINES;
     if (r->json.oom) return err_set(e, ERR_RUN, "%s: out of memory for a record", r->file->path);

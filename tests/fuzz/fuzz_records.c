@@ -72,7 +72,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     need(!ftruncate(fd, 0) && pwrite(fd, data + 1, size - 1, 0) == (ssize_t)size - 1, "memfd");
     const int choice = data[0];
-    static const enum shape shapes[4] = {SHAPE_LINES, SHAPE_CSV, SHAPE_TEXT, SHAPE_LINES};
+    static const enum shape shapes[4] = {SHAPE_LINES, SHAPE_CSV, SHAPE_TEXT, SHAPE_ROWS};
     struct data_config c = {.compat_new = choice >> 4 & 1,
                             .stage = choice >> 5 & 1 ? STAGE_PT : STAGE_SFT,
                             .mask_history = choice >> 6 & 1,

@@ -8,7 +8,7 @@
 #include "train/deepspeed.h"
 #include <unistd.h>
 
-enum { COMMANDS = CMD_DOCTOR + 1, WORDS = 80 };
+enum { COMMANDS = CMD_EVAL + 1, WORDS = 80 };
 
 /* Parses a line of words separated by blanks; "~" in a word stands for a blank. */
 static int parse_line(enum command_id cmd, const char *line, struct options *o, struct err *e) {

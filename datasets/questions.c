@@ -1,0 +1,79 @@
+/* datasets/questions.c - see questions.h. Rows come from the CSV reader of the data sets. */
+#include "datasets/questions.h"
+#include "base/sys.h"
+#include "datasets/datasets_internal.h"
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+enum { IS_TEXT, IS_CHOICE, IS_ANSWER = IS_CHOICE + CHOICES, FIELDS };
+static const char *const names[FIELDS] = {"question", "A", "B", "C", "D", "answer"};
+
+/* Which cell of a row holds each field, -1: none. */
+struct columns { int at[FIELDS]; };
+
+static const char *cell(const struct cJSON *row, int k) {
+    const struct cJSON *v = k < 0 ? NULL : cJSON_GetArrayItem(row, k);
+    return cJSON_IsString(v) ? v->valuestring : "";
+}
+
+/* Is the first row a header? Then c says where its names stand. */
+static int read_header(const struct cJSON *row, struct columns *c) {
+    struct columns found;
+    for (int f = 0; f < FIELDS; f++) {
+        found.at[f] = -1;
+        for (int k = cJSON_GetArraySize(row); k-- > 0;)
+            if (!strcasecmp(cell(row, k), names[f])) found.at[f] = k;
+        if (found.at[f] < 0 && f != IS_ANSWER) return 0;
+    }
+    *c = found;
+    return 1;
+}
+
+static int read_row(const struct record *r, struct cJSON *row, const struct columns *c, struct questions *out, struct err *e) {
+    struct question q = {.text = cell(row, c->at[IS_TEXT]), .answer = -1, .row = row};
+    const char *answer = cell(row, c->at[IS_ANSWER]);
+    if (!*q.text) return record_error(r, 0, e, "there is no question; a row holds question,A,B,C,D,answer");
+    for (int k = 0; k < CHOICES; k++) q.choice[k] = cell(row, c->at[IS_CHOICE + k]);
+    while (*answer == ' ') answer++;
+    if (*answer && (*answer < 'A' || *answer > 'D' || answer[1 + strspn(answer + 1, " ")]))
+        return record_error(r, 0, e, "the answer is \"%.40s\", but must be A, B, C or D; a row holds question,A,B,C,D,answer", answer);
+    if (*answer) q.answer = *answer - 'A';
+    if (out->n == out->cap) {
+        int64_t cap = out->cap ? 2 * out->cap : 64;
+        struct question *p = sys_grow(out->q, (size_t)cap * sizeof *p, "questions", e);
+        if (!p) return -1;
+        out->q = p, out->cap = cap;
+    }
+    out->q[out->n++] = q;
+    return 0;
+}
+
+int questions_read(const char *path, struct questions *out, struct err *e) {
+    struct columns c = {{0, 1, 2, 3, 4, 5}};
+    struct record r;
+    struct reader *reader = reader_open(path, SHAPE_ROWS, e);
+    int found = -1;
+    *out = (struct questions){0};
+    while (reader && (found = reader_next(reader, &r, e)) > 0) {
+        struct cJSON *row = record_parse(&r, e);
+        if (!row) found = -1;
+        if (!row || (r.number == 1 && read_header(row, &c))) {
+            json_free(row);
+            if (found < 0) break;
+        } else if (read_row(&r, row, &c, out, e)) {
+            json_free(row);
+            found = -1;
+            break;
+        }
+    }
+    reader_close(reader);
+    if (found < 0) questions_free(out);
+    return found < 0 ? -1 : 0;
+}
+
+void questions_free(struct questions *v) {
+    for (int64_t i = 0; i < v->n; i++) json_free(v->q[i].row);
+    sys_free(v->q);
+    *v = (struct questions){0};
+}
