@@ -59,17 +59,17 @@ static int unknown(const char *name, struct err *e) {
 }
 
 static int help(const char *topic) {
+    static const struct {
+        const char *topic;
+        void (*show)(const struct command *, int);
+    } lists[] = {{"markdown", help_markdown}, {"man", help_man}, {"bash", help_bash}, {"zsh", help_zsh}};
     const struct command *c = topic ? find(topic) : NULL;
     struct err e = {0};
-    if (c)
-        help_command(c);
-    else if (topic && !strcmp(topic, "markdown"))
-        help_markdown(commands, COMMANDS);
-    else if (topic)
-        return unknown(topic, &e);
-    else
-        help_program(commands, COMMANDS);
-    return 0;
+    if (c) return help_command(c), 0;
+    if (!topic) return help_program(commands, COMMANDS), 0;
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++)
+        if (!strcmp(topic, lists[i].topic)) return lists[i].show(commands, COMMANDS), 0;
+    return unknown(topic, &e);
 }
 
 /* Results that could not be written are a failed run. */

@@ -68,6 +68,10 @@ struct command {
 void help_program(const struct command *commands, int n);
 void help_command(const struct command *c);
 void help_markdown(const struct command *commands, int n);
+/* The manual page and the completions of two shells, likewise. */
+void help_man(const struct command *commands, int n);
+void help_bash(const struct command *commands, int n);
+void help_zsh(const struct command *commands, int n);
 
 int cmd_train(struct options *o, struct err *e);
 int cmd_preview(struct options *o, struct err *e);

@@ -40,6 +40,9 @@ struct flag {
 extern const struct flag flags[];
 extern const int flag_count;
 
+/* "N", "true|false", "a|b|c": what a flag takes, as help shows it. */
+const char *flag_value_name(const struct flag *f);
+
 /* Row of a name in either spelling for a command: exact or unambiguous prefix. -1 and e if there is none. *no: "no_x". */
 int flag_find(enum command_id cmd, const char *name, int *no, struct err *e);
 /* Reads `value` (NULL: a boolean without value) as the flag's kind and stores it. `where` opens a message. */

@@ -27,7 +27,7 @@ static void wrap(struct str *s, int column, const char *words) {
     str_putc(s, '\n');
 }
 
-static const char *value_name(const struct flag *f) {
+const char *flag_value_name(const struct flag *f) {
     static const char *const names[] = {
         [FLAG_BOOL] = "true|false", [FLAG_INT] = "N",
         [FLAG_SEED] = "N",          [FLAG_NUM] = "X",
@@ -41,7 +41,7 @@ static const char *value_name(const struct flag *f) {
 static void help_flag(struct str *s, const struct flag *f) {
     struct str words = {0};
     size_t from = s->n;
-    str_printf(s, "  --%s %s", f->name, f->kind == FLAG_BOOL ? "" : value_name(f));
+    str_printf(s, "  --%s %s", f->name, f->kind == FLAG_BOOL ? "" : flag_value_name(f));
     str_printf(&words, "%s%s%s%s", f->help, f->fallback ? " [" : "", f->fallback ? f->fallback : "",
                f->fallback ? "]" : "");
     if (f->aliases) str_printf(&words, " (also %s)", f->aliases);
@@ -99,7 +99,8 @@ void help_program(const struct command *commands, int n) {
     str_puts(
         &s,
         "  version    print the version\n"
-        "  help       this text; `qlora COMMAND --help` for a command, `qlora help markdown` for all flags\n"
+        "  help       this text; `qlora COMMAND --help` for a command; `qlora help markdown|man|bash|zsh`: all flags,\n"
+        "             the manual page, completions for a shell\n"
         "\nResults go to standard output, everything else to standard error. Exit codes: 0 done, 1 the run "
         "failed,\n"
         "2 the command line or an input file is wrong, 70 training met NaN, 130/143 stopped by a signal "
@@ -126,7 +127,7 @@ static void row(struct str *s, const struct command *commands, int n, const stru
     }
     str_puts(s, " | ");
     if (f->status == USED) {
-        cell(s, value_name(f));
+        cell(s, flag_value_name(f));
         if (f->range && f->kind != FLAG_CHOICE) str_printf(s, " (%s)", f->range);
         str_printf(s, " | %s | ", f->fallback ? f->fallback : "");
     }
