@@ -15,7 +15,7 @@ ifeq ($(origin CC),default)
   CC := $(or $(shell command -v gcc clang cc 2>/dev/null | head -n 1),gcc)
 endif
 
-NEEDS_BUILD := $(filter-out help clean format asan valgrind fuzz,$(or $(MAKECMDGOALS),all))
+NEEDS_BUILD := $(filter-out help clean format asan valgrind fuzz uninstall,$(or $(MAKECMDGOALS),all))
 ifneq ($(NEEDS_BUILD),)
   include $(B)/config.mk
 endif
@@ -54,7 +54,7 @@ LOST_CARD := $(B)/tests/run/lost_card.so
 # What scripts are told: where the program, the demo's tools, and a backend for tests are.
 WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD)
 
-.PHONY: all demo test test-gpu sanitize-gpu bench install asan valgrind fuzz fuzzers format clean help FORCE
+.PHONY: all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers format clean help FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 all: $(LIB) $(PROGRAM) $(if $(NVCC),$(PLUGIN))
@@ -125,9 +125,27 @@ fuzzers: $(FUZZERS)
 bench: all $(BENCHES) $(TOOLS)
 	@$(WHERE) bench/run.sh $(BENCHES)
 
+# ---- installing ----
+RUN := $(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM)
+SHARE = $(DESTDIR)$(PREFIX)/share
 install: all
 	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/qlora
-	$(if $(NVCC),install -D -m 755 $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/qlora/libqlora-cuda.so)
+	[ ! -f $(PLUGIN) ] || install -D -m 755 $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/qlora/libqlora-cuda.so
+	$(RUN) help man >$(B)/qlora.1 && install -D -m 644 $(B)/qlora.1 $(SHARE)/man/man1/qlora.1
+	$(RUN) help bash >$(B)/completion && install -D -m 644 $(B)/completion $(SHARE)/bash-completion/completions/qlora
+	$(RUN) help zsh >$(B)/completion && install -D -m 644 $(B)/completion $(SHARE)/zsh/site-functions/_qlora
+	install -d $(SHARE)/doc/qlora/examples $(SHARE)/doc/qlora/docs
+	install -m 644 README.md README_zh.md LICENSE $(SHARE)/doc/qlora
+	install -m 644 docs/*.md $(SHARE)/doc/qlora/docs
+	install -m 755 examples/*.sh $(SHARE)/doc/qlora/examples
+	install -m 644 examples/*.yaml examples/*.json $(SHARE)/doc/qlora/examples
+
+uninstall:
+	rm -rf $(DESTDIR)$(PREFIX)/bin/qlora $(DESTDIR)$(PREFIX)/lib/qlora $(SHARE)/man/man1/qlora.1 $(SHARE)/doc/qlora \
+		$(SHARE)/bash-completion/completions/qlora $(SHARE)/zsh/site-functions/_qlora
+
+deb: all
+	@rm -rf $(B)/deb && $(MAKE) -s B=$(B) DESTDIR=$(abspath $(B))/deb PREFIX=/usr install && packaging/deb.sh $(B)/deb $(B)
 
 format:
 	git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
@@ -146,7 +164,8 @@ help:
 #? make valgrind     the unit tests under valgrind
 #? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each
 #? make bench        kernels and whole steps, timed
-#? make install      to PREFIX=/usr/local, below DESTDIR
+#? make install      to PREFIX=/usr/local, below DESTDIR: program, plugin, manual, completions, docs; make uninstall
+#? make deb          a Debian package in the build folder
 #? make format       clang-format over all sources
 #? make clean        remove what was built
 #?

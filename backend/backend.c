@@ -314,15 +314,19 @@ void op_noise(struct backend *b, const struct noise_args *a) {
 
 static const char plugin_name[] = "libqlora-cuda.so";
 
-/* The plugin's path beside the running program; -1 if there is no such file. */
-static int plugin_beside_program(char *path, size_t size) {
-    ssize_t n = readlink("/proc/self/exe", path, size - 1);
+/* The plugin's path, beside the running program or where `make install` puts it; -1 if there is no such file. */
+static int find_plugin(char *path, size_t size) {
+    static const char *const folders[] = {"", "../lib/qlora/"};
+    char program[4096];
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     if (n <= 0) return -1;
-    path[n] = 0;
-    char *name = strrchr(path, '/') + 1;
-    if ((size_t)(name - path) + sizeof plugin_name > size) return -1;
-    memcpy(name, plugin_name, sizeof plugin_name);
-    return path_is_file(path) ? 0 : -1;
+    program[n] = 0;
+    strrchr(program, '/')[1] = 0;
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        int length = snprintf(path, size, "%s%s%s", program, folders[i], plugin_name);
+        if (length > 0 && (size_t)length < size && path_is_file(path)) return 0;
+    }
+    return -1;
 }
 
 static struct backend *open_plugin(const char *path, struct err *e) {
@@ -355,9 +359,9 @@ struct backend *backend_open(const char *name, struct err *e) {
         err_set(e, ERR_INPUT, "unknown backend \"%s\": give cpu, cuda, or the path of a plugin (with a /)", name);
         return NULL;
     }
-    if (plugin_beside_program(path, sizeof path)) {
+    if (find_plugin(path, sizeof path)) {
         if (!name) return backend_cpu(e);
-        err_set(e, ERR_RUN, "no %s beside the program: build it with nvcc in PATH (make), or use --backend cpu", plugin_name);
+        err_set(e, ERR_RUN, "no %s beside the program or in ../lib/qlora: build it with nvcc in PATH (make), or use --backend cpu", plugin_name);
         return NULL;
     }
     struct err no_card = {0};

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Full fine-tuning: every weight is trained; master weights and optimizer state may live in host memory.
-# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became ./qlora train.
+# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became qlora train.
 #
 #     MODEL=../yuan2-2b DATASET=alpaca_zh DATASET_DIR=data examples/full.sh
 #
@@ -8,7 +8,7 @@
 set -eu
 : "${MODEL:?set MODEL to the folder of a Yuan 2.0 checkpoint}"
 
-exec "${QLORA:-./qlora}" train \
+exec "${QLORA:-$(command -v ./qlora || echo qlora)}" train \
     --stage sft \
     --model_name_or_path "$MODEL" \
     --do_train \

@@ -1,6 +1,6 @@
 #!/bin/sh
 # LoRA: adapters of rank 16 on all seven projections, trained over the bf16 weights.
-# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became ./qlora train.
+# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became qlora train.
 #
 #     MODEL=../yuan2-2b DATASET=alpaca_zh DATASET_DIR=data examples/lora.sh
 #
@@ -8,7 +8,7 @@
 set -eu
 : "${MODEL:?set MODEL to the folder of a Yuan 2.0 checkpoint}"
 
-exec "${QLORA:-./qlora}" train \
+exec "${QLORA:-$(command -v ./qlora || echo qlora)}" train \
     --stage sft \
     --model_name_or_path "$MODEL" \
     --do_train \

@@ -1,6 +1,6 @@
 #!/bin/sh
 # QLoRA: adapters of rank 16 on all seven projections, trained over NF4 weights.
-# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became ./qlora train.
+# The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became qlora train.
 #
 #     MODEL=../yuan2-51b DATASET=alpaca_zh DATASET_DIR=data examples/qlora.sh
 #
@@ -8,7 +8,7 @@
 set -eu
 : "${MODEL:?set MODEL to the folder of a Yuan 2.0 checkpoint}"
 
-exec "${QLORA:-./qlora}" train \
+exec "${QLORA:-$(command -v ./qlora || echo qlora)}" train \
     --stage sft \
     --model_name_or_path "$MODEL" \
     --do_train \
