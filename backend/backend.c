@@ -356,7 +356,9 @@ struct backend *backend_open(const char *name, struct err *e) {
     if (name && !strcmp(name, "cpu")) return backend_cpu(e);
     if (name && strchr(name, '/')) return open_plugin(name, e);
     if (name && strcmp(name, "cuda")) {
-        err_set(e, ERR_INPUT, "unknown backend \"%s\": give cpu, cuda, or the path of a plugin (with a /)", name);
+        const char *near = nearest_word(name, (const char *const[]){"cuda", "cpu", NULL});
+        err_set(e, ERR_INPUT, "unknown backend \"%s\"%s%s%s: give cpu, cuda, or the path of a plugin (with a /)", name,
+                near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
         return NULL;
     }
     if (find_plugin(path, sizeof path)) {

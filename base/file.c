@@ -301,7 +301,8 @@ int dir_make(const char *path, struct err *e) {
         int last = !*end;
         *end = 0;
         if (sys_mkdir(p, 0777) && !(errno == EEXIST && path_is_dir(p))) {
-            err_errno(e, open_error(), "cannot make the directory %s", p);
+            if (errno == EEXIST) err_set(e, open_error(), "cannot make the directory %s: a file has that name; give another folder", p);
+            else err_errno(e, open_error(), "cannot make the directory %s", p);
             break;
         }
         if (last) {

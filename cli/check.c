@@ -224,11 +224,13 @@ static int set_optimizer(struct options *o, struct err *e) {
             log_info("optim adamw_hf: computed as adamw_torch (epsilon behind the bias correction)");
         return 0;
     }
+    const char *names[sizeof known / sizeof *known + 1] = {NULL}, *near;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) names[i] = known[i].name;
+    near = o->optim ? nearest_word(o->optim, names) : NULL;
     return err_set(e, ERR_INPUT,
-                   "optim %s is not supported; choose from adamw_torch, adamw_torch_fused, "
-                   "paged_adamw_32bit, adamw_8bit, "
-                   "paged_adamw_8bit",
-                   o->optim ? o->optim : "none");
+                   "optim %s is not supported%s%s%s; choose from adamw_torch, adamw_torch_fused, paged_adamw_32bit, "
+                   "adamw_8bit, paged_adamw_8bit",
+                   o->optim ? o->optim : "none", near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
 }
 
 static int set_lora(struct options *o, struct err *e) {

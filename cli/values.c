@@ -5,6 +5,7 @@
 #include "base/sys.h"
 #include "cli/cli_internal.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -117,6 +118,16 @@ static int in_range(const char *range, double x) {
     return !(dots > range && x < strtod(range, NULL)) && !(dots[2] && x > strtod(dots + 2, NULL));
 }
 
+/* The choice of "a|b|c" nearest to s, in buf; NULL when none is near. */
+static const char *nearest_choice(const char *choices, const char *s, char buf[200]) {
+    const char *words[40];
+    size_t n = 0;
+    snprintf(buf, 200, "%s", choices);
+    for (char *next, *p = strtok_r(buf, "|", &next); p && n < 39; p = strtok_r(NULL, "|", &next)) words[n++] = p;
+    words[n] = NULL;
+    return nearest_word(s, words);
+}
+
 static int bad_value(const struct flag *f, const char *where, const char *value, struct err *e) {
     static const char *const wanted[] = {
         [FLAG_INT] = "a whole number",
@@ -131,8 +142,12 @@ static int bad_value(const struct flag *f, const char *where, const char *value,
             "%s: Truthy value expected: got %s but expected one of yes/no, true/false, t/f, y/n, 1/0 (case "
             "insensitive).",
             where, value);
-    if (f->kind == FLAG_CHOICE)
-        return err_set(e, ERR_INPUT, "%s: \"%s\" is not supported; choose from %s", where, value, f->range);
+    if (f->kind == FLAG_CHOICE) {
+        char words[200];
+        const char *near = nearest_choice(f->range, value, words);
+        return err_set(e, ERR_INPUT, "%s: \"%s\" is not supported%s%s%s; choose from %s", where, value,
+                       near ? ", did you mean " : "", near ? near : "", near ? "?" : "", f->range);
+    }
     return err_set(e, ERR_INPUT, "%s: \"%s\" is not %s%s%s", where, value, wanted[f->kind],
                    f->range ? " in the range " : "", f->range ? f->range : "");
 }

@@ -347,9 +347,10 @@ static int check_tensors(struct lora_file *f, struct err *e) {
 static int read_config(const char *dir, const struct model_config *m, struct lora_file *f, struct err *e) {
     char path[4096], *text;
     size_t n;
-    if (path_join(path, sizeof path, dir, "adapter_config.json", e) ||
-        file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e))
-        return -1;
+    if (path_join(path, sizeof path, dir, "adapter_config.json", e)) return -1;
+    if (!path_exists(path))
+        return err_set(e, ERR_INPUT, "%s holds no adapter_config.json; give the folder that a LoRA run wrote, or one of its checkpoint-N", dir);
+    if (file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e)) return -1;
     int r =
         lora_parse_config(text, n, path, &f->own, e) || !(f->json = json_parse(text, n, path, e)) ? -1 : 0;
     sys_free(text);

@@ -201,6 +201,8 @@ int model_config_read(const char *dir, struct model_config *c, struct err *e) {
     if (path_is_dir(dir) ? path_join(path, sizeof path, dir, "config.json", e)
                          : path_join(path, sizeof path, "", dir, e))
         return -1;
+    if (path_is_dir(dir) && !path_exists(path))
+        return err_set(e, ERR_INPUT, "%s holds no config.json; give the folder of a model in the Hugging Face layout", dir);
     if (file_read_all(path, CONFIG_BYTES_MAX, &text, &n, e)) return -1;
     int rc = model_config_parse(text, n, path, c, e);
     sys_free(text);

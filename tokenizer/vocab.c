@@ -146,6 +146,10 @@ struct tok *tok_open(const char *dir, struct err *e) {
     const char *file = dir;
     if (path_is_dir(dir)) {
         if (path_join(path, sizeof path, dir, "tokenizer.model", e)) return NULL;
+        if (!path_exists(path)) {
+            err_set(e, ERR_INPUT, "%s holds no tokenizer.model; give the folder of a Yuan 2.0 model, or copy that file into this one", dir);
+            return NULL;
+        }
         file = path;
     }
     if (file_read_all(file, MODEL_MAX_BYTES, &text, &n, e)) return NULL;

@@ -258,7 +258,7 @@ static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, struct p
 static int find(const struct ckpt *c, const char *name, enum dtype type, int64_t n, const char *dir, const struct ckpt_tensor **t, struct err *e) {
     *t = ckpt_find(c, name);
     if (*t && (*t)->type == type && (*t)->count == n) return 0;
-    return err_set(e, ERR_INPUT, "%s: %s is %s; the run was started with another model, adapter or optimizer", dir, name, *t ? "of another size" : "missing");
+    return err_set(e, ERR_INPUT, "%s: %s is %s; the run was started with another model, adapter or optimizer: go on with those, or begin anew in another output_dir", dir, name, *t ? "of another size" : "missing");
 }
 
 int params_save_state(struct params *q, const char *dir, int64_t step, struct err *e) {

@@ -46,7 +46,7 @@ m=(--model_name_or_path "$work")
 refused "train without a model" 'Please provide model_name_or_path.' train --dataset d
 refused "train without data" 'Please specify dataset for training.' train "${m[@]}" --output_dir o
 refused "train with a typo" 'did you mean --learning_rate?' train "${m[@]}" --lerning_rate 1
-refused "train from an empty folder" "cannot open $work" train "${m[@]}" --dataset d --output_dir "$work/o" --lora_target all --backend cpu
+refused "train from an empty folder" "$work holds no tokenizer.model" train "${m[@]}" --dataset d --output_dir "$work/o" --lora_target all --backend cpu
 refused "train with a missing file of flags" none.yaml train "$work/none.yaml"
 refused "the old script as a command" 'Please provide model_name_or_path.' src/train_bash.py --dataset d
 refused "preview without a tokenizer" tokenizer.model preview "${m[@]}" --dataset d
