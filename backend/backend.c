@@ -314,8 +314,8 @@ void op_noise(struct backend *b, const struct noise_args *a) {
 
 static const char plugin_name[] = "libqlora-cuda.so";
 
-/* The plugin's path, beside the running program or where `make install` puts it; -1 if there is no such file. */
-static int find_plugin(char *path, size_t size) {
+/* Beside the running program, or where `make install` puts it. */
+int backend_find_plugin(char *path, size_t size) {
     static const char *const folders[] = {"", "../lib/qlora/"};
     char program[4096];
     ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
@@ -361,7 +361,7 @@ struct backend *backend_open(const char *name, struct err *e) {
                 near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
         return NULL;
     }
-    if (find_plugin(path, sizeof path)) {
+    if (backend_find_plugin(path, sizeof path)) {
         if (!name) return backend_cpu(e);
         err_set(e, ERR_RUN, "no %s beside the program or in ../lib/qlora: build it with nvcc in PATH (make), or use --backend cpu", plugin_name);
         return NULL;

@@ -293,6 +293,8 @@ struct backend {
 
 /* name: "cpu", "cuda", or the path of a plugin; NULL = cuda when a card and its plugin are found, else cpu. */
 struct backend *backend_open(const char *name, struct err *e);
+/* The path of the plugin of "cuda": beside the program, or in ../lib/qlora. -1 if there is none. */
+int backend_find_plugin(char *path, size_t size);
 void backend_close(struct backend *b);
 struct backend *backend_cpu(struct err *e);
 /* Memory, or NULL with a sentence that says what it was for, what is free, and what to do. */

@@ -1,12 +1,18 @@
-/* cli/doctor.c - qlora doctor: what this machine has for a run, what is missing, and what to do about it. */
+/* cli/doctor.c - qlora doctor: what this machine has for a run, what is missing, and what to do about it. A row a thing; rows
+ * that begin with "!" are problems, each a sentence with its remedy. What is only needed with a card is no problem without one. */
 #define _GNU_SOURCE
 #include "backend/backend.h"
 #include "base/file.h"
 #include "base/str.h"
 #include "base/sys.h"
 #include "cli/cli.h"
+#include <dirent.h>
+#include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <sys/resource.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -32,19 +38,19 @@ static void problem(struct report *r, const char *text) {
     row(r, key, text);
 }
 
-/* The first "model name" of /proc/cpuinfo. */
-static void cpu_name(char *out, size_t size) {
-    char line[400];
-    snprintf(out, size, "unknown");
-    FILE *f = fopen("/proc/cpuinfo", "r"); /* a file without a length: base/file.h reads regular ones */
-    while (f && fgets(line, sizeof line, f)) {
-        char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) || !colon) continue;
+/* The first line of a file of /proc or /sys that begins with `key`, from behind it and its ":"; NULL without one. Such files
+ * have no length, and base/file.h reads files that do. */
+static const char *line_of(const char *path, const char *key, char line[400]) {
+    FILE *f = fopen(path, "r");
+    const char *found = NULL;
+    while (f && !found && fgets(line, 400, f)) {
         line[strcspn(line, "\n")] = 0;
-        snprintf(out, size, "%s", colon + 2);
-        break;
+        if (!text_starts(line, key)) continue;
+        found = line + strlen(key);
+        found += strspn(found, " \t:");
     }
     if (f) fclose(f);
+    return found;
 }
 
 static const char *vector_width(void) {
@@ -55,38 +61,110 @@ static const char *vector_width(void) {
     return "";
 }
 
+static void report_room(struct report *r, const char *key, const char *dir, int64_t least, const char *why) {
+    char text[700], a[24], b[24];
+    int64_t room = dir_free_bytes(dir);
+    snprintf(text, sizeof text, "%s free in %.300s", text_bytes(a, room), dir);
+    row(r, key, room < 0 ? "unknown" : text);
+    if (room < 0)
+        snprintf(text, sizeof text, "%.300s cannot be looked at: is it there?", dir);
+    else
+        snprintf(text, sizeof text, "less than %s of disk in %.300s: %s", text_bytes(b, least), dir, why);
+    if (room < least) problem(r, text);
+}
+
 static void report_machine(struct report *r) {
-    char text[600], name[400], a[24], b[24], cwd[300] = ".";
+    char text[600], line[400], a[24], b[24], cwd[300] = ".";
     struct utsname u;
-    cpu_name(name, sizeof name);
+    const char *name = line_of("/proc/cpuinfo", "model name", line);
     if (!uname(&u)) {
         snprintf(text, sizeof text, "%s %s, %s", u.sysname, u.release, u.machine);
         row(r, "system", text);
     }
-    snprintf(text, sizeof text, "%s, %d threads%s", name, sys_threads(), vector_width());
-    row(r, "cpu", text);
+    snprintf(text, sizeof text, "%s, %d threads%s", name ? name : "unknown", sys_threads(), vector_width());
+    row(r, "processor", text);
+    row(r, "compiler", "not needed to run");
     int64_t all = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE), left = sys_free_memory();
     snprintf(text, sizeof text, "%s, %s free", text_bytes(a, all), text_bytes(b, left));
     row(r, "memory", text);
-    if (getcwd(cwd, sizeof cwd)) {
-        int64_t room = dir_free_bytes(cwd);
-        snprintf(text, sizeof text, "%s free in %s", text_bytes(a, room), cwd);
-        row(r, "disk", text);
-        if (room >= 0 && room < (int64_t)10 << 30)
-            problem(r, "less than 10 GiB of disk: a checkpoint of 2B needs 4 GB");
-    }
     if (left && left < (int64_t)4 << 30)
-        problem(r, "less than 4 GiB of free memory: 2B in 4 bits needs about 3 GiB");
+        problem(r, "less than 4 GiB of free memory: 2B in 4 bits needs about 3 GiB; end other programs");
+#ifdef _OPENMP
     if (sys_threads() < (int)sysconf(_SC_NPROCESSORS_ONLN))
         problem(r, "fewer threads than processors: see the environment variable OMP_NUM_THREADS");
+#else
+    problem(r, "built without OpenMP, so the CPU backend has one thread: install libgomp (gcc) or libomp-dev (clang), then make clean; make");
+#endif
+    if (!getcwd(cwd, sizeof cwd)) snprintf(cwd, sizeof cwd, ".");
+    report_room(r, "disk", cwd, (int64_t)10 << 30, "a checkpoint of 2B needs 4 GB; work in another folder or give another output_dir");
+    const char *temporary = getenv("TMPDIR");
+    report_room(r, "temporary", temporary && *temporary ? temporary : "/tmp", (int64_t)1 << 30,
+                "large data sets wait there; set TMPDIR or --temp_dir");
 }
 
-static void report_backend(struct report *r, const char *name, int must_work) {
+/* The text of programs and models is UTF-8; the terminal is the only one who minds. */
+static void report_locale(struct report *r) {
+    static const char *const names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
+    const char *value = NULL;
+    for (int i = 0; i < 3 && (!value || !*value); i++) value = getenv(names[i]);
+    if (!value || !*value) value = "C";
+    row(r, "locale", value);
+    if (!strcasestr(value, "utf-8") && !strcasestr(value, "utf8"))
+        problem(r, "the locale is not UTF-8, and Chinese may be shown as question marks: export LANG=C.UTF-8");
+}
+
+/* Is there an NVIDIA display or compute device on the PCI bus? */
+static int card_on_bus(void) {
+    static const char devices[] = "/sys/bus/pci/devices";
+    char path[400], line[400];
+    int found = 0;
+    DIR *d = opendir(devices);
+    for (struct dirent *entry; d && !found && (entry = readdir(d));) {
+        snprintf(path, sizeof path, "%s/%.200s/vendor", devices, entry->d_name);
+        if (!line_of(path, "0x10de", line)) continue;
+        snprintf(path, sizeof path, "%s/%.200s/class", devices, entry->d_name);
+        found = line_of(path, "0x03", line) != NULL;
+    }
+    if (d) closedir(d);
+    return found;
+}
+
+/* What a card needs to work: its driver, the plugin, the toolkit's library, memory that may be locked. Returns whether
+ * card and plugin are there, so that it ought to work. */
+static int report_card(struct report *r) {
+    static const char *const libraries[] = {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so.11"};
+    char text[4200], line[400], a[24];
+    const char *version = line_of("/proc/driver/nvidia/version", "NVRM version", line);
+    int card = version != NULL || card_on_bus() || path_exists("/dev/nvidia0");
+    row(r, "driver", version ? version : card ? "none" : "none, and no NVIDIA card on the bus");
+    if (!version && card) problem(r, "there is an NVIDIA card, and its driver is not loaded: install it (nvidia-smi must work)");
+    if (version && !path_exists("/dev/nvidia0"))
+        problem(r, "the driver is loaded, and /dev/nvidia0 is missing: start a container with --gpus all, or nvidia-modprobe -u -c 0");
+    int plugin = !backend_find_plugin(text, sizeof text);
+    row(r, "plugin", plugin ? text : "none beside the program, none in ../lib/qlora");
+    if (!plugin && card)
+        problem(r, "the program was built without CUDA: install the CUDA toolkit (nvcc), then make; the card is not used until then");
+    void *library = NULL;
+    size_t i = 0;
+    while (i < sizeof libraries / sizeof *libraries && !(library = dlopen(libraries[i], RTLD_LAZY | RTLD_LOCAL))) i++;
+    row(r, "cublasLt", library ? libraries[i] : "none");
+    if (library) dlclose(library);
+    if (!library && card)
+        problem(r, "libcublasLt is not found: install it (libcublas of the CUDA toolkit), or export LD_LIBRARY_PATH=/usr/local/cuda/lib64");
+    struct rlimit lock;
+    if (getrlimit(RLIMIT_MEMLOCK, &lock)) return card && plugin;
+    row(r, "locking", lock.rlim_cur == RLIM_INFINITY ? "unlimited" : text_bytes(a, (int64_t)lock.rlim_cur));
+    if (card && lock.rlim_cur < (rlim_t)64 << 20)
+        problem(r, "little memory may be locked, and layers that wait in host memory are locked on some systems: ulimit -l unlimited");
+    return card && plugin;
+}
+
+static void report_backend(struct report *r, const char *name, int must_work, int explain) {
     struct err e = {0};
     struct backend *b = backend_open(name, &e);
     if (!b) {
         row(r, name, must_work ? "not working" : "not found");
-        if (must_work || path_exists("/dev/nvidia0")) problem(r, e.text);
+        if (explain) problem(r, e.text);
         return;
     }
     struct backend_info info = {0};
@@ -103,11 +181,13 @@ int cmd_doctor(struct options *o, struct err *e) {
     struct report r = {.json = o->json};
     row(&r, "qlora", QLORA_VERSION);
     report_machine(&r);
-    report_backend(&r, "cpu", 1);
+    report_locale(&r);
+    int usable = report_card(&r);
+    report_backend(&r, "cpu", 1, 1);
     if (!o->train.backend)
-        report_backend(&r, "cuda", 0);
+        report_backend(&r, "cuda", 0, usable);
     else if (strcmp(o->train.backend, "cpu"))
-        report_backend(&r, o->train.backend, 1);
+        report_backend(&r, o->train.backend, 1, 1);
     if (!r.json && !r.problems) row(&r, "problems", "none");
     if (r.json) str_puts(&r.s, "}\n");
     if (!r.s.oom) fwrite(r.s.p, 1, r.s.n, stdout);
