@@ -425,7 +425,7 @@ TEST(wrong_input_is_refused_and_leaves_nothing) {
     refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("ok")}, "adapter_config.json");
     refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("foreign")}, "needs [3, ");
     snprintf(list, sizeof list, "%s,%s", folder("oka"), folder("gone"));
-    refused("ok", "x", (struct export_how){.type = -1, .adapters = list}, "gone/adapter_config.json");
+    refused("ok", "x", (struct export_how){.type = -1, .adapters = list}, "gone holds no adapter_config.json");
     char *config = read_bytes("oka", "adapter_config.json", &n), *dora = config ? strstr(config, "\"use_dora\": false") : NULL;
     REQUIRE(dora, "no configuration");
     memcpy(dora, "\"use_dora\": true ", 17);
