@@ -201,7 +201,7 @@ void op_filter(struct backend *b, const struct filter_args *a) {
     SHAPE_IF(a->add, a->x.rows, a->w1.rows);
     SHAPE_IF(a->before, 1, a->x.cols);
     ASSERT(a->b, "filter without bias, %lld outputs", (long long)a->w1.rows);
-    ASSERT(!a->before.data || a->rows->n_seqs == 1, "a row before %d sequences", a->rows->n_seqs);
+    ASSERT(!a->before.data || a->rows->n_seqs == 1, "a part of %d sequences", a->rows->n_seqs);
     CALL(b, FILTER, filter, a, 4 * elements(&a->x) * (double)a->w1.rows,
          bytes(&a->x) + bytes(&a->y) + bytes(&a->add) + weight_bytes(&a->w0) + weight_bytes(&a->w1));
 }
@@ -211,6 +211,9 @@ void op_filter_bwd(struct backend *b, const struct filter_args *a) {
     SHAPE(a->dy, a->x.rows, a->w1.rows);
     SHAPE_IF(a->dx, a->x.rows, a->x.cols);
     SHAPE_IF(a->dx_add, a->x.rows, a->x.cols);
+    SHAPE_IF(a->before, 1, a->x.cols);
+    SHAPE_IF(a->after, 1, a->w1.rows);
+    ASSERT((!a->before.data && !a->after.data) || a->rows->n_seqs == 1, "a part of %d sequences", a->rows->n_seqs);
     ASSERT(!a->dx_add.data || a->dx_add.data != a->dx.data, "the sum and its addend are one, %lld rows", (long long)a->x.rows);
     SHAPE_IF(a->dw0, a->w1.rows, a->x.cols);
     SHAPE_IF(a->dw1, a->w1.rows, a->x.cols);

@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BACKEND_VERSION = 2 };
+enum { BACKEND_VERSION = 3 };
 enum queue { Q_COMPUTE, Q_IN, Q_OUT }; /* in order within, concurrent between. Ops run on Q_COMPUTE */
 enum place { AT_DEVICE, AT_HOST };     /* AT_HOST: host memory the device copies to and from at full speed (pinned) */
 
@@ -53,7 +53,8 @@ struct adapter { /* low-rank branch: y += scale * drop(x) Aᵀ Bᵀ (Hu et al. 2
  * token counts from 0 in the global batch of the step, so the mask does not depend on chunks. */
 struct dropout { float p; uint64_t seed; uint32_t step, layer, site; };
 
-/* The token rows of a chunk: whole sequences, one behind the other. Arrays marked dev are in backend memory. */
+/* The token rows of a chunk: whole sequences, one behind the other; or, for all ops but attention, a part of one sequence.
+ * Arrays marked dev are in backend memory. */
 struct rows {
     int64_t N;                /* rows in this chunk */
     int64_t token0;           /* index of row 0 in the global batch */
@@ -61,7 +62,7 @@ struct rows {
     const int32_t *seq_start; /* host [n_seqs+1]: sequence i is rows seq_start[i] .. seq_start[i+1]-1 */
     const int32_t *position;  /* dev [N] rotary position of each row */
     const int32_t *first;     /* dev [N] first key row that this row attends to; at least its sequence's start */
-    const int32_t *start;     /* dev [N] first row of this row's sequence */
+    const int32_t *offset;    /* dev [N] place of each row in its sequence, 0 for its first */
 };
 
 struct embed_args {
@@ -125,9 +126,10 @@ struct join_args {
     struct mat to;             /* = ; ld a multiple of 8 */
 };
 
-/* localized filter, one convolution: y[t] = x[t-1] W0ᵀ + x[t] W1ᵀ + b (+ add[t]), x[-1] = 0 at a sequence's start, or
- * `before` when given (generation: one sequence, the row before the first).              Wu et al. 2023 (Yuan 2.0), LFA
- * backward: dx[t] = dy[t] W1 + dy[t+1] W0 within the sequence (+ dx_add[t]); dW1 += dyᵀ x; dW0 += dy[1..]ᵀ x[..]; db += Σ dy */
+/* localized filter, one convolution: y[t] = x[t-1] W0ᵀ + x[t] W1ᵀ + b (+ add[t]), x[-1] = 0 at a sequence's start. Of a part of
+ * a sequence (one sequence, then) `before` is the row before the first.                  Wu et al. 2023 (Yuan 2.0), LFA
+ * backward: dx[t] = dy[t] W1 + dy[t+1] W0 within the sequence (+ dx_add[t]), `after` being the dy behind the last row of a part;
+ * dW1 += dyᵀ x; dW0 += dy[1..]ᵀ x[..], and dy[0]ᵀ before; db += Σ dy */
 struct filter_args {
     const struct rows *rows;
     struct mat x, y;           /* (N,in), (N,out); y = */
@@ -137,6 +139,7 @@ struct filter_args {
     struct mat add;            /* (N,out) or absent; not y itself */
     struct mat before;         /* (1,in) or absent */
     struct mat dy, dx;         /* backward; dx = , absent = not needed */
+    struct mat after;          /* (1,out) or absent */
     struct mat dx_add;         /* (N,in) or absent; not dx itself */
     struct mat dw0, dw1;       /* fp32 += or absent */
     float *db;                 /* dev [out] += or NULL */

@@ -176,8 +176,8 @@ int main(int argc, char **argv) {
     printf("{\"threads\":%d,\"kernels\":\"%s\",\"ceiling_gflops\":%.1f,\"tokens\":%d}\n", threads, isa, ceiling, N);
 
     int32_t start[] = {0, N}, *index = (int32_t *)filled(4 * N), *ids = index + 3 * N;
-    for (int32_t t = 0; t < N; t++) index[t] = t, index[N + t] = index[2 * N + t] = 0, ids[t] = t * 31 % V;
-    struct rows rows = {.N = N, .n_seqs = 1, .seq_start = start, .position = index, .first = index + N, .start = index + 2 * N};
+    for (int32_t t = 0; t < N; t++) index[t] = index[2 * N + t] = t, index[N + t] = 0, ids[t] = t * 31 % V;
+    struct rows rows = {.N = N, .n_seqs = 1, .seq_start = start, .position = index, .first = index + N, .offset = index + 2 * N};
     struct rows one = rows;
     int32_t one_start[] = {0, 1};
     one.N = 1, one.seq_start = one_start;

@@ -98,17 +98,18 @@ int main(int argc, char **argv) {
 
     struct saved s;
     struct scratch t;
-    saved_view(&c, DT_BF16, ALL, RANK, N, device(saved_bytes(&c, DT_BF16, ALL, RANK, N), 0), &s);
-    scratch_view(&c, DT_BF16, ALL, RANK, N, 1, device(scratch_bytes(&c, DT_BF16, ALL, RANK, N, 1), 0), &t);
+    struct capacity n = {N, N};
+    saved_view(&c, DT_BF16, ALL, RANK, n, device(saved_bytes(&c, DT_BF16, ALL, RANK, n), 0), &s);
+    scratch_view(&c, DT_BF16, ALL, RANK, n, 1, device(scratch_bytes(&c, DT_BF16, ALL, RANK, n, 1), 0), &t);
     struct joints j;
     void *joints = device(joints_bytes(&c, DT_BF16, ALL, RANK), 0);
     int64_t ld = gradient_columns(&c, ALL, RANK);
     struct mat x = {device((size_t)(N * c.D) * 2, 1), N, c.D, c.D, DT_BF16}, y = {device((size_t)(N * c.D) * 2, 0), N, c.D, c.D, DT_BF16}, dx = {device((size_t)(N * ld) * 2, 1), N, c.D, ld, DT_BF16};
     int32_t *host = malloc((size_t)N * 12), *starts = malloc((size_t)(N / S + 1) * 4), *dev = device((size_t)N * 12, 0);
-    for (int32_t i = 0; i < N; i++) host[i] = i % S, host[N + i] = host[2 * N + i] = i - i % S;
+    for (int32_t i = 0; i < N; i++) host[i] = host[2 * N + i] = i % S, host[N + i] = i - i % S;
     for (int32_t i = 0; i <= N / S; i++) starts[i] = i * S;
     be->put(be->self, dev, host, (size_t)N * 12, Q_COMPUTE);
-    struct rows rows = {.N = N, .n_seqs = (int)(N / S), .seq_start = starts, .position = dev, .first = dev + N, .start = dev + 2 * N};
+    struct rows rows = {.N = N, .n_seqs = (int)(N / S), .seq_start = starts, .position = dev, .first = dev + N, .offset = dev + 2 * N};
     struct backend_limits l = {.rows = N, .sequence = S, .D = c.D, .F = c.F, .H = c.H, .K = c.K, .V = c.V, .R = RANK, .joined = 1};
     if (be->reserve(be->self, &l, &e) || be->sync(be->self, &e)) return err_print(&e);
 
@@ -126,8 +127,7 @@ int main(int argc, char **argv) {
         for (int64_t at = 0; at < tokens; at += N) block_forward(&b, x, y);
         joints_make(be, DT_BF16, &w, adapters, joints, &j);
         for (int64_t at = 0; at < tokens; at += N) {
-            block_forward(&b, x, (struct mat){0});
-            block_backward(&b, x, dx, 1, 1);
+            block_backward(&b, x, dx, 0, 1);
         }
         if (be->sync(be->self, &e)) return err_print(&e);
         double ms = (sys_seconds() - start) * 1e3;

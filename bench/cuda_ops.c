@@ -98,11 +98,11 @@ static struct adapter adapter(int64_t R, int64_t in, int64_t o) { return (struct
 static int32_t seq_start[2][1025]; /* small, large: two chunks may be alive */
 static struct rows rows_of(const struct size *z) {
     int32_t *host = malloc((size_t)z->N * 12), *start = seq_start[z != &SMALL];
-    for (int32_t t = 0; t < z->N; t++) host[t] = t % (int32_t)z->S, host[z->N + t] = host[2 * z->N + t] = t - host[t];
+    for (int32_t t = 0; t < z->N; t++) host[t] = host[2 * z->N + t] = t % (int32_t)z->S, host[z->N + t] = t - host[t];
     for (int32_t s = 0; s <= z->N / z->S; s++) start[s] = s * (int32_t)z->S;
     int32_t *p = indices(host, 3 * z->N);
     free(host);
-    return (struct rows){.N = z->N, .n_seqs = (int)(z->N / z->S), .seq_start = start, .position = p, .first = p + z->N, .start = p + 2 * z->N};
+    return (struct rows){.N = z->N, .n_seqs = (int)(z->N / z->S), .seq_start = start, .position = p, .first = p + z->N, .offset = p + 2 * z->N};
 }
 static int32_t *ids_of(const struct size *z, int64_t step, int64_t below) { /* ids_of(z, 1, N): 0 .. N-1 */
     int32_t *host = malloc((size_t)z->N * 4);

@@ -101,7 +101,7 @@ static int make_room(struct exam *x, int64_t rows, struct err *e) {
     x->rows = rows < usual ? usual : rows;
     struct engine_config k = {.rows = x->rows, .chunks = 5, .longest = x->rows, .resident_acts = -1, /* two neighbours hold more than one's rows */
                               .lora = x->s.adapters ? &x->s.lora : NULL, .adapters = x->s.adapters};
-    return engine_open(&x->g, &x->s.model, &k, e) || batch_open(&x->b, x->s.be, x->rows, 2 * x->rows + CHOICES * PASS, PASS, e) ? -1 : 0;
+    return engine_open(&x->g, &x->s.model, &k, e) || batch_open(&x->b, x->s.be, x->rows, x->rows, 2 * x->rows + CHOICES * PASS, PASS, e) ? -1 : 0;
 }
 
 /* The letters (0 .. 3) for all prompts. */

@@ -33,7 +33,7 @@ static int make_room(struct scorer *c, int64_t rows, struct err *e) {
                               .lora = c->s.adapters ? &c->s.lora : NULL, .adapters = c->s.adapters};
     int64_t chunks = total / (c->rows / 2) + 2; /* two neighbouring chunks hold more than one chunk's rows */
     if (chunks < k.chunks) k.chunks = chunks;
-    return engine_open(&c->g, &c->s.model, &k, e) || batch_open(&c->b, c->s.be, c->rows, total, GROUP, e) ? -1 : 0;
+    return engine_open(&c->g, &c->s.model, &k, e) || batch_open(&c->b, c->s.be, c->rows, c->rows, total, GROUP, e) ? -1 : 0;
 }
 
 /* Mean of -log P(labels[i] | before) of one input; its labels may be other ids than the input's. */

@@ -3,17 +3,19 @@
 #include "base/sys.h"
 
 /* Nine arrays of max_tokens 32-bit words, host and device alike, so that one copy moves them all. */
-enum { A_IDS, A_POSITION, A_FIRST, A_START, A_NOISE, A_ROW, A_LABEL, A_WEIGHT, A_COUNT };
+enum { A_IDS, A_POSITION, A_FIRST, A_OFFSET, A_NOISE, A_ROW, A_LABEL, A_WEIGHT, A_COUNT };
 
 int64_t batch_cost(int64_t max_tokens) { return max_tokens * 4 * (A_COUNT + 2) + 512; }
 
-int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t max_tokens, int64_t max_seqs, struct err *e) {
-    *b = (struct batch){.be = be, .max_rows = max_rows, .max_tokens = max_tokens, .max_seqs = max_seqs};
-    size_t bytes = (size_t)max_tokens * 4;
+int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t window_rows, int64_t max_tokens, int64_t max_seqs, struct err *e) {
+    *b = (struct batch){.be = be, .max_rows = max_rows, .window_rows = window_rows, .max_tokens = max_tokens, .max_seqs = max_seqs};
+    size_t bytes = (size_t)max_tokens * 4, windows = (size_t)(max_seqs + max_tokens / window_rows + 1);
+    b->window = sys_alloc_array(windows, sizeof *b->window, "windows", e);
+    b->window_starts = sys_alloc_array((size_t)max_seqs + 2 * windows, sizeof *b->window_starts, "sequence starts", e);
     b->chunk = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->chunk, "chunks", e);
     b->starts = sys_alloc_array((size_t)(2 * max_seqs + 2), sizeof *b->starts, "sequence starts", e);
     b->loss_of = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->loss_of, "sequence losses", e);
-    if (b->chunk && b->starts && b->loss_of && (b->nll = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) &&
+    if (b->chunk && b->starts && b->loss_of && b->window && b->window_starts && (b->nll = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) &&
         (b->best = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) && (b->dev_best = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e)) &&
         (b->host = backend_alloc(be, AT_HOST, bytes * A_COUNT + 4, "token arrays", e)) &&
         (b->dev = backend_alloc(be, AT_DEVICE, bytes * A_COUNT + 4, "token arrays", e)) &&
@@ -30,7 +32,7 @@ void batch_close(struct batch *b) {
     if (b->dev) b->be->release(b->be->self, AT_DEVICE, b->dev);
     if (b->dev_nll) b->be->release(b->be->self, AT_DEVICE, b->dev_nll);
     if (b->dev_best) b->be->release(b->be->self, AT_DEVICE, b->dev_best);
-    sys_free(b->chunk), sys_free(b->starts), sys_free(b->loss_of);
+    sys_free(b->chunk), sys_free(b->starts), sys_free(b->loss_of), sys_free(b->window), sys_free(b->window_starts);
     *b = (struct batch){0};
 }
 
@@ -38,6 +40,28 @@ int64_t batch_rows(const int32_t *labels, int64_t n) {
     for (int64_t t = n - 1; t >= 1; t--)
         if (!labels || labels[t] >= 0) return t;
     return 0;
+}
+
+/* Cuts a chunk into windows, in order: as many whole sequences as fit, or a part of one that fits nowhere. */
+static void cut(const struct batch *b, struct chunk *k, struct window *w, int32_t *starts) {
+    const struct rows *r = &k->rows;
+    int seams = 0;
+    k->window = w, k->n_windows = 0;
+    for (int s = 0; s < r->n_seqs; s++) {
+        int64_t at = r->seq_start[s], end = r->seq_start[s + 1], first = at;
+        for (int64_t n; at < end; at += n) {
+            int joins = at == first && k->n_windows && !w[-1].goes_on && w[-1].seam < 0 && end - w[-1].at <= b->window_rows;
+            n = end - at < b->window_rows ? end - at : b->window_rows;
+            if (!joins) {
+                *w = (struct window){.at = at, .seam = at > first ? seams++ : -1, .goes_on = at + n < end,
+                                     .rows = {.token0 = r->token0 + at, .seq_start = starts, .position = r->position + at, .first = r->first + at, .offset = r->offset + at}};
+                *starts++ = 0;
+                w++, k->n_windows++;
+            }
+            w[-1].rows.N += n, w[-1].rows.n_seqs++;
+            *starts++ = (int32_t)w[-1].rows.N;
+        }
+    }
 }
 
 void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n) {
@@ -67,7 +91,7 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
             h[A_IDS][at] = s[i].ids[t];
             h[A_POSITION][at] = s[i].positions ? s[i].positions[t] : (int32_t)t;
             h[A_FIRST][at] = (int32_t)first;
-            h[A_START][at] = (int32_t)base;
+            h[A_OFFSET][at] = (int32_t)t;
             noise[at] = s[i].noise;
             if (c->document_mask && s[i].ids[t] == c->eod) first = base + t + 1; /* <eod> ends its own document */
             if (s[i].choices) continue;
@@ -86,15 +110,19 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
         k->n_loss = b->n_loss - k->loss0;
     }
     b->loss_of[n] = b->n_loss;
+    struct window *w = b->window;
+    int32_t *window_starts = b->window_starts;
     for (int i = 0; i < b->n_chunks; i++) {
         struct chunk *j = &b->chunk[i];
         const int32_t *d[A_COUNT];
         for (int a = 0; a < A_COUNT; a++) d[a] = b->dev + a * b->max_tokens + (a < A_ROW ? j->rows.token0 : j->loss0);
         j->noise = noisy ? (const float *)d[A_NOISE] : NULL;
-        j->ids = d[A_IDS], j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.start = d[A_START];
+        j->ids = d[A_IDS], j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.offset = d[A_OFFSET];
         j->row = d[A_ROW], j->label = d[A_LABEL], j->weight = (const float *)d[A_WEIGHT];
         j->nll = b->dev_nll + j->loss0;
         j->best = b->with_best ? b->dev_best + j->loss0 : NULL;
+        cut(b, j, w, window_starts);
+        w += j->n_windows, window_starts += j->rows.n_seqs + 2 * j->n_windows;
     }
     for (int a = 0; a < A_COUNT; a++)
         b->be->put(b->be->self, b->dev + a * b->max_tokens, h[a], (size_t)(a < A_ROW ? b->N : b->n_loss) * 4, Q_COMPUTE);

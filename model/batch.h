@@ -16,8 +16,17 @@ struct batch_sequence {
     const int32_t *choices; /* [n_choices] or NULL: in place of labels, each is scored as what may follow the last token */
     int n_choices;
 };
+/* Rows that go through the pointwise ops and the products at once: whole sequences of a chunk, or a part of one. */
+struct window {
+    struct rows rows;               /* those of the chunk, if it has but one window */
+    int64_t at;                     /* first row in the chunk */
+    int seam;                       /* its sequence began in the window before: which such window of the chunk this is; else -1 */
+    int goes_on;                    /* its sequence goes on in the next window */
+};
 struct chunk {
     struct rows rows;
+    int n_windows;
+    struct window *window;          /* [n_windows] */
     const int32_t *ids;             /* dev [N] */
     const float *noise;             /* dev [N], NULL when no sequence has any */
     int64_t n_loss, loss0;          /* counted rows, and where they start in the batch's nll */
@@ -36,14 +45,16 @@ struct batch {
     int64_t *loss_of;               /* host [n_seqs + 1]: sequence i's losses are nll[loss_of[i] .. loss_of[i+1]) */
     /* private */
     struct backend *be;
-    int64_t max_rows, max_seqs, max_tokens;
+    int64_t max_rows, window_rows, max_seqs, max_tokens;
     int32_t *host, *dev;
-    int32_t *starts;
+    int32_t *starts;                /* of the chunks' sequences */
+    struct window *window;          /* of all chunks */
+    int32_t *window_starts;
     float *dev_nll;
     int32_t *dev_best;
 };
-/* max_rows per chunk, in all max_tokens rows of max_seqs sequences. */
-int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t max_tokens, int64_t max_seqs, struct err *e);
+/* max_rows per chunk, window_rows per window, in all max_tokens rows of max_seqs sequences. */
+int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t window_rows, int64_t max_tokens, int64_t max_seqs, struct err *e);
 int64_t batch_cost(int64_t max_tokens); /* device bytes batch_open takes */
 void batch_close(struct batch *b);
 /* Fills the batch and sends it to the device. Chunks are filled greedily in order. */

@@ -30,57 +30,65 @@ static struct mat take_with(char *p, size_t *at, int64_t rows, int64_t cols, enu
     return m;
 }
 
-static size_t saved_lay(const struct model_config *c, enum dtype act, struct branches b, int64_t n, char *p, struct saved *s) {
+static int64_t seams(struct capacity n) { return n.chunk > n.window ? n.chunk / n.window : 0; }
+
+static size_t saved_lay(const struct model_config *c, enum dtype act, struct branches b, struct capacity n, char *p, struct saved *s) {
     size_t at = 0;
-    int64_t D = c->D;
+    int64_t D = c->D, w = n.window;
     struct mat gradients[PROJ_COUNT] = {0}; /* of gate and up: their place is found again by tail() */
     *s = (struct saved){0};
-    s->a = take_with(p, &at, n, D, act, b, PROJ_V, NONE, s->xa);
-    s->u = take(p, &at, n, D / 2, 0, act);
-    s->s = take(p, &at, n, D, 0, act);
-    s->b = take_with(p, &at, n, D, act, b, PROJ_Q, PROJ_K, s->xa);
-    s->qk = take(p, &at, n, 2 * D, 0, act), s->v = take(p, &at, n, D, 0, act);
-    s->o = take_with(p, &at, n, D, act, b, PROJ_O, NONE, s->xa);
-    s->x1 = take(p, &at, n, D, 0, act);
-    s->c = take_with(p, &at, n, D, act, b, PROJ_GATE, PROJ_UP, s->xa);
-    s->gu = take_with(p, &at, n, 2 * c->F, act, b, PROJ_GATE, PROJ_UP, gradients);
-    s->lse = take(p, &at, n, c->H, 0, DT_F32).data;
+    s->a = take_with(p, &at, w, D, act, b, PROJ_V, NONE, s->xa);
+    s->u = take(p, &at, w, D / 2, 0, act);
+    s->s = take(p, &at, w, D, 0, act);
+    s->b = take_with(p, &at, w, D, act, b, PROJ_Q, PROJ_K, s->xa);
+    s->qk = take(p, &at, n.chunk, 2 * D, 0, act), s->v = take(p, &at, n.chunk, D, 0, act);
+    s->o = take_with(p, &at, n.chunk, D, act, b, PROJ_O, NONE, s->xa);
+    s->x1 = take(p, &at, w, D, 0, act);
+    s->c = take_with(p, &at, w, D, act, b, PROJ_GATE, PROJ_UP, s->xa);
+    s->gu = take_with(p, &at, w, 2 * c->F, act, b, PROJ_GATE, PROJ_UP, gradients);
+    s->lse = take(p, &at, n.chunk, c->H, 0, DT_F32).data;
     float **const r[] = {&s->r1, &s->rf, &s->r2};
-    for (int i = 0; i < 3; i++) *r[i] = take(p, &at, n, 1, 0, DT_F32).data;
+    for (int i = 0; i < 3; i++) *r[i] = take(p, &at, w, 1, 0, DT_F32).data;
+    s->seam_a = take(p, &at, seams(n), D, 0, act), s->seam_u = take(p, &at, seams(n), D / 2, 0, act);
     return at;
 }
-size_t saved_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows) {
+size_t saved_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n) {
     struct saved s;
-    return saved_lay(c, act, (struct branches){targets, R}, rows, NULL, &s);
+    return saved_lay(c, act, (struct branches){targets, R}, n, NULL, &s);
 }
-void saved_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows, void *p, struct saved *s) {
-    saved_lay(c, act, (struct branches){targets, R}, rows, p, s);
+void saved_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, void *p, struct saved *s) {
+    saved_lay(c, act, (struct branches){targets, R}, n, p, s);
 }
 
-static size_t scratch_lay(const struct model_config *c, enum dtype act, struct branches b, int64_t n, int backward, char *p, struct scratch *t) {
+static size_t scratch_lay(const struct model_config *c, enum dtype act, struct branches b, struct capacity n, int backward, char *p, struct scratch *t) {
     size_t first = 0, again = 0, second, other;
-    int64_t D = c->D;
+    int64_t D = c->D, w = n.window;
     struct mat xa[PROJ_COUNT] = {0};
     *t = (struct scratch){0};
-    t->m = take_with(p, &first, n, c->F, act, b, PROJ_DOWN, NONE, xa);
+    t->m = take_with(p, &first, w, c->F, act, b, PROJ_DOWN, NONE, xa);
     t->xa_down = xa[PROJ_DOWN];
     if (!backward) return first;
-    t->dD = take(p, &again, n, D, 0, act), t->ds = take(p, &again, n, D, 0, act), t->du = take(p, &again, n, D / 2, 0, act);
-    second = other = first > again ? first : again;
-    t->dm = take(p, &second, n, c->F, 0, act);
-    t->d_o = take(p, &other, n, D, 0, act);
-    t->dqk = take_with(p, &other, n, 2 * D, act, b, PROJ_Q, PROJ_K, t->dxa);
-    t->dv = take_with(p, &other, n, D, act, b, PROJ_V, NONE, t->dxa);
+    t->dD = take(p, &again, w, D, 0, act), t->ds = take(p, &again, w, D, 0, act), t->du = take(p, &again, w, D / 2, 0, act);
+    if (again > first) first = again;
+    if (seams(n)) {
+        t->after_s = take(p, &first, 1, D, 0, act), t->after_u = take(p, &first, 1, D / 2, 0, act);
+        t->d_o = take(p, &first, n.chunk, D, 0, act);
+    }
+    second = other = first;
+    t->dm = take(p, &second, w, c->F, 0, act);
+    if (!seams(n)) t->d_o = take(p, &other, n.chunk, D, 0, act);
+    t->dqk = take_with(p, &other, n.chunk, 2 * D, act, b, PROJ_Q, PROJ_K, t->dxa);
+    t->dv = take_with(p, &other, n.chunk, D, act, b, PROJ_V, NONE, t->dxa);
     if (other > second) second = other;
-    t->delta = take(p, &second, n, c->H, 0, DT_F32).data;
+    t->delta = take(p, &second, n.chunk, c->H, 0, DT_F32).data;
     return second;
 }
-size_t scratch_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows, int backward) {
+size_t scratch_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, int backward) {
     struct scratch t;
-    return scratch_lay(c, act, (struct branches){targets, R}, rows, backward, NULL, &t);
+    return scratch_lay(c, act, (struct branches){targets, R}, n, backward, NULL, &t);
 }
-void scratch_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, int64_t rows, int backward, void *p, struct scratch *t) {
-    scratch_lay(c, act, (struct branches){targets, R}, rows, backward, p, t);
+void scratch_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, int backward, void *p, struct scratch *t) {
+    scratch_lay(c, act, (struct branches){targets, R}, n, backward, p, t);
 }
 int64_t gradient_columns(const struct model_config *c, unsigned targets, int64_t R) {
     struct branches b = {targets, R % 8 ? 0 : R};
@@ -140,20 +148,24 @@ static struct mat tail(struct mat m, int64_t first, int64_t R) {
     return mat_cols(m, first, R);
 }
 
+/* Rows of a matrix that holds a chunk, and of one that holds a window. */
+static struct mat of_chunk(struct mat m, const struct window *w) { return mat_rows(m, w->at, w->rows.N); }
+static struct mat of_window(struct mat m, const struct window *w) { return mat_rows(m, 0, w->rows.N); }
+
 /* One output of a linear: its weight, adapter, kept xa, dropout site, and in backward the gradients' places. */
-static struct linear_out out(const struct block *b, enum proj p, struct mat y, struct mat dy) {
+static struct linear_out out(const struct block *b, const struct window *w, enum proj p, struct mat y, struct mat dy) {
     struct linear_out o = {.w = b->w->proj[p], .y = y, .dy = dy};
     if (b->lora && b->lora[p].A.data) {
-        int64_t N = b->rows->N, R = b->lora[p].A.rows;
+        int64_t R = b->lora[p].A.rows;
         o.lora = b->lora[p];
-        o.xa = mat_rows(p == PROJ_DOWN ? b->t->xa_down : b->s->xa[p], 0, N);
+        o.xa = p == PROJ_DOWN ? of_window(b->t->xa_down, w) : p == PROJ_O ? of_chunk(b->s->xa[p], w) : of_window(b->s->xa[p], w);
         o.drop = b->drop;
         o.drop.site = (uint32_t)p;
         if (dy.data) {
             int beside = p == PROJ_UP && b->lora[PROJ_GATE].A.data; /* up's room is behind gate's */
-            if (p == PROJ_GATE || p == PROJ_UP) o.dxa = mat_rows(tail(b->s->gu, 2 * b->config->F + beside * R, R), 0, N);
+            if (p == PROJ_GATE || p == PROJ_UP) o.dxa = of_window(tail(b->s->gu, 2 * b->config->F + beside * R, R), w);
             else if (p == PROJ_O || p == PROJ_DOWN) o.dxa = tail(dy, dy.cols, R);
-            else o.dxa = mat_rows(b->t->dxa[p], 0, N);
+            else o.dxa = of_chunk(b->t->dxa[p], w);
         }
     }
     if (b->grads) o.dW = b->grads->proj[p];
@@ -172,106 +184,165 @@ static struct mat joint(const struct block *b, enum proj p) {
     }
 }
 
-static void norm(const struct block *b, struct mat x, struct mat y, const float *g, float *r, float eps) {
-    op_norm(b->be, &(struct norm_args){.rows = b->rows, .x = x, .y = y, .g = g, .g_type = DT_F32, .r = r, .eps = eps});
+static const struct mat none = {0};
+
+static void norm(const struct block *b, const struct window *w, struct mat x, struct mat y, const float *g, float *r, float eps) {
+    op_norm(b->be, &(struct norm_args){.rows = &w->rows, .x = x, .y = y, .g = g, .g_type = DT_F32, .r = r, .eps = eps});
+}
+static void norm_bwd(const struct block *b, const struct window *w, struct mat x, struct mat dy, struct mat dx, const float *g, float *r,
+                     float eps, float *dg, int overwrite) {
+    op_norm_bwd(b->be, &(struct norm_args){.rows = &w->rows, .x = x, .dy = dy, .dx = dx, .g = g, .g_type = DT_F32, .r = r,
+                                           .eps = eps, .dg = dg, .overwrite = overwrite});
+}
+/* A linear without outputs makes its xa alone: nothing to do without adapters. */
+static void linear(const struct block *b, const struct linear_args *a) {
+    if (a->out[0].y.data || a->out[0].lora.A.data || (a->n > 1 && a->out[1].lora.A.data)) op_linear(b->be, a);
+}
+static void keep_row(const struct block *b, struct mat to, struct mat from, int64_t row) {
+    if (to.data) b->be->copy(b->be->self, to.data, mat_rows(from, row, 1).data, (size_t)from.cols * dtype_bytes(from.type), Q_COMPUTE);
+}
+
+/* x -> a, u, s, b -> q|k, v. qk and v absent: attention has read them already, the rest is made again. */
+static void before_attention(const struct block *b, const struct window *w, struct mat x, struct mat qk, struct mat v) {
+    const struct layer *l = b->w;
+    struct saved *s = b->s;
+    int64_t N = w->rows.N, D = b->config->D;
+    struct mat a = of_window(s->a, w), u = of_window(s->u, w), z = of_window(s->s, w), f = of_window(s->b, w), a_before = none, u_before = none;
+    if (w->seam >= 0) a_before = mat_rows(s->seam_a, w->seam, 1), u_before = mat_rows(s->seam_u, w->seam, 1);
+    if (b->cache && b->cache->past) a_before = b->cache->a, u_before = b->cache->u;
+    norm(b, w, x, a, l->norm1, s->r1, b->config->eps);
+    linear(b, &(struct linear_args){.rows = &w->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, w, PROJ_V, v, none)}});
+    op_filter(b->be, &(struct filter_args){.rows = &w->rows, .x = a, .y = u, .w0 = l->conv1[0], .w1 = l->conv1[1], .b = l->conv1_b, .b_type = DT_F32, .before = a_before});
+    op_filter(b->be, &(struct filter_args){.rows = &w->rows, .x = u, .y = z, .w0 = l->conv2[0], .w1 = l->conv2[1], .b = l->conv2_b, .b_type = DT_F32, .before = u_before,
+                                           .add = a});
+    struct mat next_a = b->cache ? b->cache->a : none, next_u = b->cache ? b->cache->u : none;
+    if (w->goes_on) next_a = mat_rows(s->seam_a, w[1].seam, 1), next_u = mat_rows(s->seam_u, w[1].seam, 1);
+    keep_row(b, next_a, a, N - 1), keep_row(b, next_u, u, N - 1);
+    norm(b, w, z, f, l->norm_f, s->rf, FILTER_EPS);
+    struct mat q = qk.data ? mat_cols(qk, 0, D) : none, k = qk.data ? mat_cols(qk, D, D) : none;
+    linear(b, &(struct linear_args){.rows = &w->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q), .out = {out(b, w, PROJ_Q, q, none), out(b, w, PROJ_K, k, none)}});
+    if (qk.data) op_rope(b->be, &(struct rope_args){.rows = &w->rows, .x = qk, .K = b->config->K, .sign = 1});
+}
+
+/* o -> x1, c, g|u, m, y. y absent: only what backward needs. */
+static void after_attention(const struct block *b, const struct window *w, struct mat x, struct mat y) {
+    const struct model_config *c = b->config;
+    struct saved *s = b->s;
+    struct mat o = of_chunk(s->o, w), x1 = of_window(s->x1, w), cc = of_window(s->c, w), gu = of_window(s->gu, w), m = of_window(b->t->m, w);
+    struct mat g = mat_cols(gu, 0, c->F), up = mat_cols(gu, c->F, c->F);
+    struct linear_out attention = out(b, w, PROJ_O, x1, none), down = out(b, w, PROJ_DOWN, y, none);
+    attention.add = x;
+    if (y.data) down.add = x1;
+    linear(b, &(struct linear_args){.rows = &w->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O), .out = {attention}});
+    norm(b, w, x1, cc, b->w->norm2, s->r2, c->eps);
+    linear(b, &(struct linear_args){.rows = &w->rows, .x = cc, .n = 2, .joint = joint(b, PROJ_GATE), .out = {out(b, w, PROJ_GATE, g, none), out(b, w, PROJ_UP, up, none)}});
+    op_gate(b->be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .y = m});
+    linear(b, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {down}});
+}
+
+/* The windows of the rows; one that holds all of them if the caller names none. */
+static int windows(const struct block *b, struct window *all, const struct window **w) {
+    *all = (struct window){.rows = *b->rows, .seam = -1};
+    *w = b->n_windows ? b->window : all;
+    return b->n_windows ? b->n_windows : 1;
+}
+
+/* Everything up to o, for all windows. */
+static void up_to_attention(const struct block *b, const struct window *w, int n, struct mat x) {
+    const struct model_config *c = b->config;
+    struct saved *s = b->s;
+    int64_t N = b->rows->N, D = c->D, K = c->K, past = b->cache ? b->cache->past : 0;
+    struct mat qk = mat_rows(s->qk, 0, N), v = mat_rows(s->v, 0, N), keys = qk, values = v;
+    if (b->cache) { /* rows go to their place in the cache; attention sees all rows so far */
+        qk = mat_rows(b->cache->qk, past, N), keys = mat_rows(b->cache->qk, 0, past + N);
+        v = mat_rows(b->cache->v, past, N), values = mat_rows(b->cache->v, 0, past + N);
+    }
+    for (int i = 0; i < n; i++) before_attention(b, w + i, of_chunk(x, w + i), of_chunk(qk, w + i), of_chunk(v, w + i));
+    op_attend(b->be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .past = past, .q = qk, .k = mat_cols(keys, K, 2 * D - K), .v = values,
+                                           .o = mat_rows(s->o, 0, N), .q_step = 2 * K, .k_step = 2 * K, .v_step = K, .lse = s->lse});
 }
 
 void block_forward(const struct block *b, struct mat x, struct mat y) {
-    const struct model_config *c = b->config;
-    const struct layer *w = b->w;
-    struct backend *be = b->be;
-    struct saved *s = b->s;
-    int64_t N = b->rows->N, D = c->D, K = c->K;
-    struct mat a = mat_rows(s->a, 0, N), u = mat_rows(s->u, 0, N), z = mat_rows(s->s, 0, N), f = mat_rows(s->b, 0, N);
-    struct mat qk = mat_rows(s->qk, 0, N), v = mat_rows(s->v, 0, N), o = mat_rows(s->o, 0, N), x1 = mat_rows(s->x1, 0, N);
-    struct mat cc = mat_rows(s->c, 0, N), gu = mat_rows(s->gu, 0, N), g = mat_cols(gu, 0, c->F), up = mat_cols(gu, c->F, c->F), m = mat_rows(b->t->m, 0, N);
-    struct mat keys = qk, values = v, a_before = {0}, u_before = {0}, none = {0};
-    int64_t past = 0;
-    if (b->cache) { /* rows go to their place in the cache; attention sees all rows so far */
-        past = b->cache->past;
-        qk = mat_rows(b->cache->qk, past, N), keys = mat_rows(b->cache->qk, 0, past + N);
-        v = mat_rows(b->cache->v, past, N), values = mat_rows(b->cache->v, 0, past + N);
-        if (past) a_before = b->cache->a, u_before = b->cache->u;
-    }
-    norm(b, x, a, w->norm1, s->r1, c->eps);
-    op_linear(be, &(struct linear_args){.rows = b->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, PROJ_V, v, none)}});
-    op_filter(be, &(struct filter_args){.rows = b->rows, .x = a, .y = u, .w0 = w->conv1[0], .w1 = w->conv1[1],
-                                        .b = w->conv1_b, .b_type = DT_F32, .before = a_before});
-    op_filter(be, &(struct filter_args){.rows = b->rows, .x = u, .y = z, .w0 = w->conv2[0], .w1 = w->conv2[1],
-                                        .b = w->conv2_b, .b_type = DT_F32, .add = a, .before = u_before});
-    if (b->cache) {
-        struct mat la = mat_rows(a, N - 1, 1), lu = mat_rows(u, N - 1, 1);
-        be->copy(be->self, b->cache->a.data, la.data, (size_t)D * dtype_bytes(la.type), Q_COMPUTE);
-        be->copy(be->self, b->cache->u.data, lu.data, (size_t)(D / 2) * dtype_bytes(lu.type), Q_COMPUTE);
-    }
-    norm(b, z, f, w->norm_f, s->rf, FILTER_EPS);
-    op_linear(be, &(struct linear_args){.rows = b->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q),
-                                        .out = {out(b, PROJ_Q, mat_cols(qk, 0, D), none), out(b, PROJ_K, mat_cols(qk, D, D), none)}});
-    op_rope(be, &(struct rope_args){.rows = b->rows, .x = qk, .K = K, .sign = 1});
-    op_attend(be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .past = past, .q = qk, .k = mat_cols(keys, K, 2 * D - K),
-                                        .v = values, .o = o, .q_step = 2 * K, .k_step = 2 * K, .v_step = K, .lse = s->lse});
-    struct linear_out attention = out(b, PROJ_O, x1, none);
-    attention.add = x;
-    op_linear(be, &(struct linear_args){.rows = b->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O), .out = {attention}});
-    norm(b, x1, cc, w->norm2, s->r2, c->eps);
-    op_linear(be, &(struct linear_args){.rows = b->rows, .x = cc, .n = 2, .joint = joint(b, PROJ_GATE),
-                                        .out = {out(b, PROJ_GATE, g, none), out(b, PROJ_UP, up, none)}});
-    op_gate(be, &(struct gate_args){.rows = b->rows, .g = g, .u = up, .y = m});
-    struct linear_out down = out(b, PROJ_DOWN, y, none);
-    if (y.data) down.add = x1;
-    else if (!down.lora.A.data) return;
-    op_linear(be, &(struct linear_args){.rows = b->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {down}});
+    struct window all;
+    const struct window *w;
+    int n = windows(b, &all, &w);
+    up_to_attention(b, w, n, x);
+    for (int i = 0; i < n; i++) after_attention(b, w + i, of_chunk(x, w + i), of_chunk(y, w + i));
 }
 
-static void norm_bwd(const struct block *b, struct mat x, struct mat dy, struct mat dx, const float *g, float *r,
-                     float eps, float *dg, int overwrite) {
-    op_norm_bwd(b->be, &(struct norm_args){.rows = b->rows, .x = x, .dy = dy, .dx = dx, .g = g, .g_type = DT_F32, .r = r,
-                                           .eps = eps, .dg = dg, .overwrite = overwrite});
-}
-
-void block_backward(const struct block *b, struct mat x, struct mat dx, int m_valid, int need_dx) {
+/* y = x1 + m Wdᵀ, m = g * silu(up), x1 = x + o Woᵀ: dx stays the residual's gradient throughout. Leaves d_o. */
+static void back_to_attention(const struct block *b, const struct window *w, struct mat dx, int m_valid) {
     const struct model_config *c = b->config;
-    const struct layer *w = b->w;
-    const struct layer_grads none_grads = {0}, *G = b->grads ? b->grads : &none_grads;
     struct backend *be = b->be;
     struct saved *s = b->s;
     struct scratch *t = b->t;
-    int64_t N = b->rows->N, D = c->D, K = c->K;
-    struct mat a = mat_rows(s->a, 0, N), u = mat_rows(s->u, 0, N), z = mat_rows(s->s, 0, N), f = mat_rows(s->b, 0, N);
-    struct mat qk = mat_rows(s->qk, 0, N), v = mat_rows(s->v, 0, N), o = mat_rows(s->o, 0, N), x1 = mat_rows(s->x1, 0, N);
-    struct mat cc = mat_rows(s->c, 0, N), gu = mat_rows(s->gu, 0, N), g = mat_cols(gu, 0, c->F), up = mat_cols(gu, c->F, c->F), m = mat_rows(t->m, 0, N);
-    struct mat dm = mat_rows(t->dm, 0, N), dD = mat_rows(t->dD, 0, N), d_o = mat_rows(t->d_o, 0, N), dqk = mat_rows(t->dqk, 0, N);
-    struct mat dv = mat_rows(t->dv, 0, N), ds = mat_rows(t->ds, 0, N), du = mat_rows(t->du, 0, N), none = {0};
-
-    /* y = x1 + m Wdᵀ, m = g * silu(up): dx stays the residual's gradient throughout */
+    struct mat o = of_chunk(s->o, w), d_o = of_chunk(t->d_o, w), x1 = of_window(s->x1, w), cc = of_window(s->c, w), gu = of_window(s->gu, w), m = of_window(t->m, w);
+    struct mat g = mat_cols(gu, 0, c->F), up = mat_cols(gu, c->F, c->F), dm = of_window(t->dm, w), dD = of_window(t->dD, w);
     if (!m_valid) {
-        struct linear_out down = out(b, PROJ_DOWN, none, none);
-        op_gate(be, &(struct gate_args){.rows = b->rows, .g = g, .u = up, .y = m});
-        if (down.lora.A.data) op_linear(be, &(struct linear_args){.rows = b->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {down}});
+        op_gate(be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .y = m});
+        linear(b, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {out(b, w, PROJ_DOWN, none, none)}});
     }
-    op_linear_bwd(be, &(struct linear_args){.rows = b->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {out(b, PROJ_DOWN, none, dx)}, .dx = dm});
-    op_gate_bwd(be, &(struct gate_args){.rows = b->rows, .g = g, .u = up, .dy = dm, .dg = g, .du = up}); /* in place */
-    op_linear_bwd(be, &(struct linear_args){.rows = b->rows, .x = cc, .n = 2, .joint = joint(b, PROJ_GATE), .dx = dD,
-                                            .out = {out(b, PROJ_GATE, none, g), out(b, PROJ_UP, none, up)}});
-    norm_bwd(b, x1, dD, dx, w->norm2, s->r2, c->eps, G->norm2, 0);
-    /* x1 = x + o Woᵀ */
-    op_linear_bwd(be, &(struct linear_args){.rows = b->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O), .out = {out(b, PROJ_O, none, dx)}, .dx = d_o});
-    op_attend_bwd(be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .q = qk, .k = mat_cols(qk, K, 2 * D - K), .v = v,
-                                            .o = o, .q_step = 2 * K, .k_step = 2 * K, .v_step = K, .lse = s->lse, .d_o = d_o,
-                                            .dq = dqk, .dk = mat_cols(dqk, K, 2 * D - K), .dv = dv, .delta = t->delta});
-    op_rope(be, &(struct rope_args){.rows = b->rows, .x = dqk, .K = K, .sign = -1});
-    op_linear_bwd(be, &(struct linear_args){.rows = b->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q), .dx = need_dx ? dD : none,
-                                            .out = {out(b, PROJ_Q, none, mat_cols(dqk, 0, D)), out(b, PROJ_K, none, mat_cols(dqk, D, D))}});
+    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {out(b, w, PROJ_DOWN, none, dx)}, .dx = dm});
+    op_gate_bwd(be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .dy = dm, .dg = g, .du = up}); /* in place */
+    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = cc, .n = 2, .joint = joint(b, PROJ_GATE), .dx = dD,
+                                            .out = {out(b, w, PROJ_GATE, none, g), out(b, w, PROJ_UP, none, up)}});
+    norm_bwd(b, w, x1, dD, dx, b->w->norm2, s->r2, c->eps, b->grads ? b->grads->norm2 : NULL, 0);
+    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O), .out = {out(b, w, PROJ_O, none, dx)}, .dx = d_o});
+}
+
+/* From dq|dk and dv to dx; the gradient of a gathers in dD. */
+static void back_to_input(const struct block *b, const struct window *w, struct mat x, struct mat dx, int need_dx) {
+    const struct layer_grads none_grads = {0}, *G = b->grads ? b->grads : &none_grads;
+    const struct layer *l = b->w;
+    struct backend *be = b->be;
+    struct saved *s = b->s;
+    struct scratch *t = b->t;
+    int64_t D = b->config->D;
+    struct mat a = of_window(s->a, w), u = of_window(s->u, w), z = of_window(s->s, w), f = of_window(s->b, w), dqk = of_chunk(t->dqk, w), dv = of_chunk(t->dv, w);
+    struct mat dD = of_window(t->dD, w), ds = of_window(t->ds, w), du = of_window(t->du, w), after_s = none, after_u = none, a_before = none, u_before = none;
+    op_rope(be, &(struct rope_args){.rows = &w->rows, .x = dqk, .K = b->config->K, .sign = -1});
+    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q), .dx = need_dx ? dD : none,
+                                            .out = {out(b, w, PROJ_Q, none, mat_cols(dqk, 0, D)), out(b, w, PROJ_K, none, mat_cols(dqk, D, D))}});
+    struct linear_args v = {.rows = &w->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, w, PROJ_V, none, dv)}};
     if (!need_dx) {
-        op_linear_bwd(be, &(struct linear_args){.rows = b->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, PROJ_V, none, dv)}});
+        op_linear_bwd(be, &v);
         return;
     }
-    /* b = norm(s), s = a + conv2(conv1(a)): the gradient of a gathers in dD */
-    norm_bwd(b, z, dD, ds, w->norm_f, s->rf, FILTER_EPS, G->norm_f, 1);
-    op_filter_bwd(be, &(struct filter_args){.rows = b->rows, .x = u, .dy = ds, .dx = du, .w0 = w->conv2[0], .w1 = w->conv2[1],
+    if (w->goes_on) { /* ds and du still hold the window behind */
+        after_s = t->after_s, after_u = t->after_u;
+        keep_row(b, after_s, t->ds, 0), keep_row(b, after_u, t->du, 0);
+    }
+    if (w->seam >= 0) a_before = mat_rows(s->seam_a, w->seam, 1), u_before = mat_rows(s->seam_u, w->seam, 1);
+    norm_bwd(b, w, z, dD, ds, l->norm_f, s->rf, FILTER_EPS, G->norm_f, 1); /* b = norm(s), s = a + conv2(conv1(a)) */
+    op_filter_bwd(be, &(struct filter_args){.rows = &w->rows, .x = u, .dy = ds, .dx = du, .w0 = l->conv2[0], .w1 = l->conv2[1], .before = u_before, .after = after_s,
                                             .dw0 = G->conv2[0], .dw1 = G->conv2[1], .db = G->conv2_b});
-    op_filter_bwd(be, &(struct filter_args){.rows = b->rows, .x = a, .dy = du, .dx = dD, .dx_add = ds, .w0 = w->conv1[0],
-                                            .w1 = w->conv1[1], .dw0 = G->conv1[0], .dw1 = G->conv1[1], .db = G->conv1_b});
-    op_linear_bwd(be, &(struct linear_args){.rows = b->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, PROJ_V, none, dv)}, .dx = dD, .accumulate = 1});
-    norm_bwd(b, x, dD, dx, w->norm1, s->r1, c->eps, G->norm1, 0);
+    op_filter_bwd(be, &(struct filter_args){.rows = &w->rows, .x = a, .dy = du, .dx = dD, .dx_add = ds, .w0 = l->conv1[0], .w1 = l->conv1[1], .before = a_before, .after = after_u,
+                                            .dw0 = G->conv1[0], .dw1 = G->conv1[1], .db = G->conv1_b});
+    v.dx = dD, v.accumulate = 1;
+    op_linear_bwd(be, &v);
+    norm_bwd(b, w, x, dD, dx, l->norm1, s->r1, b->config->eps, G->norm1, 0);
+}
+
+void block_backward(const struct block *b, struct mat x, struct mat dx, int kept, int need_dx) {
+    const struct model_config *c = b->config;
+    struct saved *s = b->s;
+    struct scratch *t = b->t;
+    int64_t N = b->rows->N, D = c->D, K = c->K;
+    struct window all;
+    const struct window *w;
+    int n = windows(b, &all, &w);
+    ASSERT(!kept || n == 1, "%d windows are kept", n);
+    if (!kept) up_to_attention(b, w, n, x);
+    for (int i = 0; i < n; i++) {
+        if (!kept) after_attention(b, w + i, of_chunk(x, w + i), none);
+        back_to_attention(b, w + i, of_chunk(dx, w + i), !kept);
+    }
+    struct mat qk = mat_rows(s->qk, 0, N), dqk = mat_rows(t->dqk, 0, N);
+    op_attend_bwd(b->be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .q = qk, .k = mat_cols(qk, K, 2 * D - K), .v = mat_rows(s->v, 0, N), .o = mat_rows(s->o, 0, N),
+                                               .q_step = 2 * K, .k_step = 2 * K, .v_step = K, .lse = s->lse, .d_o = mat_rows(t->d_o, 0, N),
+                                               .dq = dqk, .dk = mat_cols(dqk, K, 2 * D - K), .dv = mat_rows(t->dv, 0, N), .delta = t->delta});
+    for (int i = n - 1; i >= 0; i--) {
+        if (i < n - 1) before_attention(b, w + i, of_chunk(x, w + i), none, none); /* the last one's are still there */
+        back_to_input(b, w + i, of_chunk(x, w + i), of_chunk(dx, w + i), need_dx);
+    }
 }

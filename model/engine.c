@@ -9,6 +9,9 @@ static enum dtype activation(struct backend *be) {
 }
 
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
+static struct capacity capacity(const struct engine_config *c) {
+    return (struct capacity){c->rows, c->window && c->window < c->rows ? c->window : c->rows};
+}
 static unsigned targets(const struct engine_config *c) { return c->lora ? c->lora->config.targets : 0; }
 static int64_t rank(const struct engine_config *c) { return c->lora ? c->lora->config.rank : 0; }
 
@@ -29,17 +32,17 @@ void engine_pages(const struct model *m, const struct engine_config *c, struct p
 
 static struct backend_limits limits(const struct model *m, const struct engine_config *c) {
     const struct model_config *k = &m->config;
-    return (struct backend_limits){.rows = c->rows, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H, .K = k->K, .V = k->V,
+    return (struct backend_limits){.rows = capacity(c).window, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H, .K = k->K, .V = k->V,
                                    .R = rank(c), .trains_weights = c->training && m->trainable_weights, .drops = c->drops, .joined = joins(m, c)};
 }
 
-/* The parts of the engine's own block. The head uses saved for its slices of logits, m's region for dy and dm's for y, so that
+/* The parts of the engine's own block. The head uses saved for its slices of logits, dv for dy and d_o for y, so that
  * scratch is laid out for backward even when only losses are wanted. */
 struct parts { size_t saved, scratch, r, joints; };
 static struct parts parts(const struct model *m, const struct engine_config *c) {
     enum dtype act = activation(m->be);
     const struct model_config *k = &m->config;
-    struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), c->rows), .scratch = scratch_bytes(k, act, targets(c), rank(c), c->rows, 1),
+    struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), capacity(c)), .scratch = scratch_bytes(k, act, targets(c), rank(c), capacity(c), 1),
                       .r = align256((size_t)c->rows * 4), .joints = joins(m, c) ? joints_bytes(k, act, targets(c), rank(c)) : 0};
     size_t slice = align256(2 * dtype_bytes(act) * (size_t)(k->V + k->D) + 1024); /* a row of logits at least */
     if (p.saved < slice) p.saved = slice;
@@ -68,12 +71,13 @@ int engine_open(struct engine *g, struct model *m, const struct engine_config *c
     if (!(g->x = pages_open(m->be, &x, e)) || (c->training && !(g->dx = pages_open(m->be, &dx, e)))) goto fail;
     const struct model_config *k = &m->config;
     struct parts p = parts(m, c);
+    ASSERT(!c->keep_layers || capacity(c).window == c->rows, "windows of %lld rows are kept", (long long)c->window);
     size_t kept = p.saved * (size_t)(c->keep_layers * c->chunks), bytes = p.saved + p.scratch + p.r + p.joints;
     g->kept_bytes = p.saved;
     if (!(g->memory = backend_alloc(m->be, AT_DEVICE, bytes, "the working set of a chunk", e)) ||
         (kept && !(g->kept = backend_alloc(m->be, AT_DEVICE, kept, "kept activations", e)))) goto fail;
-    saved_view(k, g->type, targets(c), rank(c), c->rows, g->memory, &g->saved);
-    scratch_view(k, g->type, targets(c), rank(c), c->rows, 1, g->memory + p.saved, &g->scratch);
+    saved_view(k, g->type, targets(c), rank(c), capacity(c), g->memory, &g->saved);
+    scratch_view(k, g->type, targets(c), rank(c), capacity(c), 1, g->memory + p.saved, &g->scratch);
     g->r = (float *)(g->memory + p.saved + p.scratch);
     g->joints = p.joints ? g->memory + p.saved + p.scratch + p.r : NULL;
     struct backend_limits l = limits(m, c);
@@ -122,7 +126,7 @@ static const struct joints *joints_of(struct engine *g, const struct layer *w, c
 static struct saved *saved_of(struct engine *g, int64_t l, int64_t c, struct saved *store) {
     int64_t first = g->m->config.L - g->c.keep_layers;
     if (!g->c.training || l < first) return &g->saved;
-    saved_view(&g->m->config, g->type, targets(&g->c), rank(&g->c), g->c.rows,
+    saved_view(&g->m->config, g->type, targets(&g->c), rank(&g->c), capacity(&g->c),
                g->kept + g->kept_bytes * (size_t)((l - first) * g->c.chunks + c), store);
     return store;
 }
@@ -166,7 +170,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
             struct mat x = matrix(g, pages_get(g->x, in, PAGE_READ), n), y = matrix(g, pages_get(g->x, to, PAGE_WRITE), n);
             pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : -1);
             struct saved store;
-            struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL, .joints = joints,
+            struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints,
                               .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
             block_forward(&k, x, y);
             pages_put(g->x, in, 0), pages_put(g->x, to, 1);
@@ -189,7 +193,7 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = mat_rows(g->scratch.d_o, 0, n), dy = {0};
         struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
         op_norm(g->be, &na);
-        if (backward) dy = mat_rows(g->scratch.dD, 0, n);
+        if (backward) dy = mat_rows(g->scratch.dv, 0, n);
         op_loss(g->be, &(struct loss_args){.rows = &k->rows, .y = y, .E = model_head(m, outer), .n = k->n_loss, .row = k->row,
                                            .label = k->label, .weight = backward ? k->weight : NULL, .nll = k->nll, .best = k->best, .dy = dy,
                                            .dE = hg ? (struct mat){hg->head, m->config.V, D, D, DT_F32} : (struct mat){0},
@@ -221,11 +225,10 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), dx = gradient(g, pages_get(g->dx, c, PAGE_READ_WRITE), n);
         pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l ? page_of(g, l - 1, 0) : -1);
         struct saved store;
-        struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .w = &w, .lora = value ? lora : NULL, .joints = joints, .grads = lg,
+        struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints, .grads = lg,
                           .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
         int kept = k.s != &g->saved;
-        if (!kept) block_forward(&k, x, (struct mat){0});
-        block_backward(&k, x, dx, !kept, need_dx);
+        block_backward(&k, x, dx, kept, need_dx);
         pages_put(g->x, page, 0), pages_put(g->dx, c, 1);
     }
     backend_range_end(g->be);

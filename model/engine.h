@@ -5,7 +5,7 @@
  *     backward  for layer l, down:  weights(l) in  ->  for chunk c: recompute block(x[l][c]); dx[c] = block'(dx[c]); dA, dB +=
  *
  * A layer's weights are needed twice per step, whatever the batch, so unpacking them is nearly free and they may live
- * anywhere. Scoring and evaluation use forward and head alone; train/step.c adds the update.
+ * anywhere. A chunk is as large as fits; a sequence that is larger goes through a block in windows. Scoring and evaluation use forward and head alone; train/step.c adds the update.
  */
 #ifndef QLORA_MODEL_ENGINE_H
 #define QLORA_MODEL_ENGINE_H
@@ -15,6 +15,7 @@
 
 struct engine_config {
     int64_t rows, chunks;      /* capacity: rows of a chunk, chunks of a batch */
+    int64_t window;            /* rows of a window (model/batch.h); 0: a chunk is one */
     int64_t longest;           /* longest sequence */
     int training;              /* x of every layer is kept, gradients flow */
     int64_t keep_layers;       /* the last so many layers keep what backward needs instead of recomputing it */

@@ -21,9 +21,10 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     *g = (struct generator){.m = m, .be = be, .lora = lora, .adapters = adapters, .capacity = capacity, .rows = capacity < PREFILL_ROWS ? capacity : PREFILL_ROWS};
     unsigned targets = lora ? lora->config.targets : 0;
     int64_t R = lora ? lora->config.rank : 0;
+    struct capacity n = {g->rows, g->rows};
     size_t qk = align256((size_t)(capacity * 2 * c->D) * size), v = align256((size_t)(capacity * c->D) * size), row = align256((size_t)c->D * size);
-    size_t layer = qk + v + 2 * row, x = align256((size_t)(g->rows * c->D) * size), saved = saved_bytes(c, act, targets, R, g->rows);
-    size_t scratch = scratch_bytes(c, act, targets, R, g->rows, 0), total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
+    size_t layer = qk + v + 2 * row, x = align256((size_t)(g->rows * c->D) * size), saved = saved_bytes(c, act, targets, R, n);
+    size_t scratch = scratch_bytes(c, act, targets, R, n, 0), total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
     g->layer = sys_alloc_array((size_t)c->L, sizeof *g->layer, "layer caches", e);
     g->logits = sys_alloc_array((size_t)c->V, sizeof *g->logits, "logits", e);
     g->raw = be->alloc(be->self, AT_HOST, (size_t)c->V * size);
@@ -40,8 +41,8 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     for (int64_t l = 0; l < c->L; l++, p += layer)
         g->layer[l] = (struct layer_cache){.qk = {p, capacity, 2 * c->D, 2 * c->D, act}, .v = {p + qk, capacity, c->D, c->D, act},
                                            .a = {p + qk + v, 1, c->D, c->D, act}, .u = {p + qk + v + row, 1, c->D / 2, c->D / 2, act}};
-    saved_view(c, act, targets, R, g->rows, p, &g->saved);
-    scratch_view(c, act, targets, R, g->rows, 0, p + saved, &g->scratch);
+    saved_view(c, act, targets, R, n, p, &g->saved);
+    scratch_view(c, act, targets, R, n, 0, p + saved, &g->scratch);
     p += saved + scratch;
     g->x = (struct mat){p, g->rows, c->D, c->D, act}, g->y = (struct mat){p + x, g->rows, c->D, c->D, act};
     g->out = (struct mat){p + 2 * x, 1, c->V, c->V, act};
@@ -72,11 +73,11 @@ static void piece(struct generator *g, const int32_t *ids, int64_t n) {
         g->host[t] = ids[t];
         g->host[n + t] = (int32_t)(g->past + t);
         g->host[2 * n + t] = (int32_t)g->document;
-        g->host[3 * n + t] = 0;
+        g->host[3 * n + t] = (int32_t)(g->past + t);
         if (c->document_mask && ids[t] == c->eod) g->document = g->past + t + 1;
     }
     g->be->put(g->be->self, g->dev, g->host, (size_t)n * 16, Q_COMPUTE);
-    struct rows rows = {.N = n, .n_seqs = 1, .seq_start = starts, .position = g->dev + n, .first = g->dev + 2 * n, .start = g->dev + 3 * n};
+    struct rows rows = {.N = n, .n_seqs = 1, .seq_start = starts, .position = g->dev + n, .first = g->dev + 2 * n, .offset = g->dev + 3 * n};
     void *outer = pages_get(m->outer_page, 0, PAGE_READ);
     struct weight E = model_embed(m, outer);
     struct mat x = mat_rows(g->x, 0, n), y = mat_rows(g->y, 0, n);
@@ -112,7 +113,7 @@ int generator_feed(struct generator *g, const int32_t *ids, int64_t n, struct er
         if (i + last < n && g->be->sync(g->be->self, e)) return -1; /* host arrays are reused */
     }
     int32_t one[2] = {0, 1};
-    struct rows rows = {.N = 1, .n_seqs = 1, .seq_start = one, .position = g->dev, .first = g->dev, .start = g->dev};
+    struct rows rows = {.N = 1, .n_seqs = 1, .seq_start = one, .position = g->dev, .first = g->dev, .offset = g->dev};
     void *outer = pages_get(g->m->outer_page, 0, PAGE_READ);
     struct mat x = mat_rows(g->x, last - 1, 1), y = mat_rows(g->y, 0, 1);
     op_norm(g->be, &(struct norm_args){.rows = &rows, .x = x, .y = y, .g = model_norm(g->m, outer), .g_type = DT_F32, .eps = c->eps});

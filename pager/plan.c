@@ -22,11 +22,13 @@ static void most_that_fits(plan_cost *cost, void *context, struct plan *p, int64
 }
 
 /* A chunk's launches and the tails of its products take about as long as this many tokens' work. */
-enum { CHUNK_OVERHEAD = 128 };
+enum { CHUNK_OVERHEAD = 128, LEAST_WINDOW = 256 };
+/* Of a layer's forward pass, what comes before attention but for its products: made a second time where windows are cut. */
+static const double AGAIN = 1.0 / 9;
 
 static double seconds(const struct plan_request *r, const struct plan *p) {
     const struct plan_choice *c = &p->choice;
-    double in = 0, out = 0, recomputed = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
+    double in = 0, out = 0, recomputed = r->training ? 1 - (double)c->keep_layers / (double)r->layers + (c->rows < r->longest ? AGAIN : 0) : 0;
     for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out;
     double work = (r->forward * (1 + recomputed) + r->backward) / r->flops * (1 + CHUNK_OVERHEAD / (double)c->rows) * (c->join || !r->joins ? 1 : 1.05);
     double link = (in > out ? in : out) / r->link;
@@ -35,7 +37,8 @@ static double seconds(const struct plan_request *r, const struct plan *p) {
 
 /* Where everything lives at one chunk size, from all on the device to little: keeps the fastest that fits in *best. */
 static int placements(const struct plan_request *r, plan_cost *cost, void *context, int64_t rows, struct plan *best, struct plan *smallest) {
-    int found = 0;
+    int found = 0, whole = rows >= r->longest;
+    if (r->keep_all && !whole) return 0;
     for (int bits = 0; bits < 1 << 5; bits++) {
         int acts = bits & 1, state = bits >> 1 & 1, values = bits >> 2 & 1, stream = bits >> 3 & 1, apart = bits >> 4 & 1;
         if ((state && !r->may_page_state) || ((acts || state || values) && !r->training) || (apart && !r->joins)) continue;
@@ -44,7 +47,7 @@ static int placements(const struct plan_request *r, plan_cost *cost, void *conte
         int64_t base = price(cost, context, &p);
         if (!smallest->items || base < smallest->device) *smallest = p;
         if (base > r->budget) continue;
-        int keeps = r->training && !r->keep_all;
+        int keeps = r->training && !r->keep_all && whole;
         for (int order = 0; order < 1 + (stream && keeps); order++) { /* what the rest of the budget is for: weights first, or activations */
             struct plan q = p;
             int64_t most = base + r->keep_budget < r->budget ? base + r->keep_budget : r->budget;
@@ -66,13 +69,14 @@ static int larger(const void *a, const void *b) {
 }
 
 int plan_make(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, struct err *e) {
-    int64_t rows = r->step_rows < r->prefer_rows ? r->step_rows : r->prefer_rows;
+    int64_t rows = r->step_rows < r->prefer_rows ? r->step_rows : r->prefer_rows, least = r->longest < LEAST_WINDOW ? r->longest : LEAST_WINDOW;
     struct plan best = {0};
     if (rows < r->longest) rows = r->longest;
+    if (r->most_rows && rows > r->most_rows && !r->keep_all) rows = r->most_rows;
     *p = (struct plan){0};
-    for (int64_t n = rows;; n = n / 2 > r->longest ? n / 2 : r->longest) {
+    for (int64_t n = rows; n > 0;) {
         placements(r, cost, context, n, &best, p);
-        if (n == r->longest) break;
+        n = n <= least ? 0 : n > r->longest && n / 2 < r->longest ? r->longest : n / 2 > least ? n / 2 : least;
     }
     if (best.items) {
         *p = best;
@@ -93,7 +97,8 @@ int plan_make(const struct plan_request *r, plan_cost *cost, void *context, stru
 void plan_print(const struct plan *p, const struct plan_request *r, struct str *out) {
     const struct plan_choice *c = &p->choice;
     char a[24], b[24], d[24];
-    str_printf(out, "plan: chunks of %lld tokens", (long long)c->rows);
+    if (c->rows < r->longest) str_printf(out, "plan: sequences of up to %lld tokens in windows of %lld", (long long)r->longest, (long long)c->rows);
+    else str_printf(out, "plan: chunks of %lld tokens", (long long)c->rows);
     if (r->training) {
         if (c->keep_layers >= r->layers) str_puts(out, "; activations kept, nothing recomputed");
         else if (c->keep_layers) str_printf(out, "; activations of %lld layers kept, %lld recomputed", (long long)c->keep_layers, (long long)(r->layers - c->keep_layers));

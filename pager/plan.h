@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 struct plan_choice {
-    int64_t rows;            /* tokens of a chunk */
+    int64_t rows;            /* tokens that go through a product at once: a chunk, or a window of a longer sequence */
     int64_t keep_layers;
     int64_t resident_layers;
     int acts_on_host, state_on_host, values_on_host;
@@ -30,8 +30,9 @@ typedef int plan_cost(void *context, const struct plan_choice *c, struct plan_it
 struct plan_request {
     int64_t budget;          /* device bytes */
     int64_t layers;
-    int64_t longest;         /* longest sequence in rows: the smallest chunk */
+    int64_t longest;         /* longest sequence in rows; with fewer rows it goes through in windows, some work being done twice */
     int64_t prefer_rows;     /* chunk size beyond which nothing is gained */
+    int64_t most_rows;       /* chunk size asked for, 0: any */
     int64_t step_rows;       /* largest batch */
     int may_page_state;      /* paged optimizer: its state may live in host memory */
     int joins;               /* the backend gains from joint operands */

@@ -90,7 +90,7 @@ int eval_alone(struct model *m, const struct lora *lora, struct pages *adapters,
     /* two neighbouring chunks hold more than the rows of one */
     struct engine_config k = {.rows = rows, .chunks = 2 * room.max_rows / rows + 1, .longest = longest, .resident_acts = -1,
                               .lora = adapters ? lora : NULL, .adapters = adapters};
-    if (room.sequences && !engine_open(&g, m, &k, e) && !batch_open(&b, m->be, rows, room.max_rows, room.max_seqs, e))
+    if (room.sequences && !engine_open(&g, m, &k, e) && !batch_open(&b, m->be, rows, rows, room.max_rows, room.max_seqs, e))
         rc = eval_run(&room, d, batch, accuracy, r, e);
     batch_close(&b), engine_close(&g), sys_free(room.sequences);
     return rc;

@@ -125,12 +125,13 @@ void setup_show_example(const struct trainer *t) {
 
 /* The engine's configuration under a choice of the plan. */
 static void engine_choice(struct trainer *t, const struct plan_choice *c, struct engine_config *k) {
-    if (t->chunks_at != c->rows) {
+    int64_t rows = c->rows > t->longest ? c->rows : t->longest; /* a longer sequence is a chunk of several windows */
+    if (t->chunks_at != rows) {
         struct extent x;
-        t->chunks = walk(t, c->rows, &x, NULL) ? t->max_seqs : x.chunks;
-        t->chunks_at = c->rows;
+        t->chunks = walk(t, rows, &x, NULL) ? t->max_seqs : x.chunks;
+        t->chunks_at = rows;
     }
-    *k = (struct engine_config){.rows = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
+    *k = (struct engine_config){.rows = rows, .window = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
                                 .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .lora = setup_is_lora(t) ? &t->lora : NULL};
 }
 
@@ -204,7 +205,7 @@ int setup_model(struct trainer *t, struct err *e) {
     const struct model_config *k = &t->model.config;
     double tokens = (double)t->max_rows, layer = 2.0 * (double)(6 * k->D * k->D + 3 * k->D * k->F), pairs = 2.0 * (double)(k->D * t->longest); /* FLOPs a token */
     double forward = tokens * (double)k->L * (layer + pairs), head = 4 * tokens * (double)(k->V * k->D);
-    t->request = (struct plan_request){.budget = budget, .layers = k->L, .longest = t->longest, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info.unified ? 1024 : 8192, .step_rows = t->max_rows,
+    t->request = (struct plan_request){.budget = budget, .layers = k->L, .longest = t->longest, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info.unified ? 1024 : 8192, .most_rows = o->chunk_tokens, .step_rows = t->max_rows,
                                        .joins = info.joins, .forward = forward, .backward = (setup_is_lora(t) ? 1 : 2) * forward + head, .flops = info.flops, .link = info.link,
                                        .may_page_state = o->paged, .training = 1, .keep_all = !o->gradient_checkpointing, .keep_budget = info.unified ? budget / 2 : budget};
     if (plan_make(&t->request, cost, t, &t->plan, e)) return -1;
@@ -233,7 +234,7 @@ int setup_memory(struct trainer *t, struct err *e) {
     if (params_open(&t->params, k->values_on_host, k->state_on_host, e)) return -1;
     engine_choice(t, k, &g);
     g.adapters = t->params.value;
-    if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, k->rows, t->max_rows, t->max_seqs, e)) return -1;
+    if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, g.rows, g.window, t->max_rows, t->max_seqs, e)) return -1;
     t->engine.reach = reach, t->engine.context = &t->params;
     char a[32], b[32];
     int64_t all = model_numbers(&t->model.config) + (setup_is_lora(t) ? t->params.total : 0);

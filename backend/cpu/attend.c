@@ -102,7 +102,7 @@ static void attend_tile(const struct cpu_kernels *k, const struct attend_args *a
 
 void cpu_attend(void *self, const struct attend_args *a) {
     const struct cpu *c = self;
-    const int32_t *start = a->rows->start;
+    const int32_t *offset = a->rows->offset;
     int64_t N = a->q.rows, spans = (N + TQ - 1) / TQ;
     WITHIN(a->K, c->limits.K);
     int threads = cpu_threads(c, N * (a->past + N) * a->H * a->K / 16);
@@ -115,10 +115,10 @@ void cpu_attend(void *self, const struct attend_args *a) {
         for (int64_t i = 0; i < spans * a->H; i++) {
             int64_t r0 = (spans - 1 - i / a->H) * TQ, r1 = min64(r0 + TQ, N);
             for (int64_t q0 = r0; q0 < r1; q0++) {
-                if ((q0 - start[q0]) % TQ) continue;
-                int64_t nq = 1;
-                while (nq < TQ && q0 + nq < N && start[q0 + nq] == start[q0]) nq++;
-                attend_tile(c->k, a, &t, i % a->H, q0, nq, a->past ? 0 : start[q0]);
+                int64_t place = a->past ? q0 : offset[q0], nq = 1;
+                if (place % TQ) continue;
+                while (nq < TQ && q0 + nq < N && (a->past || offset[q0 + nq] == place + nq)) nq++;
+                attend_tile(c->k, a, &t, i % a->H, q0, nq, a->past ? 0 : q0 - place);
             }
         }
     }

@@ -29,9 +29,9 @@ static const float *view_row(const struct cpu_kernels *k, const struct view *v, 
                              float *tmp) {
     if (v->w) return decode(k, v->w, i * v->w->cols + c0, n, tmp);
     if (v->shift) {
-        const int32_t *start = v->rows->start;
+        const int32_t *offset = v->rows->offset;
         int64_t j = i + v->shift;
-        int inside = v->shift < 0 ? start[i] != i : j < v->rows->N && start[j] != j;
+        int inside = v->shift < 0 ? i > 0 && offset[i] : j < v->rows->N && offset[j];
         if (!inside) {
             if (v->edge) return v->edge + c0;
             memset(tmp, 0, (size_t)n * sizeof *tmp);

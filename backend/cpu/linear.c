@@ -107,8 +107,10 @@ void cpu_filter(void *self, const struct filter_args *a) {
 
 void cpu_filter_bwd(void *self, const struct filter_args *a) {
     const struct cpu *cpu = self;
-    struct view dy = view_of(&a->dy), x = view_of(&a->x);
-    if (a->dw0.data) weight_gradient(cpu, a->rows, dy, shifted(x, a->rows, -1), 1, &a->dw0);
+    struct view dy = view_of(&a->dy), x = view_of(&a->x), last = shifted(x, a->rows, -1), next = shifted(dy, a->rows, +1);
+    if (a->before.data) last.edge = mat_f32(&a->before);
+    if (a->after.data) next.edge = mat_f32(&a->after);
+    if (a->dw0.data) weight_gradient(cpu, a->rows, dy, last, 1, &a->dw0);
     if (a->dw1.data) weight_gradient(cpu, a->rows, dy, x, 1, &a->dw1);
     if (a->db) cpu_sum_rows(cpu, a->rows, NULL, a->dy, (struct mat){0}, a->db);
     if (!a->dx.data) return;
@@ -116,5 +118,5 @@ void cpu_filter_bwd(void *self, const struct filter_args *a) {
     product_run(cpu, &(struct product){
         .M = a->dx.rows, .N = a->dx.cols, .c = mat_f32(&a->dx), .ldc = a->dx.ld, .add = a->dx_add.data ? mat_f32(&a->dx_add) : NULL, .ld_add = a->dx_add.ld, .n_terms = 2,
         .term = {{.a = dy, .b = {.w = &a->w1}, .b_by_k = 1, .K = out, .alpha = 1},
-                 {.a = shifted(dy, a->rows, +1), .b = {.w = &a->w0}, .b_by_k = 1, .K = out, .alpha = 1}}});
+                 {.a = next, .b = {.w = &a->w0}, .b_by_k = 1, .K = out, .alpha = 1}}});
 }

@@ -261,19 +261,19 @@ void cuda_linear_bwd(void *self, const struct linear_args *a) {
 
 /* ---- localized filter ---- */
 
-/* Rows of y at the edge of a sequence, which no neighbour reaches: y = add, or 0. last: its last row, else its first.
+/* Rows of y at the edge of a sequence (or part), which no neighbour reaches: y = add, or 0. last: its last row, else its first.
  * block: looks at EDGE rows, and all its threads copy those it finds. */
 enum { EDGE = 16 };
-__global__ static void edge_rows(bf16 *y, int64_t ld, const bf16 *add, int64_t ld_add, int64_t cols, const int32_t *start, int64_t N, int last) {
+__global__ static void edge_rows(bf16 *y, int64_t ld, const bf16 *add, int64_t ld_add, int64_t cols, const int32_t *offset, int64_t N, int last) {
     __shared__ int at_edge[EDGE];
     int64_t first = (int64_t)blockIdx.x * EDGE, mine = first + threadIdx.x;
-    if (threadIdx.x < EDGE) at_edge[threadIdx.x] = mine < N && (last ? mine + 1 == N || start[mine + 1] == mine + 1 : start[mine] == mine);
+    if (threadIdx.x < EDGE) at_edge[threadIdx.x] = mine < N && (last ? mine + 1 == N || !offset[mine + 1] : !offset[mine]);
     __syncthreads();
     for (int k = 0; k < EDGE; k++)
         for (int64_t t = first + k, i = threadIdx.x; at_edge[k] && i < cols; i += THREADS) y[t * ld + i] = add ? add[t * ld_add + i] : __float2bfloat16_rn(0.f);
 }
 static void edges(struct cuda *c, const struct rows *r, const struct mat *y, const struct mat *add, int last) {
-    edge_rows<<<(unsigned)ceil_div(r->N, EDGE), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols, r->start, r->N, last);
+    edge_rows<<<(unsigned)ceil_div(r->N, EDGE), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols, r->offset, r->N, last);
     CUDA_LAUNCHED(c);
 }
 /* part[s][i] = Σ_t dy[t][i] over sequence s: eight warps take its rows in turn, their sums are added in order.
@@ -338,6 +338,12 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
         one.n_seqs = 1, one.seq_start = starts, one.N = n - 1;
         if (n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1);
     }
+    if (a->dw0.data && a->before.data) {
+        const int32_t starts[2] = {0, 1};
+        struct rows one = *a->rows;
+        one.seq_start = starts, one.N = 1;
+        weight_gradient(c, &one, dy, a->dy.ld, data16(&a->before), a->before.ld, &a->dw0, 1);
+    }
     if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1);
     if (!a->dx.data) return;
     taps(c, a, &w0, &w1);
@@ -345,6 +351,7 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
     g.a = dy + a->dy.ld, g.lda = a->dy.ld, g.b = w0, g.ldb = in, g.c = a->dx.data, g.ldc = a->dx.ld, g.add = a->dx_add.data, g.ld_add = a->dx_add.ld, g.m = N - 1, g.n = in, g.k = out, g.alpha = 1;
     cuda_gemm(c, &g); /* dx[t] = dy[t+1] W0 (+ dx_add[t]) */
     edges(c, a->rows, &a->dx, &a->dx_add, 1);
+    if (a->after.data) backward(c, data16(&a->after), a->after.ld, w0, in, data16(&a->dx) + (N - 1) * a->dx.ld, a->dx.ld, 1, out, in, 1);
     backward(c, dy, a->dy.ld, w1, in, data16(&a->dx), a->dx.ld, N, out, in, 1);
 }
 

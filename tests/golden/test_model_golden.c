@@ -84,7 +84,8 @@ struct world {
     int32_t *ids[2], *labels[2];
     int64_t n[2];
 };
-enum { LORA = 1, FULL = 2, KEEP = 4, DOCMASK = 8, HOST = 16 };
+enum { LORA = 1, FULL = 2, KEEP = 4, DOCMASK = 8, HOST = 16, WINDOWS = 32 };
+enum { WINDOW = 13 }; /* the sequences have 16 and 39 rows: 13 + 3 and 3 x 13 */
 
 static void reach(void *params, int64_t l) { params_reach(params, l); }
 static int world_open(struct world *w, const char *dir, int flags, int64_t rows) {
@@ -105,8 +106,9 @@ static int world_open(struct world *w, const char *dir, int flags, int64_t rows)
     if ((flags & (LORA | FULL)) && (params_describe(&w->params, &w->m, flags & LORA ? &w->lora : NULL, 0, &e) ||
                                     params_open(&w->params, (flags & HOST) && (flags & LORA), (flags & HOST) != 0, &e))) return -1;
     struct engine_config k = {.rows = rows, .chunks = 2, .longest = 40, .training = (flags & (LORA | FULL)) != 0, .keep_layers = flags & KEEP ? 1 : 0,
+                              .window = flags & WINDOWS ? WINDOW : 0,
                               .resident_acts = flags & HOST ? 0 : -1, .lora = flags & LORA ? &w->lora : NULL, .adapters = w->params.value};
-    if (engine_open(&w->g, &w->m, &k, &e) || batch_open(&w->b, w->be, rows, 64, 2, &e)) return -1;
+    if (engine_open(&w->g, &w->m, &k, &e) || batch_open(&w->b, w->be, rows, flags & WINDOWS ? WINDOW : rows, 64, 2, &e)) return -1;
     if (flags & (LORA | FULL)) w->g.reach = reach, w->g.context = &w->params;
     return 0;
 }
@@ -255,11 +257,12 @@ static void check_gradients(struct world *w, const char *file) {
 
 TEST(every_gradient_full_and_lora) {
     NEED_GOLDENS();
-    for (int mode = 0; mode < 6; mode++) { /* recomputing, keeping, paged through host memory; one chunk or two */
-        int lora = mode % 2, flags = (lora ? LORA : FULL) | (mode / 2 == 1 ? KEEP : mode / 2 == 2 ? HOST : 0);
+    for (int mode = 0; mode < 10; mode++) { /* recomputing, keeping, paged through host memory; one chunk or two, of several windows too */
+        static const int how[] = {0, KEEP, HOST, WINDOWS, WINDOWS | HOST};
+        int lora = mode % 2, flags = (lora ? LORA : FULL) | how[mode / 2];
         struct world w;
         const char *file = lora ? "expected_lora.safetensors" : "expected_full.safetensors";
-        REQUIRE(!world_open(&w, "fp32", flags, mode / 2 == 0 ? 64 : 40), "%s", e.text);
+        REQUIRE(!world_open(&w, "fp32", flags, mode / 2 == 0 || mode / 2 == 3 ? 64 : 40), "%s", e.text);
         double norm = gradients(&w), want = value(file, "grad_norm");
         CHECK(fabs(norm - want) < within().norm * want, "mode %d: %g, %g", mode, norm, want);
         check_gradients(&w, file);

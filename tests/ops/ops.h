@@ -136,13 +136,13 @@ static inline struct chunk_of chunk_new(const int *length, int document) {
     int32_t *p = c.data = malloc((size_t)(3 * N + n + 1) * sizeof *p);
     if (!p) abort();
     c.rows.n_seqs = n;
-    c.rows.position = p, c.rows.first = p + N, c.rows.start = p + 2 * N, c.rows.seq_start = p + 3 * N;
+    c.rows.position = p, c.rows.first = p + N, c.rows.offset = p + 2 * N, c.rows.seq_start = p + 3 * N;
     int32_t t = 0, first = 0;
     for (int s = 0; s < n; s++) {
-        int32_t start = p[3 * N + s] = t;
+        p[3 * N + s] = t;
         for (int i = 0; i < length[s]; i++, t++) {
             if (!i || (document && i % document == 0)) first = t;
-            p[t] = i, p[N + t] = first, p[2 * N + t] = start;
+            p[t] = i, p[N + t] = first, p[2 * N + t] = i;
         }
     }
     p[3 * N + n] = t;

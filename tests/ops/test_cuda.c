@@ -80,26 +80,26 @@ static void compare(const char *what, const char *where, const struct pair *p, d
 }
 
 /* Token rows in both memories. lengths end with 0. documents: a boundary every so many rows. */
-struct both_rows { struct rows c, g; int32_t starts[64]; struct pair position, first, start; };
+struct both_rows { struct rows c, g; int32_t starts[64]; struct pair position, first, offset; };
 static void rows_of(struct both_rows *b, const int *lengths, int documents) {
     memset(b, 0, sizeof *b);
     int64_t n = 0;
     int k = 0;
     for (; lengths[k]; k++) b->starts[k + 1] = (int32_t)(n += lengths[k]);
-    struct pair *p[] = {&b->position, &b->first, &b->start};
+    struct pair *p[] = {&b->position, &b->first, &b->offset};
     for (int i = 0; i < 3; i++) *p[i] = make(n, 1, DT_I32, 1);
-    int32_t *pos = b->position.c.data, *first = b->first.c.data, *start = b->start.c.data;
+    int32_t *pos = b->position.c.data, *first = b->first.c.data, *offset = b->offset.c.data;
     for (int s = 0; s < k; s++)
         for (int32_t t = b->starts[s], low = t; t < b->starts[s + 1]; t++) {
-            pos[t] = t - b->starts[s], start[t] = b->starts[s], first[t] = low;
+            pos[t] = offset[t] = t - b->starts[s], first[t] = low;
             if (documents && (t - b->starts[s]) % documents == documents - 1) low = t + 1;
         }
     for (int i = 0; i < 3; i++) upload(p[i]);
-    b->c = (struct rows){.N = n, .token0 = 5, .n_seqs = k, .seq_start = b->starts, .position = pos, .first = first, .start = start};
+    b->c = (struct rows){.N = n, .token0 = 5, .n_seqs = k, .seq_start = b->starts, .position = pos, .first = first, .offset = offset};
     b->g = b->c;
-    b->g.position = b->position.g.data, b->g.first = b->first.g.data, b->g.start = b->start.g.data;
+    b->g.position = b->position.g.data, b->g.first = b->first.g.data, b->g.offset = b->offset.g.data;
 }
-static void rows_drop(struct both_rows *b) { drop(&b->position), drop(&b->first), drop(&b->start); }
+static void rows_drop(struct both_rows *b) { drop(&b->position), drop(&b->first), drop(&b->offset); }
 
 static void limits(int64_t rows, int64_t D, int64_t F, int64_t H, int64_t K, int64_t V, int64_t R) {
     struct backend_limits l = {.rows = rows, .sequence = rows, .D = D, .F = F, .H = H, .K = K, .V = V, .R = R, .trains_weights = 1, .drops = 1};
@@ -255,7 +255,7 @@ TEST(linear_and_filter) {
                 drop(&x), drop(&y), drop(&add), drop(&dy), drop(&dx), rows_drop(&r);
             }
     for (int s = 0; s < 6; s++)
-        for (int variant = 0; variant < 3; variant++) { /* plain; with add and dx_add; before (one sequence) */
+        for (int variant = 0; variant < 3; variant++) { /* plain; with add and dx_add; a part of one sequence */
             struct both_rows r;
             char where[60];
             rows_of(&r, shapes[s], 0);
@@ -265,20 +265,20 @@ TEST(linear_and_filter) {
             limits(N, 72, 72, 1, 64, 64, 4);
             struct both_weight w0, w1;
             weight_of(&w0, W_BF16, out, in, 0), weight_of(&w1, W_BF16, out, in, 0);
-            struct pair x = make(N, in, DT_BF16, 1), y = make(N, out, DT_BF16, 0), add = make(N, out, DT_BF16, 1), b = make(1, out, DT_F32, 1), before = make(1, in, DT_BF16, 1), dy = make(N, out, DT_BF16, 1), dx = make(N, in, DT_BF16, 0), dx_add = make(N, in, DT_BF16, 1);
+            struct pair x = make(N, in, DT_BF16, 1), y = make(N, out, DT_BF16, 0), add = make(N, out, DT_BF16, 1), b = make(1, out, DT_F32, 1), before = make(1, in, DT_BF16, 1), dy = make(N, out, DT_BF16, 1), dx = make(N, in, DT_BF16, 0), dx_add = make(N, in, DT_BF16, 1), after = make(1, out, DT_BF16, 1);
             struct pair d0 = make(out, in, DT_F32, 1), d1 = make(out, in, DT_F32, 1), db = make(1, out, DT_F32, 1);
             for (int k = 0; k < 2; k++) {
                 struct filter_args a = {.rows = k ? &r.g : &r.c, .x = side(&x, k), .y = side(&y, k), .w0 = k ? w0.g : w0.c, .w1 = k ? w1.g : w1.c, .b = side(&b, k).data, .b_type = DT_F32,
                                         .dy = side(&dy, k), .dx = side(&dx, k), .dw0 = side(&d0, k), .dw1 = side(&d1, k), .db = side(&db, k).data};
                 if (variant == 1) a.add = side(&add, k), a.dx_add = side(&dx_add, k);
-                if (variant == 2) a.before = side(&before, k);
+                if (variant == 2) a.before = side(&before, k), a.after = side(&after, k);
                 op_filter(k ? gpu : cpu, &a);
-                if (variant < 2) op_filter_bwd(k ? gpu : cpu, &a);
+                op_filter_bwd(k ? gpu : cpu, &a);
             }
             compare("y", where, &y, 8e-3);
-            if (variant < 2) compare("dx", where, &dx, 1e-2), compare("dw0", where, &d0, 1e-4), compare("dw1", where, &d1, 1e-4), compare("db", where, &db, 1e-4);
-            struct pair *all[] = {&x, &y, &add, &b, &before, &dy, &dx, &dx_add, &d0, &d1, &db};
-            for (int i = 0; i < 11; i++) drop(all[i]);
+            compare("dx", where, &dx, 1e-2), compare("dw0", where, &d0, 1e-4), compare("dw1", where, &d1, 1e-4), compare("db", where, &db, 1e-4);
+            struct pair *all[] = {&x, &y, &add, &b, &before, &dy, &dx, &dx_add, &after, &d0, &d1, &db};
+            for (int i = 0; i < 12; i++) drop(all[i]);
             weight_drop(&w0), weight_drop(&w1), rows_drop(&r);
         }
 }

@@ -96,13 +96,13 @@ static void chunk_of(struct chunk *k, const int *lengths, int32_t first) {
     int32_t *p = k->ints.c.data;
     for (int t = 0, q = 0; t < n; t++) {
         if (t == k->starts[q + 1]) q++;
-        p[t] = t - k->starts[q], p[n + t] = first ? first : k->starts[q], p[2 * n + t] = k->starts[q];
+        p[t] = t - k->starts[q], p[n + t] = first ? first : k->starts[q], p[2 * n + t] = t - k->starts[q];
     }
     gpu->put(gpu->self, k->ints.g.data, p, (size_t)n * 12, Q_COMPUTE), gpu->sync(gpu->self, &e);
     k->c = k->g = (struct rows){.N = n, .n_seqs = s, .seq_start = k->starts};
-    k->c.position = p, k->c.first = p + n, k->c.start = p + 2 * n;
+    k->c.position = p, k->c.first = p + n, k->c.offset = p + 2 * n;
     p = k->ints.g.data;
-    k->g.position = p, k->g.first = p + n, k->g.start = p + 2 * n;
+    k->g.position = p, k->g.first = p + n, k->g.offset = p + 2 * n;
 }
 static const struct rows *rows_of(const struct chunk *k, int g) { return g ? &k->g : &k->c; }
 static void limits(int64_t rows, int64_t sequence, int64_t in, int64_t out, int64_t H, int64_t K, int64_t R) {

@@ -91,7 +91,7 @@ static void filter_reference(const struct filter_case *c, double *y) {
     for (int64_t t = 0; t < c->rows->N; t++)
         for (int64_t o = 0; o < c->out; o++) {
             double s = c->b[o] + (c->add ? c->add[t * c->out + o] : 0);
-            const double *last = c->rows->start[t] != t ? c->x + (t - 1) * c->in : c->before;
+            const double *last = c->rows->offset[t] ? c->x + (t - 1) * c->in : c->before;
             for (int64_t j = 0; j < c->in; j++)
                 s += c->x[t * c->in + j] * c->w1[o * c->in + j] + (last ? last[j] * c->w0[o * c->in + j] : 0);
             y[t * c->out + o] = s;
@@ -152,26 +152,35 @@ TEST(filter) {
     filter_at(1, 1, 0), filter_at(6, 3, 1), filter_at(17, 33, 0), filter_at(33, 16, 1);
 }
 
-TEST(filter_goes_on_after_a_row_before) { /* one sequence in two calls; bf16 weights and bias */
+TEST(a_part_of_a_sequence_knows_the_rows_around_it) { /* one sequence in two calls; bf16 weights and bias */
     enum { N = 7, CUT = 3, IN = 10, OUT = 6 };
-    struct mat x = mat_random(N, IN, 0, 1), w = mat_random(2 * OUT, IN, 0, 1), whole = mat_new(N, OUT, 0), parts = mat_new(N, OUT, 0);
+    struct mat x = mat_random(N, IN, 0, 1), w = mat_random(2 * OUT, IN, 0, 1), dy = mat_random(N, OUT, 0, 1), whole = mat_new(N, OUT, 0), parts = mat_new(N, OUT, 0);
+    struct mat dx = mat_new(N, IN, 0), dx_parts = mat_new(N, IN, 0), dw0 = mat_new(OUT, IN, 0), dw0_parts = mat_new(OUT, IN, 0);
+    memset(dw0.data, 0, sizeof(float) * OUT * IN), memset(dw0_parts.data, 0, sizeof(float) * OUT * IN);
     uint16_t w16[2 * OUT * IN], b16[OUT];
     for (int i = 0; i < 2 * OUT * IN; i++) w16[i] = f32_to_bf16(((float *)w.data)[i]);
     for (int i = 0; i < OUT; i++) b16[i] = f32_to_bf16(uniform());
     struct chunk_of all = chunk_new((int[]){N, 0}, 0), head = chunk_new((int[]){CUT, 0}, 0), tail = chunk_new((int[]){N - CUT, 0}, 0);
     struct backend *b = backend_for(cpu_kernels_best(), 1, N, 64);
-    struct filter_args a = {.rows = &all.rows, .x = x, .y = whole, .b = b16, .b_type = DT_BF16,
+    struct filter_args a = {.rows = &all.rows, .x = x, .y = whole, .b = b16, .b_type = DT_BF16, .dy = dy, .dx = dx, .dw0 = dw0,
                             .w0 = {.format = W_BF16, .rows = OUT, .cols = IN, .data = w16},
                             .w1 = {.format = W_BF16, .rows = OUT, .cols = IN, .data = w16 + OUT * IN}};
-    op_filter(b, &a);
-    a.rows = &head.rows, a.x = mat_part(x, 0, CUT), a.y = mat_part(parts, 0, CUT);
-    op_filter(b, &a);
+    op_filter(b, &a), op_filter_bwd(b, &a);
+    for (int i = CUT; i < N; i++) tail.data[2 * (N - CUT) + i - CUT] = i;
+    a.rows = &head.rows, a.x = mat_part(x, 0, CUT), a.y = mat_part(parts, 0, CUT), a.dw0 = dw0_parts;
+    a.dy = mat_part(dy, 0, CUT), a.after = mat_part(dy, CUT, 1), a.dx = mat_part(dx_parts, 0, CUT);
+    op_filter(b, &a), op_filter_bwd(b, &a);
     a.rows = &tail.rows, a.before = mat_part(x, CUT - 1, 1), a.x = mat_part(x, CUT, N - CUT), a.y = mat_part(parts, CUT, N - CUT);
-    op_filter(b, &a);
-    CHECK(mat_same(whole, parts), "differs");
+    a.dy = mat_part(dy, CUT, N - CUT), a.after = (struct mat){0}, a.dx = mat_part(dx_parts, CUT, N - CUT);
+    op_filter(b, &a), op_filter_bwd(b, &a);
+    CHECK(mat_same(whole, parts) && mat_same(dx, dx_parts), "differs");
+    for (int i = 0; i < OUT * IN; i++) {
+        float one = ((float *)dw0.data)[i], two = ((float *)dw0_parts.data)[i];
+        CHECK(fabsf(one - two) <= 1e-6f * (1 + fabsf(one)), "dw0 %d: %g, in parts %g", i, (double)one, (double)two); /* summed part by part */
+    }
     backend_close(b);
     chunk_free(&all), chunk_free(&head), chunk_free(&tail);
-    mat_free(&x), mat_free(&w), mat_free(&whole), mat_free(&parts);
+    mat_free(&x), mat_free(&w), mat_free(&whole), mat_free(&parts), mat_free(&dy), mat_free(&dx), mat_free(&dx_parts), mat_free(&dw0), mat_free(&dw0_parts);
 }
 
 /* ---- rope ---- */

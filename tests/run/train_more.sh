@@ -49,6 +49,17 @@ ok "continue an adapter" train c --adapter_name_or_path "$work/plain" --num_trai
 ok "it got better" less "$(loss --model_name_or_path "$work/m" --adapter_name_or_path "$work/c")" "$(loss --model_name_or_path "$work/m" --adapter_name_or_path "$work/plain")"
 ok "it starts at its loss" near "$(sed -n '1s/.*"loss": \([0-9.]*\).*/\1/p' "$work/c/trainer_log.jsonl")" "$(loss --model_name_or_path "$work/m" --adapter_name_or_path "$work/plain")" 0.3
 
+# sequences longer than a chunk may be go through in windows: the same losses, to the digits of the log
+for how in "lora --quantization_bit 4 --lora_dropout 0.1" "full --finetuning_type full"; do
+    # shellcheck disable=SC2086
+    set -- $how
+    name=$1
+    shift
+    ok "$name, sequences whole" train "whole-$name" "$@" --packing true --cutoff_len 128
+    ok "$name, in windows" train "windows-$name" "$@" --packing true --cutoff_len 128 --chunk_tokens 48 --log_level info
+    ok "$name: the same losses" test "$(grep -o '"loss": [0-9.]*' "$work/whole-$name/trainer_log.jsonl")" = "$(grep -o '"loss": [0-9.]*' "$work/windows-$name/trainer_log.jsonl")"
+done
+
 # one mean over all tokens against the mean of means: another number, both learn
 ok "loss per token" train n --loss_norm token --gradient_accumulation_steps 4
 ok "mean of means" train o --gradient_accumulation_steps 4
