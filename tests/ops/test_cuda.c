@@ -123,9 +123,9 @@ static const int *const shapes[] = {one, odd, tile, several, equal, longer};
 TEST(row_ops) {
     NEED_CARD();
     for (int s = 0; s < 6; s++)
-        for (int d = 0; d < 4; d++) {
+        for (int d = 0; d < 9; d++) {
             struct both_rows r;
-            int64_t D = (int64_t[]){64, 72, 513, 2048}[d], V = 100;
+            int64_t D = (int64_t[]){64, 72, 513, 2048, 1, 8, 96, 1000, 4104}[d], V = 100;
             char where[60];
             rows_of(&r, shapes[s], 0);
             snprintf(where, sizeof where, "rows %lld D %lld", (long long)r.c.N, (long long)D);
@@ -150,7 +150,7 @@ TEST(row_ops) {
             compare("norm_bwd +=", where, &dx, 6e-3), compare("norm_bwd =", where, &over, 6e-3), compare("dg", where, &dg, 1e-4), compare("gate", where, &m, 6e-3);
             for (int k = 0; k < 2; k++) op_gate_bwd(k ? gpu : cpu, &(struct gate_args){.rows = k ? &r.g : &r.c, .g = side(&x, k), .u = side(&u, k), .dy = side(&dy, k), .dg = side(&x, k), .du = side(&u, k), .y = side(&m, k)});
             compare("gate_bwd dg", where, &x, 6e-3), compare("gate_bwd du", where, &u, 6e-3), compare("gate_bwd y", where, &m, 6e-3);
-            if (D % 8 == 0)
+            if (D % 64 == 0 || D == 72)
                 for (int sign = 1; sign >= -1; sign -= 2) {
                     int64_t K = D == 72 ? 8 : 64;
                     for (int k = 0; k < 2; k++) op_rope(k ? gpu : cpu, &(struct rope_args){.rows = k ? &r.g : &r.c, .x = side(&dy, k), .K = K, .sign = sign});
@@ -255,14 +255,14 @@ TEST(linear_and_filter) {
                 drop(&x), drop(&y), drop(&add), drop(&dy), drop(&dx), rows_drop(&r);
             }
     for (int s = 0; s < 6; s++)
-        for (int variant = 0; variant < 3; variant++) { /* plain; with add and dx_add; a part of one sequence */
+        for (int variant = 0; variant < 9; variant++) { /* plain; with add and dx_add; a part of one sequence. Three widths */
             struct both_rows r;
             char where[60];
             rows_of(&r, shapes[s], 0);
-            if (variant == 2 && r.c.n_seqs > 1) { rows_drop(&r); continue; }
-            int64_t in = 72, out = 64, N = r.c.N;
+            if (variant % 3 == 2 && r.c.n_seqs > 1) { rows_drop(&r); continue; }
+            int64_t in = (int64_t[]){72, 64, 256}[variant / 3], out = (int64_t[]){64, 136, 128}[variant / 3], N = r.c.N;
             snprintf(where, sizeof where, "filter rows %lld variant %d", (long long)N, variant);
-            limits(N, 72, 72, 1, 64, 64, 4);
+            limits(N, 256, 256, 1, 64, 64, 4);
             struct both_weight w0, w1;
             weight_of(&w0, W_BF16, out, in, 0), weight_of(&w1, W_BF16, out, in, 0);
             struct pair x = make(N, in, DT_BF16, 1), y = make(N, out, DT_BF16, 0), add = make(N, out, DT_BF16, 1), b = make(1, out, DT_F32, 1), before = make(1, in, DT_BF16, 1), dy = make(N, out, DT_BF16, 1), dx = make(N, in, DT_BF16, 0), dx_add = make(N, in, DT_BF16, 1), after = make(1, out, DT_BF16, 1);
@@ -270,8 +270,8 @@ TEST(linear_and_filter) {
             for (int k = 0; k < 2; k++) {
                 struct filter_args a = {.rows = k ? &r.g : &r.c, .x = side(&x, k), .y = side(&y, k), .w0 = k ? w0.g : w0.c, .w1 = k ? w1.g : w1.c, .b = side(&b, k).data, .b_type = DT_F32,
                                         .dy = side(&dy, k), .dx = side(&dx, k), .dw0 = side(&d0, k), .dw1 = side(&d1, k), .db = side(&db, k).data};
-                if (variant == 1) a.add = side(&add, k), a.dx_add = side(&dx_add, k);
-                if (variant == 2) a.before = side(&before, k), a.after = side(&after, k);
+                if (variant % 3 == 1) a.add = side(&add, k), a.dx_add = side(&dx_add, k);
+                if (variant % 3 == 2) a.before = side(&before, k), a.after = side(&after, k);
                 op_filter(k ? gpu : cpu, &a);
                 op_filter_bwd(k ? gpu : cpu, &a);
             }
@@ -417,9 +417,9 @@ TEST(attention_alone) {
 TEST(loss_and_optimizer) {
     NEED_CARD();
     for (int s = 0; s < 6; s++)
-        for (int v = 0; v < 3; v++) {
+        for (int v = 0; v < 9; v++) {
             struct both_rows r;
-            int64_t D = 64, V = (int64_t[]){96, 517, 4096}[v], N, n = 0;
+            int64_t D = v % 2 ? 136 : 64, V = (int64_t[]){96, 517, 4096, 2, 8, 33, 257, 1024, 5003}[v], N, n = 0;
             char where[60];
             rows_of(&r, shapes[s], 0);
             N = r.c.N;
@@ -432,7 +432,7 @@ TEST(loss_and_optimizer) {
                 if (t % 5 != 3) ((int32_t *)row.c.data)[n] = (int32_t)t, ((int32_t *)label.c.data)[n++] = (int32_t)(t * 31 % V);
             upload(&row), upload(&label);
             nll.n = n;
-            size_t work_bytes = (size_t)(V + D) * 2 * (v == 1 ? 7 : 100) + 1024; /* several slices, or one */
+            size_t work_bytes = (size_t)(V + D) * 2 * (v % 3 == 1 ? 7 : 100) + 1024; /* several slices, or one */
             void *work = gpu->alloc(gpu->self, AT_DEVICE, work_bytes);
             for (int k = 0; k < 2; k++)
                 op_loss(k ? gpu : cpu, &(struct loss_args){.rows = k ? &r.g : &r.c, .y = side(&y, k), .E = k ? E.g : E.c, .n = n, .row = side(&row, k).data, .label = side(&label, k).data, .weight = side(&weight, k).data,
