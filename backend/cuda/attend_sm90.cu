@@ -210,8 +210,8 @@ template <int K, int P> DEV void fetch_own(const struct problem &a, const struct
 #pragma unroll 1
             for (int o = 0; o < L::OWNS; o++) fetch<K, L::OWN>(to + o * L::OWN_BYTES, &m.own[o], it.own, it.head, full);
         } else if (i == items + (int)gridDim.x - 1) next_item = 0;
-        bar_arrive(full);
     }
+    bar_arrive(bars.own_full(buf)); /* every lane: each has written of the room */
 }
 /* The fetching warp: items from the counter until it runs dry; own tiles BUFS - 1 items ahead, other tiles in order. */
 template <int K, int P> DEV void fetch_items(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items) {
@@ -544,7 +544,7 @@ attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ st
     extern __shared__ __align__(1024) char room[];
     struct bars<L> bars = {shared_at(room) + L::BARS};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 1), bar_init(bars.own_empty(i), 4 * L::GROUPS + L::HELPERS), bar_init(bars.info(i), P == DQ ? L::HELPERS : 1);
+        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 32), bar_init(bars.own_empty(i), 4 * L::GROUPS + L::HELPERS), bar_init(bars.info(i), P == DQ ? L::HELPERS : 1);
         for (int i = 0; i < L::STAGES; i++)
             for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), P == DKV && w == 0 ? 1 + L::HELPERS : 1), bar_init(bars.empty(w, i), 4 * L::GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
