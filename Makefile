@@ -96,7 +96,7 @@ test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM) $(LOST_CARD)
 	@$(WHERE) tests/run.sh $(TESTS) $(REPLAYS) $(filter-out $(GPU_SCRIPTS),$(SCRIPTS))
 
 # What runs on the card; the rest of make test does not know of it.
-GPU_OPS := $(filter $(B)/tests/ops/test_cuda%,$(TESTS))
+GPU_OPS := $(filter $(B)/tests/ops/test_cuda% $(B)/tests/ops/test_noise,$(TESTS))
 GPU_TESTS := $(GPU_OPS) $(filter $(B)/tests/golden/test_model_golden,$(TESTS))
 GPU_SCRIPTS := $(filter tests/run/gpu_%,$(SCRIPTS))
 ON_CARD := QLORA_BACKEND=cuda QLORA_PLUGIN=$(abspath $(PLUGIN)) TEST_TIMEOUT=$(or $(TEST_TIMEOUT),600)
@@ -104,10 +104,11 @@ test-gpu: all $(TOOLS) $(GPU_TESTS)
 	@$(WHERE) $(ON_CARD) tests/run.sh $(GPU_TESTS) $(GPU_SCRIPTS)
 
 SANITIZER = $(shell command -v compute-sanitizer || ls $(dir $(NVCC))compute-sanitizer /usr/local/cuda/bin/compute-sanitizer 2>/dev/null | head -n 1)
-sanitize-gpu: all $(GPU_OPS)
+CHECKS ?= memcheck racecheck synccheck initcheck
+sanitize-gpu: all $(GPU_TESTS)
 	@[ -n "$(SANITIZER)" ] || { echo "no compute-sanitizer in PATH or beside nvcc: it is a package of the CUDA toolkit (cuda-sanitizer)" >&2; exit 1; }
-	@for tool in memcheck racecheck; do echo "$$tool:"; \
-		$(ON_CARD) RUNNER="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh $(GPU_OPS) || exit 1; done
+	@for tool in $(CHECKS); do echo "$$tool:"; \
+		$(ON_CARD) RUNNER="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh $(GPU_TESTS) || exit 1; done
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
@@ -159,7 +160,7 @@ help:
 #? make demo         a small model trained and asked, with what the repository holds
 #? make test         all tests that need no GPU; the last line adds them up
 #? make test-gpu     ops and golden tests and whole runs, on the card
-#? make sanitize-gpu the ops on the card under compute-sanitizer: memcheck, racecheck
+#? make sanitize-gpu ops and golden tests on the card under compute-sanitizer; CHECKS="memcheck racecheck synccheck initcheck"
 #? make asan         the tests under AddressSanitizer and UBSan
 #? make valgrind     the unit tests under valgrind
 #? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each
