@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BACKEND_VERSION = 3 };
+enum { BACKEND_VERSION = 4 };
 enum queue { Q_COMPUTE, Q_IN, Q_OUT }; /* in order within, concurrent between. Ops run on Q_COMPUTE */
 enum place { AT_DEVICE, AT_HOST };     /* AT_HOST: host memory the device copies to and from at full speed (pinned) */
 
@@ -248,7 +248,7 @@ struct backend_info {
     enum dtype activation;
     int unified;               /* AT_DEVICE memory is host memory: pages need no copies */
     int joins;                 /* join is offered, and pays for more than one call */
-    double flops, link;        /* rough rates for plans: products FLOP/s, copies to and from the host bytes/s each way; 0 = unknown */
+    double flops, bandwidth, link; /* rough rates for plans: products FLOP/s, own memory bytes/s, copies to and from the host bytes/s each way */
     int64_t free_bytes, total_bytes;
     int64_t code_bytes;      /* device bytes that kernels take when they are first used, beside what alloc gives */
 };

@@ -140,11 +140,21 @@ fail:
     return NULL;
 }
 
+static const char *const model_names[] = {"model.safetensors.index.json", "model.safetensors",
+                                          "pytorch_model.bin.index.json", "pytorch_model.bin", NULL};
+
+int ckpt_present(const char *path) {
+    char file[4096];
+    struct err none = {0};
+    if (!path_is_dir(path)) return path_exists(path);
+    for (int i = 0; model_names[i]; i++)
+        if (!path_join(file, sizeof file, path, model_names[i], &none) && path_exists(file)) return 1;
+    return 0;
+}
+
 struct ckpt *ckpt_open(const char *dir, struct err *e) {
-    static const char *const names[] = {"model.safetensors.index.json", "model.safetensors",
-                                        "pytorch_model.bin.index.json", "pytorch_model.bin", NULL};
     return open_first(
-        dir, names, "model: neither model.safetensors nor pytorch_model.bin, nor their .index.json, is there",
+        dir, model_names, "model: neither model.safetensors nor pytorch_model.bin, nor their .index.json, is there",
         e);
 }
 

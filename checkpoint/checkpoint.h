@@ -33,6 +33,7 @@ struct ckpt;
  * pytorch_model.bin.index.json, pytorch_model.bin, looked for in this order), or the path of one .safetensors
  * / .bin file. */
 struct ckpt *ckpt_open(const char *dir, struct err *e);
+int ckpt_present(const char *dir); /* there is something to open */
 /* The adapter of a PEFT folder: adapter_model.safetensors or adapter_model.bin. */
 struct ckpt *ckpt_open_adapter(const char *dir, struct err *e);
 void ckpt_close(struct ckpt *c);

@@ -10,17 +10,6 @@
 #include "tokenizer/tokenizer.h"
 #include <string.h>
 
-/* A published configuration, a config.json, or a folder with one. */
-static int read_config(const char *name, struct model_config *c, struct err *e) {
-    const char *text = model_config_named(name);
-    if (text) return model_config_parse(text, strlen(text), name, c, e);
-    if (path_exists(name)) return model_config_read(name, c, e);
-    const char *near = nearest_word(name, model_config_names);
-    return err_set(e, ERR_INPUT, "config %s is neither a file nor a folder nor a known name%s%s%s", name,
-                   near ? ", did you mean " : " (yuan2-2b, yuan2-51b, yuan2-102b, yuan2-tiny)",
-                   near ? near : "", near ? "?" : "");
-}
-
 /* The configuration with --dtype and --override put in. */
 static int make_config(const struct options *o, struct model_config *c, struct err *e) {
     static const char *const types[] = {NULL, "torch_dtype=bfloat16", "torch_dtype=float32"};
@@ -30,7 +19,7 @@ static int make_config(const struct options *o, struct model_config *c, struct e
     char *text = NULL;
     if (types[o->dtype]) changes[n++] = types[o->dtype];
     for (int i = 0; i < o->n_overrides; i++) changes[n++] = o->overrides[i];
-    if (!read_config(o->config, &base, e) && (text = model_config_text(&base, changes, n, NULL, e)))
+    if (!model_config_find(o->config, &base, e) && (text = model_config_text(&base, changes, n, NULL, e)))
         rc = model_config_parse(text, strlen(text), o->config, c, e);
     sys_free(text);
     model_config_free(&base);

@@ -365,3 +365,13 @@ out:
     json_free(j);
     return result;
 }
+
+int model_config_find(const char *name, struct model_config *c, struct err *e) {
+    const char *text = model_config_named(name);
+    if (text) return model_config_parse(text, strlen(text), name, c, e);
+    if (path_exists(name)) return model_config_read(name, c, e);
+    const char *near = nearest_word(name, model_config_names);
+    return err_set(e, ERR_INPUT, "config %s is neither a file nor a folder nor a known name%s%s%s", name,
+                   near ? ", did you mean " : " (yuan2-2b, yuan2-51b, yuan2-102b, yuan2-tiny)",
+                   near ? near : "", near ? "?" : "");
+}

@@ -30,6 +30,8 @@ void model_config_free(struct model_config *c);
  * names: NULL-terminated list. */
 const char *model_config_named(const char *name);
 extern const char *const model_config_names[];
+/* Either: a published configuration, a config.json, or a folder with one. */
+int model_config_find(const char *name, struct model_config *c, struct err *e);
 /* c->text with members replaced ("hidden_size=512"; values are JSON, or bare words taken as strings) and, with q_bits set
  * in `quantised`, quantization_config added (removed when quantised is NULL). sys_free. */
 char *model_config_text(const struct model_config *c, const char *const *overrides, int n_overrides,

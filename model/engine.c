@@ -2,12 +2,6 @@
 #include "model/engine.h"
 #include "base/sys.h"
 
-static enum dtype activation(struct backend *be) {
-    struct backend_info i;
-    be->info(be->self, &i);
-    return i.activation;
-}
-
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 static struct capacity capacity(const struct engine_config *c) {
     return (struct capacity){c->rows, c->window && c->window < c->rows ? c->window : c->rows};
@@ -16,14 +10,10 @@ static unsigned targets(const struct engine_config *c) { return c->lora ? c->lor
 static int64_t rank(const struct engine_config *c) { return c->lora ? c->lora->config.rank : 0; }
 
 /* What a backend gains from joint operands depends on it: none on the CPU. */
-static int joins(const struct model *m, const struct engine_config *c) {
-    struct backend_info i;
-    m->be->info(m->be->self, &i);
-    return c->join && i.joins;
-}
+static int joins(const struct model *m, const struct engine_config *c) { return c->join && m->info.joins; }
 
 void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx) {
-    size_t element = dtype_bytes(activation(m->be));
+    size_t element = dtype_bytes(m->info.activation);
     int64_t n = (c->training ? m->config.L + 1 : 2) * c->chunks, resident = c->resident_acts < 0 || c->resident_acts > n ? n : c->resident_acts;
     *x = (struct pages_config){.name = "layer inputs", .count = n, .page_bytes = (size_t)(c->rows * m->config.D) * element, .resident = resident, .slots = resident < n ? 4 : 0};
     *dx = (struct pages_config){.name = "layer gradients", .count = c->training ? c->chunks : 0, .page_bytes = (size_t)(c->rows * gradient_columns(&m->config, targets(c), rank(c))) * element,
@@ -40,7 +30,7 @@ static struct backend_limits limits(const struct model *m, const struct engine_c
  * scratch is laid out for backward even when only losses are wanted. */
 struct parts { size_t saved, scratch, r, joints; };
 static struct parts parts(const struct model *m, const struct engine_config *c) {
-    enum dtype act = activation(m->be);
+    enum dtype act = m->info.activation;
     const struct model_config *k = &m->config;
     struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), capacity(c)), .scratch = scratch_bytes(k, act, targets(c), rank(c), capacity(c), 1),
                       .r = align256((size_t)c->rows * 4), .joints = joins(m, c) ? joints_bytes(k, act, targets(c), rank(c)) : 0};
@@ -65,7 +55,7 @@ int engine_items(const struct model *m, const struct engine_config *c, struct pl
 }
 
 int engine_open(struct engine *g, struct model *m, const struct engine_config *c, struct err *e) {
-    *g = (struct engine){.c = *c, .m = m, .be = m->be, .type = activation(m->be)};
+    *g = (struct engine){.c = *c, .m = m, .be = m->be, .type = m->info.activation};
     struct pages_config x, dx;
     engine_pages(m, c, &x, &dx);
     if (!(g->x = pages_open(m->be, &x, e)) || (c->training && !(g->dx = pages_open(m->be, &dx, e)))) goto fail;

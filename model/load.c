@@ -32,13 +32,27 @@ static int shape_is(const struct ckpt *c, const struct ckpt_tensor *t, int rank,
 
 static int is_float(enum dtype t) { return t == DT_F32 || t == DT_BF16 || t == DT_F16 || t == DT_F64; }
 
+/* The formats and places of all weights. plain: of what is not quantised; embed: type of the stored embedding. */
+static void describe(struct model *m, const struct model_how *how, const struct ckpt_quant *q, enum weight_format plain, enum dtype embed) {
+    const struct model_config *g = &m->config;
+    /* A card computes in bf16; the CPU keeps what is stored. */
+    int card = m->info.activation == DT_BF16, bits = q->bits ? q->bits : how->quantization_bit;
+    if (card) plain = W_BF16;
+    if (how->fp32) plain = W_F32;
+    enum weight_format proj = bits == 4 ? W_Q4 : bits == 8 ? W_INT8 : plain;
+    layout_layer(g, proj, plain, q->bits ? q->block : 64, q->bits ? q->nested : how->q_double, &m->lay);
+    m->outer_format = how->fp32 || (embed != DT_BF16 && !card) ? W_F32 : W_BF16;
+    size_t size = (size_t)(g->V * g->D) * (m->outer_format == W_F32 ? 4 : 2), at = (size + 255) / 256 * 256;
+    m->outer[OT_EMBED] = (struct tensor_place){0, size, g->V, g->D};
+    m->outer[OT_HEAD] = (struct tensor_place){at, g->tied ? 0 : size, g->V, g->D};
+    m->outer[OT_NORM] = (struct tensor_place){g->tied ? at : 2 * at, (size_t)g->D * 4, 1, g->D};
+}
+
 /* Checks that every tensor is there in its shape, and finds the formats. */
 static int inspect(struct model *m, const struct ckpt *c, const char *dir, const struct model_how *how, struct err *e) {
     const struct model_config *g = &m->config;
     struct ckpt_quant q0 = {0};
     enum weight_format plain = W_BF16;
-    struct backend_info info;
-    m->be->info(m->be->self, &info);
     for (int64_t l = 0; l < g->L; l++)
         for (int i = 0; i < LT_COUNT; i++) {
             char name[128];
@@ -72,25 +86,15 @@ static int inspect(struct model *m, const struct ckpt *c, const char *dir, const
                                dtype_name(t->type));
             if (i <= LT_CONV2_1 && t->type != DT_BF16) plain = W_F32;
         }
-    /* A card computes in bf16; the CPU keeps what is stored. */
-    if (info.activation == DT_BF16) plain = W_BF16;
-    if (how->fp32) plain = W_F32;
-    int bits = q0.bits ? q0.bits : how->quantization_bit;
     if (how->fp32 && q0.bits)
         return err_set(e, ERR_INPUT, "%s is quantised to %d bits: its weights cannot be trained; use a plain checkpoint, or "
                        "finetuning_type lora", dir, q0.bits);
     if (q0.bits && how->quantization_bit && how->quantization_bit != q0.bits)
         return err_set(e, ERR_INPUT, "%s is already quantised to %d bits; drop --quantization_bit %d", dir, q0.bits,
                        how->quantization_bit);
-    enum weight_format proj = bits == 4 ? W_Q4 : bits == 8 ? W_INT8 : plain;
-    layout_layer(g, proj, plain, q0.bits ? q0.block : 64, q0.bits ? q0.nested : how->q_double, &m->lay);
     const struct ckpt_tensor *t = require(c, outer_names[OT_EMBED], dir, e);
     if (!t || shape_is(c, t, 2, (int64_t[]){g->V, g->D}, e)) return -1;
-    m->outer_format = how->fp32 || (t->type != DT_BF16 && info.activation != DT_BF16) ? W_F32 : W_BF16;
-    size_t size = (size_t)(g->V * g->D) * (m->outer_format == W_F32 ? 4 : 2), at = (size + 255) / 256 * 256;
-    m->outer[OT_EMBED] = (struct tensor_place){0, size, g->V, g->D};
-    m->outer[OT_HEAD] = (struct tensor_place){at, g->tied ? 0 : size, g->V, g->D};
-    m->outer[OT_NORM] = (struct tensor_place){g->tied ? at : 2 * at, (size_t)g->D * 4, 1, g->D};
+    describe(m, how, &q0, plain, t->type);
     if (!g->tied) {
         const struct ckpt_tensor *h = require(c, outer_names[OT_HEAD], dir, e);
         if (!h || shape_is(c, h, 2, (int64_t[]){g->V, g->D}, e)) return -1;
@@ -124,6 +128,7 @@ int model_open(struct model *m, struct backend *be, const char *dir, const struc
                struct err *e) {
     *m = (struct model){.be = be, .trainable_weights = how->fp32};
     *c = NULL;
+    be->info(be->self, &m->info);
     if (model_config_read(dir, &m->config, e)) return -1;
     if (!(*c = ckpt_open(dir, e)) || inspect(m, *c, dir, how, e)) {
         ckpt_close(*c);
@@ -133,6 +138,13 @@ int model_open(struct model *m, struct backend *be, const char *dir, const struc
     }
     warn_unknown(m, *c);
     return 0;
+}
+
+void model_sketch(struct model *m, struct backend *be, const struct model_config *c, const struct model_how *how) {
+    *m = (struct model){.be = be, .config = *c, .trainable_weights = how->fp32};
+    m->config.text = NULL;
+    be->info(be->self, &m->info);
+    describe(m, how, &(struct ckpt_quant){.bits = c->q_bits, .block = 64, .nested = c->q_double}, c->stored == DT_BF16 ? W_BF16 : W_F32, c->stored);
 }
 
 /* A float tensor, as fp32 or bf16, into a page in pieces. */

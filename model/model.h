@@ -43,6 +43,7 @@ struct layer { /* views into one layer page */
 struct model {
     struct model_config config;
     struct backend *be;
+    struct backend_info info;        /* of be, as asked when the model was opened */
     struct layout lay;
     struct pages *layers;            /* L pages */
     float (*q_offset)[PROJ_COUNT];   /* [L] nested offsets of double-quantised scales */
@@ -63,6 +64,8 @@ struct model_how { /* how a checkpoint is to be held */
 struct ckpt;
 int model_open(struct model *m, struct backend *be, const char *dir, const struct model_how *how, struct ckpt **c,
                struct err *e);
+/* The same from a configuration alone, for estimates. c stays the caller's; its text is not taken over. */
+void model_sketch(struct model *m, struct backend *be, const struct model_config *c, const struct model_how *how);
 /* Allocates the pages and streams the weights in. */
 int model_load(struct model *m, const struct model_how *how, const struct ckpt *c, struct err *e);
 /* Adds adapters (a comma list of PEFT folders) to the loaded weights: in fp32, rounded once to the pages' type. Quantised

@@ -10,6 +10,7 @@
  * itself loses the card; "cuda:0" fails nothing and says at the end how many calls there were. */
 #include "backend/cuda/cuda_internal.h"
 extern "C" {
+#include "backend/card.h"
 #include "base/log.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -70,12 +71,11 @@ static void info(void *self, struct backend_info *out) {
     struct cuda *c = (struct cuda *)self;
     size_t free_bytes = 0, total = 0;
     CUDA_TRY(c, cudaMemGetInfo(&free_bytes, &total));
-    memset(out, 0, sizeof *out);
-    /* Dense bf16 FLOPs a multiprocessor and cycle: 4096 on sm_90, 2048 on sm_80, 1024 else; about 7 of 10 are reached. */
-    double per_cycle = c->props.major == 9 ? 4096 : c->props.major == 8 && c->props.minor == 0 ? 2048 : 1024;
-    out->activation = DT_BF16, out->joins = 1, out->code_bytes = 16 << 20; /* measured on sm_90: 15 to 16 MiB */
-    out->flops = 0.7 * per_cycle * c->sms * 1e3 * c->clock_khz, out->link = c->props.major >= 9 ? 50e9 : 24e9;
-    out->free_bytes = (int64_t)free_bytes, out->total_bytes = (int64_t)total;
+    struct card card = {};
+    card.major = c->props.major, card.minor = c->props.minor, card.geforce = strstr(c->props.name, "GeForce") != NULL;
+    card.sms = c->sms, card.mhz = c->clock_khz / 1000, card.bandwidth = c->bandwidth, card.memory = (int64_t)total;
+    card_info(&card, out);
+    out->free_bytes = (int64_t)free_bytes;
     snprintf(out->name, sizeof out->name, "cuda");
     snprintf(out->detail, sizeof out->detail, "%.100s, sm_%d%d, %d multiprocessors", c->props.name, c->props.major, c->props.minor, c->sms);
 }
@@ -141,11 +141,12 @@ static size_t lay(struct cuda *c, const struct backend_limits *l, char *at) {
     n += cuda_decode_workspace(c, l, at ? at + n : NULL);
     return n;
 }
-static size_t workspace(void *self, const struct backend_limits *l) { return lay((struct cuda *)self, l, NULL); }
+static size_t workspace(void *, const struct backend_limits *l) { return card_work_bytes(l); }
 static int reserve(void *self, const struct backend_limits *l, struct err *e) {
     struct cuda *c = (struct cuda *)self;
     release(c, AT_DEVICE, c->work);
     c->work_bytes = lay(c, l, NULL);
+    ASSERT(c->work_bytes == card_work_bytes(l), "workspace of %zu bytes, planned %zu", c->work_bytes, card_work_bytes(l));
     if (!(c->work = alloc(c, AT_DEVICE, c->work_bytes))) {
         struct backend_info now;
         char need[24], left[24];
@@ -228,6 +229,9 @@ static int start(struct cuda *c, struct err *e) {
     if (c->props.major < 8) return err_set(e, ERR_RUN, "%s is sm_%d%d: bf16 needs sm_80 or later; run with --backend cpu", c->props.name, c->props.major, c->props.minor);
     c->sms = c->props.multiProcessorCount;
     if (cudaDeviceGetAttribute(&c->clock_khz, cudaDevAttrClockRate, c->device) != cudaSuccess) c->clock_khz = 1500000;
+    int memory_khz = 0, bits = 0;
+    cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, c->device), cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, c->device);
+    c->bandwidth = memory_khz && bits ? 2e3 * memory_khz * bits / 8 : 1e12; /* two transfers a cycle */
     TRY(cudaFuncGetAttributes(&code_for_card, trap));
     for (int q = 0; q < 3; q++) TRY(cudaStreamCreateWithFlags(&c->stream[q], cudaStreamNonBlocking));
     for (int i = 0; i < TICKETS; i++) TRY(cudaEventCreateWithFlags(&c->event[i], cudaEventDisableTiming));

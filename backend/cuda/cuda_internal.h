@@ -8,6 +8,7 @@
 #define QLORA_CUDA_INTERNAL_H
 extern "C" {
 #include "backend/backend.h"
+#include "backend/card.h"
 }
 #include <cublasLt.h>
 #include <cuda_bf16.h>
@@ -31,6 +32,7 @@ struct gemm_plan {
 struct cuda {
     struct backend table;
     int device, sms, clock_khz;
+    double bandwidth;    /* bytes/s of its memory */
     struct cudaDeviceProp props;
     cudaStream_t stream[3];
     cudaEvent_t event[TICKETS];

@@ -355,20 +355,14 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
     backward(c, dy, a->dy.ld, w1, in, data16(&a->dx), a->dx.ld, N, out, in, 1);
 }
 
-/* Elements of the largest joint operand. */
-static size_t largest_joint(size_t D, size_t F, size_t R) {
-    size_t qk = (2 * D + 2 * R) * (D + 2 * R + 8), gu = (2 * F + 2 * R) * (D + 2 * R + 8), down = (D + R) * (F + R + 8), most = gu > down ? gu : down;
-    return most > qk ? most : qk;
-}
-
 size_t cuda_linear_workspace(struct cuda *c, const struct backend_limits *l, char *at) {
-    size_t n = 0, D = (size_t)l->D, F = (size_t)l->F, R = (size_t)l->R, rows = (size_t)l->rows, widest = D > F ? D : F;
-    c->lt_work_bytes = (size_t)32 << 20;
-    c->w16_elements = l->joined ? 0 : largest_joint(D, F, R);
-    c->partial_elements = l->trains_weights ? (size_t)16 << 20 : 8 * R * widest;
+    size_t n = 0;
+    struct card_work w;
+    card_work(l, &w);
+    c->lt_work_bytes = w.lt, c->w16_elements = w.w16 / 2, c->partial_elements = w.partial / 4;
     const struct { void **p; size_t bytes; } part[] = {
-        {(void **)&c->lt_work, c->lt_work_bytes}, {(void **)&c->w16, c->w16_elements * 2}, {(void **)&c->rank, rows * LINEAR_MAX * R * 2},
-        {(void **)&c->dropped, l->drops ? rows * widest * 2 : 0}, {(void **)&c->partial, c->partial_elements * 4}, {(void **)&c->turns, TALL_TILES * sizeof(uint32_t)}, {(void **)&c->taps, D * D * 2}, {(void **)&c->bias, D * 2}};
+        {(void **)&c->lt_work, w.lt}, {(void **)&c->w16, w.w16}, {(void **)&c->rank, w.rank}, {(void **)&c->dropped, w.dropped},
+        {(void **)&c->partial, w.partial}, {(void **)&c->turns, w.turns}, {(void **)&c->taps, w.taps}, {(void **)&c->bias, w.bias}};
     for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
         *part[i].p = at ? at + n : NULL;
         n += (part[i].bytes + 255) / 256 * 256;
