@@ -33,6 +33,8 @@ static const struct command commands[] = {
      "qlora export --model_name_or_path Yuan2-2B --adapter_name_or_path out --template yuan --export_dir merged"},
     {"new", CMD_NEW, cmd_new, "make a model with random weights",
      "qlora new --config yuan2-tiny --tokenizer Yuan2-2B --output_dir tiny"},
+    {"estimate", CMD_ESTIMATE, cmd_estimate, "memory and speed of a run on a card, before running it",
+     "qlora estimate --config yuan2-51b --quantization_bit 4 --lora_rank 64 --cutoff_len 1024 --card l40s --vram 12GiB"},
     {"doctor", CMD_DOCTOR, cmd_doctor, "say what was found on this machine and what is wrong", "qlora doctor"},
 };
 /* clang-format on */

@@ -49,6 +49,8 @@ int flag_find(enum command_id cmd, const char *name, int *no, struct err *e);
 int flag_set(struct options *o, int row, const char *name, const char *value, const char *where, struct err *e);
 /* As flag_set without remembering that it was given: defaults. */
 int flag_store(struct options *o, const struct flag *f, const char *value, const char *where, struct err *e);
+/* "name: value" as a line of YAML, if the flag has a value. */
+void flag_print(const struct options *o, const struct flag *f, struct str *out);
 const char *options_keep(struct options *o, const char *text, size_t n, struct err *e);
 
 /* -1 and e when text holds a character that only looks like one of ASCII. */

@@ -297,3 +297,31 @@ int flag_set(struct options *o, int row, const char *name, const char *value, co
     o->given[row] = (struct given){kept_name, kept};
     return 0;
 }
+
+void flag_print(const struct options *o, const struct flag *f, struct str *out) {
+    if (f->at == NOWHERE) return;
+    const void *at = (const char *)o + f->at;
+    union {
+        int k;
+        int64_t i;
+        double x;
+        const char *text;
+    } v = {0};
+    memcpy(&v, at, f->kind == FLAG_BOOL || f->kind == FLAG_CHOICE ? sizeof v.k : sizeof v.i);
+    if (f->kind >= FLAG_WORD && o->given[f - flags].value) v.text = o->given[f - flags].value; /* as it was before checks took it apart */
+    if (f->kind == FLAG_BOOL ? v.k < 0 : f->kind == FLAG_NUM ? !f->fallback && v.x == 0 : f->kind != FLAG_CHOICE && !f->fallback && !v.i) return; /* not given */
+    str_printf(out, "%s: ", f->name);
+    switch (f->kind) {
+    case FLAG_BOOL: str_puts(out, v.k > 0 ? "true" : "false"); break;
+    case FLAG_NUM: str_json_num(out, v.x); break;
+    case FLAG_CHOICE: {
+        const char *word = f->range;
+        for (int i = 0; i < v.k; i++) word += strcspn(word, "|") + 1;
+        str_printf(out, "%.*s", (int)strcspn(word, "|"), word);
+        break;
+    }
+    case FLAG_INT: case FLAG_SEED: case FLAG_BYTES: str_printf(out, "%lld", (long long)v.i); break;
+    default: str_json(out, v.text, strlen(v.text));
+    }
+    str_puts(out, "\n");
+}

@@ -37,14 +37,17 @@ static size_t size_of(const struct pages_config *c, int64_t i) { return c->bytes
 
 static size_t slot_bytes(const struct pages_config *c) {
     size_t most = 0;
+    if (!c->bytes) return c->resident < c->count ? aligned(c->page_bytes) : 0;
     for (int64_t i = c->resident; i < c->count; i++)
         if (aligned(size_of(c, i)) > most) most = aligned(size_of(c, i));
     return most;
 }
 
 void pages_cost(const struct pages_config *c, int64_t *device, int64_t *host) {
+    const int64_t here = c->resident < c->count ? c->resident : c->count;
     *device = *host = 0;
-    for (int64_t i = 0; i < c->count; i++) *(i < c->resident ? device : host) += (int64_t)aligned(size_of(c, i));
+    if (!c->bytes) *device = here * (int64_t)aligned(c->page_bytes), *host = (c->count - here) * (int64_t)aligned(c->page_bytes);
+    for (int64_t i = 0; c->bytes && i < c->count; i++) *(i < here ? device : host) += (int64_t)aligned(c->bytes[i]);
     *device += (int64_t)slot_bytes(c) * c->slots;
 }
 

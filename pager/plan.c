@@ -21,46 +21,67 @@ static void most_that_fits(plan_cost *cost, void *context, struct plan *p, int64
     price(cost, context, p);
 }
 
-/* A chunk's launches and the tails of its products take about as long as this many tokens' work. */
-enum { CHUNK_OVERHEAD = 128, LEAST_WINDOW = 256 };
-/* Of a layer's forward pass, what comes before attention but for its products: made a second time where windows are cut. */
-static const double AGAIN = 1.0 / 9;
+/* ---- the model of time ----
+ *
+ *     device = Σ products / flops (1 + tail / rows) + attention / (ATTENTION flops) + bytes / (BANDWIDTH bandwidth)
+ *     step   = max(device, visits visit, link) + EXPOSED link
+ *
+ * The sum runs over forward, the recomputed share of `again`, backward, the rest, and the unpacking of weights. The host queues
+ * ops ahead of the device; where chunks are so small that it cannot, it sets the pace. Copies run beside both. The constants
+ * are fitted to the runs of bench/results/h100.jsonl; docs/MEMORY.md sets prediction and measurement side by side. */
+static const double ATTENTION = 0.38; /* of the rate of products; the causal half is counted */
+static const double BANDWIDTH = 0.65; /* of the memory's own */
+static const double EXPOSED = 0.05;   /* share of the copies that nothing hides */
+static const double WINDOWS = 1.0 / 9; /* of a forward pass: what comes before attention but for its products, made a second time */
+enum { LEAST_WINDOW = 256 };
 
-static double seconds(const struct plan_request *r, const struct plan *p) {
-    const struct plan_choice *c = &p->choice;
-    double in = 0, out = 0, recomputed = r->training ? 1 - (double)c->keep_layers / (double)r->layers + (c->rows < r->longest ? AGAIN : 0) : 0;
-    for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out;
-    double work = (r->forward * (1 + recomputed) + r->backward) / r->flops * (1 + CHUNK_OVERHEAD / (double)c->rows) * (c->join || !r->joins ? 1 : 1.05);
-    double link = (in > out ? in : out) / r->link;
-    return (work > link ? work : link) + 0.05 * link; /* copies never hide completely */
+static double work(const struct plan_request *r, const struct plan_work *w, double tail) {
+    return w->products / r->flops * tail + w->attention / (ATTENTION * r->flops) + w->bytes / (BANDWIDTH * r->bandwidth);
 }
 
-/* Where everything lives at one chunk size, from all on the device to little: keeps the fastest that fits in *best. */
-static int placements(const struct plan_request *r, plan_cost *cost, void *context, int64_t rows, struct plan *best, struct plan *smallest) {
-    int found = 0, whole = rows >= r->longest;
-    if (r->keep_all && !whole) return 0;
-    for (int bits = 0; bits < 1 << 5; bits++) {
-        int acts = bits & 1, state = bits >> 1 & 1, values = bits >> 2 & 1, stream = bits >> 3 & 1, apart = bits >> 4 & 1;
-        if ((state && !r->may_page_state) || ((acts || state || values) && !r->training) || (apart && !r->joins)) continue;
-        struct plan p = {.choice = {.rows = rows, .keep_layers = r->keep_all ? r->layers : 0, .resident_layers = stream ? 0 : r->layers, .acts_on_host = acts,
-                                    .state_on_host = state, .values_on_host = values, .join = !apart}};
-        int64_t base = price(cost, context, &p);
-        if (!smallest->items || base < smallest->device) *smallest = p;
-        if (base > r->budget) continue;
-        int keeps = r->training && !r->keep_all && whole;
-        for (int order = 0; order < 1 + (stream && keeps); order++) { /* what the rest of the budget is for: weights first, or activations */
+static double larger_of(double a, double b) { return a > b ? a : b; }
+
+double plan_seconds(const struct plan_request *r, const struct plan *p) {
+    const struct plan_choice *c = &p->choice;
+    double in = 0, out = 0, again = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
+    for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out;
+    double tail = 1 + r->tail / (double)c->rows, chunks = (double)((r->step_rows + c->rows - 1) / c->rows), passes = r->training ? 2 + again : 1;
+    /* Joint operands are made once for a visit of all chunks, recomputation and backward being one; else for every call. */
+    double makes = c->join && r->joins ? (r->training ? 2 : 1) : passes * chunks;
+    double device = work(r, &r->forward, tail) + again * work(r, &r->again, tail) + work(r, &r->backward, tail) + work(r, &r->rest, 1) + makes * r->unpacked / (BANDWIDTH * r->bandwidth);
+    if (c->rows < r->longest && r->training) device += WINDOWS * work(r, &r->forward, tail);
+    double link = larger_of(in, out) / r->link, host = r->visit * chunks * passes * (double)r->layers;
+    return larger_of(larger_of(device, host), link) + EXPOSED * link;
+}
+
+/* Where everything lives at one chunk size: every way that is open, each filled up. Keeps the fastest that fits in *best, and in
+ * *least what comes nearest to fitting. */
+static void placements(const struct plan_request *r, plan_cost *cost, void *context, int64_t rows, struct plan *best, struct plan *least) {
+    const int whole = rows >= r->longest, keeps = r->training && !r->keep_all && whole;
+    if (r->keep_all && !whole) return;
+    for (unsigned ways = 0; ways < PLAN_WAYS; ways++) {
+        if (ways & ~r->may || r->must & ~ways) continue;
+        const int streams = (ways & PLAN_WEIGHTS) != 0;
+        struct plan p = {.choice = {.rows = rows, .keep_layers = r->keep_all ? r->layers : 0, .resident_layers = streams ? 0 : r->layers,
+                                    .acts_on_host = (ways & PLAN_ACTS) != 0, .state_on_host = (ways & PLAN_STATE) != 0,
+                                    .values_on_host = (ways & PLAN_VALUES) != 0, .join = !(ways & PLAN_APART)}};
+        const int64_t base = price(cost, context, &p);
+        if (base > r->budget) {
+            if (!least->items || base < least->device) *least = p;
+            continue;
+        }
+        const int64_t most = base + r->keep_budget < r->budget ? base + r->keep_budget : r->budget;
+        for (int order = 0; order < 1 + (streams && keeps); order++) { /* what the rest of the budget is for: weights first, or activations */
             struct plan q = p;
-            int64_t most = base + r->keep_budget < r->budget ? base + r->keep_budget : r->budget;
-            if (stream && order == 0) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
+            if (streams && order == 0) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
             if (keeps) most_that_fits(cost, context, &q, &q.choice.keep_layers, r->layers, most);
-            if (stream && order == 1) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
-            q.seconds = seconds(r, &q);
-            if (best->items && q.seconds >= best->seconds) continue;
-            *best = q;
-            found = 1;
+            if (streams && order == 1) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
+            q.seconds = plan_seconds(r, &q);
+            if (r->host_budget && q.host > r->host_budget) {
+                if (!least->items || least->device > r->budget || q.host < least->host) *least = q;
+            } else if (!best->items || q.seconds < best->seconds) *best = q;
         }
     }
-    return found;
 }
 
 static int larger(const void *a, const void *b) {
@@ -68,30 +89,37 @@ static int larger(const void *a, const void *b) {
     return (x->device < y->device) - (x->device > y->device);
 }
 
+/* p needs more than there is, of the device or of the host: says of what, how much, and what for. */
+static int too_small(const struct plan_request *r, const struct plan *p, struct err *e) {
+    const int of_host = p->device <= r->budget;
+    struct plan_item item[PLAN_ITEMS];
+    struct str largest = {0};
+    char need[24], have[24], size[24];
+    for (int i = 0; i < p->items; i++) {
+        item[i] = p->item[i];
+        if (of_host) item[i].device = item[i].host;
+    }
+    qsort(item, (size_t)p->items, sizeof *item, larger);
+    for (int i = 0; i < p->items && i < 3 && item[i].device; i++) str_printf(&largest, "%s%s %s", i ? ", " : "", item[i].name, text_bytes(size, item[i].device));
+    err_set(e, ERR_RUN, "this run needs at least %s %s and has %s: %s. %s would fit more", text_bytes(need, of_host ? p->host : p->device),
+            of_host ? "of host memory" : "on the device", text_bytes(have, of_host ? r->host_budget : r->budget), largest.p ? largest.p : "", r->advice);
+    str_free(&largest);
+    return -1;
+}
+
 int plan_make(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, struct err *e) {
-    int64_t rows = r->step_rows < r->prefer_rows ? r->step_rows : r->prefer_rows, least = r->longest < LEAST_WINDOW ? r->longest : LEAST_WINDOW;
-    struct plan best = {0};
+    const int64_t window = r->longest < LEAST_WINDOW ? r->longest : LEAST_WINDOW;
+    int64_t rows = r->step_rows < r->prefer_rows ? r->step_rows : r->prefer_rows;
+    struct plan best = {0}, least = {0};
     if (rows < r->longest) rows = r->longest;
     if (r->most_rows && rows > r->most_rows && !r->keep_all) rows = r->most_rows;
-    *p = (struct plan){0};
-    for (int64_t n = rows; n > 0;) {
-        placements(r, cost, context, n, &best, p);
-        n = n <= least ? 0 : n > r->longest && n / 2 < r->longest ? r->longest : n / 2 > least ? n / 2 : least;
+    while (rows > 0) {
+        placements(r, cost, context, rows, &best, &least);
+        rows = rows <= window ? 0 : rows > r->longest && rows / 2 < r->longest ? r->longest : rows / 2 > window ? rows / 2 : window;
     }
-    if (best.items) {
-        *p = best;
-        price(cost, context, p); /* the caller's context follows the choice */
-        return 0;
-    }
-    struct plan_item item[PLAN_ITEMS];
-    for (int i = 0; i < p->items; i++) item[i] = p->item[i];
-    qsort(item, (size_t)p->items, sizeof *item, larger);
-    char need[24], have[24], size[3][24];
-    for (int i = 0; i < 3; i++) text_bytes(size[i], i < p->items ? item[i].device : 0);
-    return err_set(e, ERR_RUN, "this run needs at least %s on the device and has %s: %s %s, %s %s, %s %s. A lower --cutoff_len%s%s would fit more",
-                   text_bytes(need, p->device), text_bytes(have, r->budget), item[0].name, size[0],
-                   p->items > 1 ? item[1].name : "", p->items > 1 ? size[1] : "", p->items > 2 ? item[2].name : "", p->items > 2 ? size[2] : "",
-                   r->training && !r->may_page_state ? ", --optim paged_adamw_32bit" : "", r->keep_all ? ", or leaving gradient checkpointing on," : "");
+    *p = best.items ? best : least;
+    price(cost, context, p); /* the caller's context follows the choice */
+    return best.items ? 0 : too_small(r, p, e);
 }
 
 void plan_print(const struct plan *p, const struct plan_request *r, struct str *out) {

@@ -1,9 +1,8 @@
 /* pager/plan.h - decides, before anything is allocated, where every page lives and how large a chunk is.
  *
  * Pure arithmetic. The caller's cost function says what a choice takes, item by item: memory, and bytes copied in a step. The
- * plan is the choice that fits the budget with the shortest step by a simple model: products at the machine's rate and copies at
- * the link's overlap, small chunks cost a little, recomputation costs a forward pass. What is free (streaming weights behind
- * long steps) is so used before what is not (small chunks, recomputation). The run allocates exactly what the items say.
+ * plan is the choice that fits the budget with the shortest step by a model of time (plan.c). What is free (streaming weights
+ * behind long steps) is so used before what is not (small chunks, recomputation). The run allocates exactly what the items say.
  */
 #ifndef QLORA_PAGER_PLAN_H
 #define QLORA_PAGER_PLAN_H
@@ -27,19 +26,31 @@ enum { PLAN_ITEMS = 16 };
 /* Fills items (at most PLAN_ITEMS) for a choice; returns their number. */
 typedef int plan_cost(void *context, const struct plan_choice *c, struct plan_item *items);
 
+/* What a step computes: FLOPs of matrix products and of attention, bytes that all else moves through the device's memory. */
+struct plan_work { double products, attention, bytes; };
+
+/* Ways to need less of the device: layer inputs, optimizer state, adapters with their gradients, weights at home on the host;
+ * operands of products made for each call instead of once per visit. */
+enum plan_way { PLAN_ACTS = 1, PLAN_STATE = 2, PLAN_VALUES = 4, PLAN_WEIGHTS = 8, PLAN_APART = 16, PLAN_WAYS = 32 };
+
 struct plan_request {
     int64_t budget;          /* device bytes */
+    int64_t host_budget;     /* host bytes; 0: not looked at */
+    int64_t keep_budget;     /* device bytes that kept activations may use at most */
+    unsigned may, must;      /* ways that are open, and those that are to be taken */
     int64_t layers;
     int64_t longest;         /* longest sequence in rows; with fewer rows it goes through in windows, some work being done twice */
     int64_t prefer_rows;     /* chunk size beyond which nothing is gained */
     int64_t most_rows;       /* chunk size asked for, 0: any */
     int64_t step_rows;       /* largest batch */
-    int may_page_state;      /* paged optimizer: its state may live in host memory */
-    int joins;               /* the backend gains from joint operands */
-    double forward, backward; /* FLOPs of a step: all layers forward; everything else */
-    double flops, link;      /* rates: FLOP/s of products, bytes/s of copies each way */
     int training, keep_all;  /* keep_all: recomputation is not allowed */
-    int64_t keep_budget;     /* device bytes that kept activations may use at most */
+    int joins;               /* the backend gains from joint operands */
+    struct plan_work forward, again, backward, rest; /* of a step: all layers forward; what backward recomputes; backward; head and update */
+    double unpacked;         /* bytes of all layers' weights as operands of products; 0: nothing is to unpack */
+    double tail;             /* rows whose time the last, partly filled waves of a chunk's products cost */
+    double visit;            /* seconds the host takes to queue a layer's ops for one chunk and pass */
+    double flops, bandwidth, link; /* rates: FLOP/s of products, bytes/s of the device's memory and of copies each way */
+    const char *advice;      /* flags that would fit more, for the message: "A lower --cutoff_len" */
 };
 struct plan {
     struct plan_choice choice;
@@ -48,7 +59,10 @@ struct plan {
     int64_t device, host;
     double seconds;          /* of a step, by the model */
 };
+/* -1 when nothing fits: p then holds the plan that needs least. */
 int plan_make(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, struct err *e);
+/* Seconds of a step under a choice whose items are filled. */
+double plan_seconds(const struct plan_request *r, const struct plan *p);
 /* The plan as lines of text: the choice in words and a table of items. */
 void plan_print(const struct plan *p, const struct plan_request *r, struct str *out);
 #endif

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/stop.h"
 #include "base/sys.h"
+#include "train/estimate.h"
 #include "train/schedule.h"
 #include "train/train_internal.h"
 #include <inttypes.h>
@@ -266,12 +267,14 @@ static void blame_card(struct trainer *t, struct err *e) {
     else err_set(e, card.code, "after step %lld: %s. What was saved in %.400s is whole: the same command with --resume_from_checkpoint true goes on from there", (long long)t->at.step, card.text, t->o->output_dir);
 }
 
-static void close_all(struct trainer *t) {
-    report_close(t->report);
-    batch_close(&t->batch), engine_close(&t->engine), params_close(&t->params), lora_free(&t->lora), model_free(&t->model);
-    sampler_close(t->sampler), data_free(t->train), data_free(t->eval), tok_close(t->tok);
-    sys_free(t->sequences);
-    backend_close(t->be);
+/* What the run takes: memory, time, disk space. */
+static void show_estimate(const struct trainer *t) {
+    struct estimate x;
+    struct str text = {0};
+    estimate_of(t, &x);
+    estimate_print(&x, &text);
+    if (!text.oom) log_info("%.*s", (int)text.n - 1, text.p); /* the log ends its lines itself */
+    str_free(&text);
 }
 
 int train_run(const struct train_options *o, struct err *e) {
@@ -283,10 +286,11 @@ int train_run(const struct train_options *o, struct err *e) {
     struct backend_info info;
     t.be->info(t.be->self, &info);
     t.free_before = info.free_bytes;
-    if (setup_data(&t, e) || setup_model(&t, e)) goto out;
+    if (!info.unified) t.host_bytes = sys_free_memory();
+    if (setup_data(&t, e) || setup_model(&t, NULL, e) || setup_plan(&t, e)) goto out;
+    show_estimate(&t);
     if (o->dry_run) {
-        setup_show_example(&t);
-        log_info("dry run: %lld steps over %lld sequences; nothing was loaded or written", (long long)t.total_steps, (long long)data_count(t.train));
+        log_info("dry run: nothing was loaded or written");
         r = 0;
         goto out;
     }
@@ -307,6 +311,6 @@ int train_run(const struct train_options *o, struct err *e) {
     if (!r && t.result.stopped) log_warn("the last evaluation was cut short and is not reported"), r = 128 + stop_requested();
 out:
     if (r < 0) blame_card(&t, e);
-    close_all(&t);
+    setup_close(&t);
     return r < 0 ? (e->code ? e->code : ERR_RUN) : r;
 }

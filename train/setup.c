@@ -37,6 +37,7 @@ int setup_data(struct trainer *t, struct err *e) {
     sys_free(lengths);
     if (!t->sampler) return -1;
     t->total_steps = sampler_total_steps(t->sampler);
+    t->labelled = r.tokens ? (double)r.labelled_tokens / (double)r.tokens : 1;
     t->warmup = schedule_warmup(o->warmup_steps, o->warmup_ratio, t->total_steps);
     int64_t epoch = sampler_steps_per_epoch(t->sampler);
     t->log_every = interval(o->logging_steps, t->total_steps);
@@ -61,8 +62,8 @@ static int32_t *row_counts(const struct dataset *d, struct err *e) {
 }
 
 /* Walks all steps of the run and all evaluation batches: the largest number of rows, of sequences, and of chunks when a
- * chunk holds at most `capacity` rows (the greedy rule of batch_fill). */
-struct extent { int64_t rows, seqs, chunks; };
+ * chunk holds at most `capacity` rows (the greedy rule of batch_fill); the rows of all steps together. */
+struct extent { int64_t rows, seqs, chunks; double trained; };
 static void extend(struct extent *x, const int32_t *rows, const int64_t *index, int64_t first, int64_t n, int64_t capacity) {
     int64_t sum = 0, chunk = 0, chunks = 1;
     for (int64_t i = 0; i < n; i++) {
@@ -70,37 +71,48 @@ static void extend(struct extent *x, const int32_t *rows, const int64_t *index, 
         if (chunk + r > capacity) chunks++, chunk = 0;
         sum += r, chunk += r;
     }
+    if (index) x->trained += (double)sum;
     if (sum > x->rows) x->rows = sum;
     if (n > x->seqs) x->seqs = n;
     if (chunks > x->chunks) x->chunks = chunks;
 }
 
 static int walk(struct trainer *t, int64_t capacity, struct extent *x, struct err *e) {
-    int32_t *train = row_counts(t->train, e), *eval = row_counts(t->eval, e);
-    int r = train && eval ? 0 : -1;
     *x = (struct extent){.chunks = 1};
-    for (int64_t i = 0; !r && i < t->total_steps; i++) {
+    for (int64_t i = 0; i < t->total_steps; i++) {
         struct sampler_step s;
-        if (!(r = sampler_get(t->sampler, i, &s, e))) extend(x, train, s.index, 0, s.sequences, capacity);
+        if (sampler_get(t->sampler, i, &s, e)) return -1;
+        extend(x, t->rows, s.index, 0, s.sequences, capacity);
     }
     int64_t n = t->eval ? data_count(t->eval) : 0, B = t->o->eval_batch;
-    for (int64_t i = 0; !r && i < n; i += B) extend(x, eval, NULL, i, i + B < n ? B : n - i, capacity);
-    sys_free(train), sys_free(eval);
-    return r;
+    for (int64_t i = 0; i < n; i += B) extend(x, t->eval_rows, NULL, i, i + B < n ? B : n - i, capacity);
+    return 0;
 }
 
 static int sizes(struct trainer *t, struct err *e) {
-    int32_t *train = row_counts(t->train, e), *eval = row_counts(t->eval, e);
-    int r = train && eval ? 0 : -1;
-    for (int64_t i = 0; !r && i < data_count(t->train); i++) t->longest = train[i] > t->longest ? train[i] : t->longest;
-    for (int64_t i = 0; !r && t->eval && i < data_count(t->eval); i++) t->longest = eval[i] > t->longest ? eval[i] : t->longest;
-    sys_free(train), sys_free(eval);
     struct extent x;
-    if (r || walk(t, INT64_MAX / 2, &x, e)) return -1;
+    double sum = 0, squares = 0;
+    if (!(t->rows = row_counts(t->train, e)) || !(t->eval_rows = row_counts(t->eval, e))) return -1;
+    for (int64_t i = 0; i < data_count(t->train); i++) {
+        const int64_t r = t->rows[i];
+        if (r > t->longest) t->longest = r;
+        sum += (double)r, squares += (double)r * (double)r;
+    }
+    for (int64_t i = 0; t->eval && i < data_count(t->eval); i++) t->longest = t->eval_rows[i] > t->longest ? t->eval_rows[i] : t->longest;
+    if (walk(t, INT64_MAX / 2, &x, e)) return -1;
     if (!t->longest) return err_set(e, ERR_INPUT, "no sequence has a labelled token to learn from; check the data set and --cutoff_len");
-    t->max_rows = x.rows, t->max_seqs = x.seqs;
+    t->max_rows = x.rows, t->max_seqs = x.seqs, t->all_rows = x.trained, t->reach = squares / sum;
     t->sequences = sys_alloc_array((size_t)t->max_seqs, sizeof *t->sequences, "sequences of a step", e);
     return t->sequences ? 0 : -1;
+}
+
+void setup_shape(struct trainer *t) {
+    const struct train_options *o = t->o;
+    t->longest = o->data.cutoff_len > 1 ? o->data.cutoff_len - 1 : 1; /* the last token of a sequence is no row */
+    t->max_seqs = o->batch * o->accumulate, t->total_steps = o->max_steps > 0 ? o->max_steps : 0;
+    const double rows = (double)t->max_seqs * (double)t->longest, most = 1e15; /* far more than setup_model accepts */
+    t->max_rows = (int64_t)(rows < most ? rows : most);
+    t->all_rows = rows * (double)t->total_steps, t->reach = (double)t->longest, t->labelled = 1;
 }
 
 void setup_show_example(const struct trainer *t) {
@@ -125,10 +137,12 @@ void setup_show_example(const struct trainer *t) {
 
 /* The engine's configuration under a choice of the plan. */
 static void engine_choice(struct trainer *t, const struct plan_choice *c, struct engine_config *k) {
-    int64_t rows = c->rows > t->longest ? c->rows : t->longest; /* a longer sequence is a chunk of several windows */
+    const int64_t rows = c->rows > t->longest ? c->rows : t->longest; /* a longer sequence is a chunk of several windows */
     if (t->chunks_at != rows) {
+        const int64_t whole = rows / t->longest; /* sequences that fill a chunk where all are equally long */
         struct extent x;
-        t->chunks = walk(t, rows, &x, NULL) ? t->max_seqs : x.chunks;
+        if (!t->train) t->chunks = (t->max_seqs + whole - 1) / whole;
+        else t->chunks = walk(t, rows, &x, NULL) ? t->max_seqs : x.chunks;
         t->chunks_at = rows;
     }
     *k = (struct engine_config){.rows = rows, .window = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
@@ -159,66 +173,134 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
     items[n++] = pages_item(&grad, "gradients", 1, 1);
     items[n++] = pages_item(&state, "optimizer state", 1, 1);
     n += engine_items(&t->model, &k, items + n);
-    if (t->code_bytes) items[n++] = (struct plan_item){.name = "kernels", .device = t->code_bytes};
+    if (t->model.info.code_bytes) items[n++] = (struct plan_item){.name = "kernels", .device = t->model.info.code_bytes};
     items[n++] = (struct plan_item){.name = "token arrays", .device = batch_cost(t->max_rows), .host = batch_cost(t->max_rows)};
     return n;
 }
 
-static int adapter(struct trainer *t, struct err *e) {
+/* The adapter's shape; its numbers come with setup_memory. */
+static int adapter_shape(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
+    struct lora_config c = o->lora;
     if (!setup_is_lora(t)) return 0;
     if (o->merged_adapters && (t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8))
         return err_set(e, ERR_INPUT, "Quantized model only accepts a single adapter. Merge them first.");
     if (o->adapter_name_or_path) {
+        struct lora_file f;
+        if (lora_file_open(o->adapter_name_or_path, &t->model.config, &f, e)) return -1;
+        c = f.shape.config;
+        lora_file_close(&f);
+        if (o->lora.rank != c.rank || o->lora.targets != c.targets)
+            log_warn("the adapter's own rank %lld and targets are used, not those of the command line", (long long)c.rank);
+        c.dropout = o->lora.dropout;
+    }
+    return lora_shapes(&t->lora, &c, &t->model.config, e);
+}
+
+static int adapter_load(struct trainer *t, struct err *e) {
+    const struct train_options *o = t->o;
+    const struct lora_config c = t->lora.config;
+    if (!setup_is_lora(t)) return 0;
+    if (o->adapter_name_or_path) {
         if (lora_load(o->adapter_name_or_path, &t->model.config, &t->lora, e)) return -1;
-        if (o->lora.rank != t->lora.config.rank || o->lora.targets != t->lora.config.targets)
-            log_warn("the adapter's own rank %lld and targets are used, not those of the command line", (long long)t->lora.config.rank);
-        t->lora.config.dropout = o->lora.dropout;
+        t->lora.config.dropout = c.dropout;
         return 0;
     }
-    if (lora_init(&t->lora, &o->lora, &t->model.config, e)) return -1;
+    if (lora_init(&t->lora, &c, &t->model.config, e)) return -1;
     lora_start(&t->lora, o->seed);
     return 0;
 }
 
-int setup_model(struct trainer *t, struct err *e) {
+/* Activations of D that a token moves through the device's memory in a layer: norms, filter, rope, gate, each op's operands
+ * read and written once (spec: 12 D + 6 F live values). Recomputation makes neither the product of down nor its output. */
+enum { MOVED_FORWARD = 22, MOVED_AGAIN = 20, MOVED_BACKWARD = 80 };
+/* Bytes of the optimizer's pass over a trained number: value, gradient and moments read, all but the gradient written. */
+enum { MOVED_UPDATE = 28 };
+/* Of a card: seconds the host takes to queue a layer's ops for a chunk, and rows that a chunk's products cost beside their own.
+ * Both from 2B in chunks of 2048 to 8192 on an H100 (bench/results/h100.jsonl). */
+static const double VISIT = 1e-3, TAIL = 256;
+
+static struct plan_work times(struct plan_work w, double n) { return (struct plan_work){n * w.products, n * w.attention, n * w.bytes}; }
+
+/* Each number of an adapter takes part in a product forward, again, and in two of backward. */
+static void describe_work(struct trainer *t, struct plan_request *r) {
+    const struct model_config *k = &t->model.config;
+    const int full = !setup_is_lora(t), packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8;
+    const double D = (double)k->D, F = (double)k->F, L = (double)k->L, tokens = (double)t->max_rows, act = (double)dtype_bytes(t->model.info.activation);
+    const double weights = 6 * D * D + 3 * D * F, trained = (double)t->params.total, branch = full ? 0 : 2 * trained, attention = 2 * D * t->reach;
+    r->forward = times((struct plan_work){L * 2 * weights + branch, L * attention, L * MOVED_FORWARD * D * act}, tokens);
+    r->again = times((struct plan_work){L * 2 * (weights - D * F) + branch, L * attention, L * MOVED_AGAIN * D * act}, tokens);
+    r->backward = times((struct plan_work){L * 2 * weights * (1 + full) + 2 * branch, L * 2.5 * attention, L * MOVED_BACKWARD * D * act}, tokens);
+    r->rest = times((struct plan_work){2 * (double)(k->V * k->D) * (2 + full), 0, 4 * (double)k->V * act}, tokens * t->labelled);
+    r->rest.bytes += MOVED_UPDATE * trained;
+    r->unpacked = packed || full || t->model.info.joins ? L * weights * (act + 2) : 0;
+    if (!t->model.info.unified) r->visit = VISIT, r->tail = TAIL;
+}
+
+/* What the plan is asked. Without --vram the CPU has one memory, and nothing to gain from a second home in it. */
+static int request(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
-    struct backend_info info;
-    t->be->info(t->be->self, &info);
-    t->code_bytes = info.code_bytes;
+    const struct backend_info *info = &t->model.info;
+    const struct model_config *k = &t->model.config;
+    const int full = !setup_is_lora(t), pages = !info->unified || o->vram_bytes;
+    /* So many bytes a row takes at the very most: in sums of them nothing may overflow. */
+    const double row = 64.0 * (double)(k->L + 1) * (double)(k->D + k->F + k->H + (full ? 0 : t->lora.config.rank));
+    if ((double)t->max_rows * row > 4e18)
+        return err_set(e, ERR_INPUT, "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, --per_device_train_batch_size or --cutoff_len", (double)t->max_rows);
+    snprintf(t->advice, sizeof t->advice, "A lower --cutoff_len%s%s%s", full ? ", --finetuning_type lora" : t->model.lay.proj == W_Q4 ? " or --lora_rank" : " or --lora_rank, --quantization_bit 4",
+             o->paged ? "" : ", --optim paged_adamw_32bit", o->gradient_checkpointing ? "" : ", gradient checkpointing");
+    const int64_t budget = o->vram_bytes ? o->vram_bytes : info->free_bytes - info->free_bytes / 20;
+    /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
+    t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
+                                       .may = (pages ? PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (o->paged ? PLAN_STATE : 0u) : 0u) | (info->joins ? PLAN_APART : 0u),
+                                       .layers = k->L, .longest = t->longest, .step_rows = t->max_rows, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192, .most_rows = o->chunk_tokens,
+                                       .training = 1, .keep_all = !o->gradient_checkpointing, .joins = info->joins,
+                                       .flops = info->flops, .bandwidth = info->bandwidth, .link = info->link, .advice = t->advice};
+    describe_work(t, &t->request);
+    return 0;
+}
+
+int setup_plan(struct trainer *t, struct err *e) { return plan_make(&t->request, cost, t, &t->plan, e); }
+
+/* The model's headers; for an estimate its configuration will do. */
+static int describe_model(struct trainer *t, const struct model_config *config, struct err *e) {
+    const struct train_options *o = t->o;
+    struct ckpt *c;
     t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type, .q_double = o->double_quantization,
                                 .fp32 = !setup_is_lora(t), .resident_layers = -1};
-    struct ckpt *c;
+    if (config) return model_sketch(&t->model, t->be, config, &t->how), 0;
     if (model_open(&t->model, t->be, o->model_name_or_path, &t->how, &c, e)) return -1;
     ckpt_close(c);
-    int32_t ids = tok_count(t->tok);
-    if (ids > t->model.config.V)
-        return err_set(e, ERR_INPUT, "the tokenizer knows %d ids, the model's vocab_size is %lld; this tokenizer belongs to another model", ids, (long long)t->model.config.V);
-    if (adapter(t, e) || params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, o->optimizer == OPT_ADAMW_8BIT, e)) return -1;
-    if (setup_is_lora(t) && o->loraplus_lr_ratio > 0) params_loraplus(&t->params, o->loraplus_lr_ratio);
-    if (t->longest + 1 > t->model.config.max_positions)
-        log_warn("sequences of up to %lld tokens are longer than max_position_embeddings %lld", (long long)t->longest + 1, (long long)t->model.config.max_positions);
-    log_info("attention %s", t->model.config.document_mask ? "stops at <eod>: records of a packed row, and turns of a conversation, do not see each other (config.json: use_flash_attention false, reset_attention_mask true)"
-                                                           : "is plain causal across a row (config.json: use_flash_attention true, or reset_attention_mask false)");
-    /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
-    int64_t budget = o->vram_bytes ? o->vram_bytes : info.free_bytes - info.free_bytes / 20;
-    const struct model_config *k = &t->model.config;
-    double tokens = (double)t->max_rows, layer = 2.0 * (double)(6 * k->D * k->D + 3 * k->D * k->F), pairs = 2.0 * (double)(k->D * t->longest); /* FLOPs a token */
-    double forward = tokens * (double)k->L * (layer + pairs), head = 4 * tokens * (double)(k->V * k->D);
-    t->request = (struct plan_request){.budget = budget, .layers = k->L, .longest = t->longest, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info.unified ? 1024 : 8192, .most_rows = o->chunk_tokens, .step_rows = t->max_rows,
-                                       .joins = info.joins, .forward = forward, .backward = (setup_is_lora(t) ? 1 : 2) * forward + head, .flops = info.flops, .link = info.link,
-                                       .may_page_state = o->paged, .training = 1, .keep_all = !o->gradient_checkpointing, .keep_budget = info.unified ? budget / 2 : budget};
-    if (plan_make(&t->request, cost, t, &t->plan, e)) return -1;
-    struct str text = {0};
-    plan_print(&t->plan, &t->request, &text);
-    if (!text.oom) log_info("%s", text.p);
-    str_free(&text);
     return 0;
+}
+
+int setup_model(struct trainer *t, const struct model_config *config, struct err *e) {
+    const struct train_options *o = t->o;
+    if (describe_model(t, config, e)) return -1;
+    const struct model_config *k = &t->model.config;
+    const int32_t ids = t->tok ? tok_count(t->tok) : 0;
+    if (ids > k->V)
+        return err_set(e, ERR_INPUT, "the tokenizer knows %d ids, the model's vocab_size is %lld; this tokenizer belongs to another model", ids, (long long)k->V);
+    if (t->longest + 1 > k->max_positions)
+        log_warn("sequences of up to %lld tokens are longer than max_position_embeddings %lld", (long long)t->longest + 1, (long long)k->max_positions);
+    if (t->train)
+        log_info("attention %s", k->document_mask ? "stops at <eod>: records of a packed row, and turns of a conversation, do not see each other (config.json: use_flash_attention false, reset_attention_mask true)"
+                                                  : "is plain causal across a row (config.json: use_flash_attention true, or reset_attention_mask false)");
+    if (adapter_shape(t, e) || params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, o->optimizer == OPT_ADAMW_8BIT, e)) return -1;
+    if (setup_is_lora(t) && o->loraplus_lr_ratio > 0) params_loraplus(&t->params, o->loraplus_lr_ratio);
+    return request(t, e);
 }
 
 static int64_t model_numbers(const struct model_config *c) {
     int64_t layer = 4 * c->D * c->D + 3 * c->D * c->F + 2 * c->D * c->D + 3 * c->D / 2 + 3 * c->D;
     return c->L * layer + c->V * c->D * (c->tied ? 1 : 2) + c->D;
+}
+
+int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result) {
+    int64_t state = 0, values = t->params.total * 4;
+    for (int64_t g = 0; g < t->params.groups; g++) state += (int64_t)t->params.state_bytes[g];
+    *result = setup_is_lora(t) ? values : model_numbers(&t->model.config) * (int64_t)dtype_bytes(t->model.config.stored);
+    return t->o->save_only_model ? *result : values + state;
 }
 
 static void reach(void *params, int64_t l) { params_reach(params, l); }
@@ -231,7 +313,7 @@ int setup_memory(struct trainer *t, struct err *e) {
     if (!(c = ckpt_open(t->o->model_name_or_path, e)) || model_load(&t->model, &t->how, c, e)) return ckpt_close(c), -1;
     ckpt_close(c);
     if (t->o->merged_adapters && model_merge(&t->model, t->o->merged_adapters, e)) return -1;
-    if (params_open(&t->params, k->values_on_host, k->state_on_host, e)) return -1;
+    if (adapter_load(t, e) || params_open(&t->params, k->values_on_host, k->state_on_host, e)) return -1;
     engine_choice(t, k, &g);
     g.adapters = t->params.value;
     if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, g.rows, g.window, t->max_rows, t->max_seqs, e)) return -1;
@@ -240,4 +322,12 @@ int setup_memory(struct trainer *t, struct err *e) {
     int64_t all = model_numbers(&t->model.config) + (setup_is_lora(t) ? t->params.total : 0);
     log_info("trainable params: %s || all params: %s || trainable%%: %.4f", text_thousands(a, t->params.total), text_thousands(b, all), 100.0 * (double)t->params.total / (double)all);
     return 0;
+}
+
+void setup_close(struct trainer *t) {
+    report_close(t->report);
+    batch_close(&t->batch), engine_close(&t->engine), params_close(&t->params), lora_free(&t->lora), model_free(&t->model);
+    sampler_close(t->sampler), data_free(t->train), data_free(t->eval), tok_close(t->tok);
+    sys_free(t->sequences), sys_free(t->rows), sys_free(t->eval_rows);
+    backend_close(t->be);
 }

@@ -40,10 +40,14 @@ struct trainer {
     struct batch batch;
     struct batch_sequence *sequences; /* [max_seqs] of the step */
     int64_t max_seqs, max_rows, longest; /* of any step: sequences, rows; longest sequence in rows */
+    int32_t *rows, *eval_rows; /* of each sequence of the data sets */
+    double all_rows;          /* of all steps */
+    double reach, labelled;   /* length of a row's sequence on average; share of tokens that are labelled */
     int64_t chunks_at, chunks; /* most chunks of any step when a chunk holds chunks_at rows */
     struct plan_request request;
     struct plan plan;
-    int64_t code_bytes;       /* of backend_info */
+    char advice[200];         /* of the request */
+    int64_t host_bytes;       /* host memory that there is; 0: not looked at */
     int64_t free_before;      /* device bytes free when the backend was opened */
     struct report *report;
     struct progress at;
@@ -77,8 +81,14 @@ int state_write_weights(struct trainer *t, const char *dir, int final, struct er
 
 /* train/setup.c: everything up to the first step. */
 int setup_data(struct trainer *t, struct err *e);
-int setup_model(struct trainer *t, struct err *e);   /* headers, adapter shapes, plan */
+void setup_shape(struct trainer *t);                 /* in place of data: every step is full of sequences of cutoff_len */
+/* Headers, adapter shapes, what the plan is asked; reads no weights, allocates nothing on the device. config: in place of the headers, or NULL. */
+int setup_model(struct trainer *t, const struct model_config *config, struct err *e);
+int setup_plan(struct trainer *t, struct err *e);
 int setup_memory(struct trainer *t, struct err *e);  /* allocates what the plan says, loads weights */
+void setup_close(struct trainer *t);
+/* Bytes of a checkpoint to resume from, and of what the run leaves at its end. */
+int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result);
 void setup_show_example(const struct trainer *t);
 int setup_is_lora(const struct trainer *t);
 #endif
