@@ -35,6 +35,8 @@ static const struct command commands[] = {
      "qlora new --config yuan2-tiny --tokenizer Yuan2-2B --output_dir tiny"},
     {"estimate", CMD_ESTIMATE, cmd_estimate, "memory and speed of a run on a card, before running it",
      "qlora estimate --config yuan2-51b --quantization_bit 4 --lora_rank 64 --cutoff_len 1024 --card l40s --vram 12GiB"},
+    {"bench", CMD_BENCH, cmd_bench, "measured speed and memory; the guide's table; speed over memory",
+     "qlora bench --config yuan2-2b --quantization_bit 4 --lora_rank 64 --vram 2,4,8,16 --plot curve.svg"},
     {"doctor", CMD_DOCTOR, cmd_doctor, "say what was found on this machine and what is wrong", "qlora doctor"},
 };
 /* clang-format on */

@@ -305,14 +305,15 @@ static int check_resume(struct options *o, struct err *e) {
     return 0;
 }
 
-/* An estimate needs neither data, nor weights, nor a place for results. */
-static int check_estimate(struct options *o, struct err *e) {
+/* Estimates and benchmarks need neither data, nor weights, nor a place for results. */
+static int check_estimate(enum command_id cmd, struct options *o, struct err *e) {
     struct train_options *t = &o->train;
     if (o->card && t->backend) return wrong(e, "card plans for a card that need not be here, backend for what is here: give one");
-    if (o->table && (o->config || t->model_name_or_path)) return wrong(e, "table has models of its own: leave out config and model_name_or_path");
+    const int table = o->table || o->bench_table;
+    if (table && (o->config || t->model_name_or_path)) return wrong(e, "table has models of its own: leave out config and model_name_or_path");
     if (o->config && t->model_name_or_path) return wrong(e, "give model_name_or_path or config, not both");
-    if (o->table) { /* the guide's setting, where the command line has no other */
-        t->finetuning = FT_LORA; /* and in full, in turn */
+    if (table) t->finetuning = FT_LORA; /* and in full, in turn */
+    if (table || cmd == CMD_BENCH) {     /* the guide's setting, where the command line has no other */
         if (!options_given(o, "per_device_train_batch_size")) t->batch = 1;
         if (!options_given(o, "gradient_accumulation_steps")) t->accumulate = 16;
         if (!options_given(o, "cutoff_len")) t->data.cutoff_len = 1024;
@@ -321,12 +322,13 @@ static int check_estimate(struct options *o, struct err *e) {
     if (!o->lora_target) o->lora_target = "all";
     if (!t->output_dir) t->output_dir = ".";
     t->bf16 |= !t->fp16;
-    return o->config || o->table ? 0 : check_model(CMD_ESTIMATE, o, e);
+    if (cmd == CMD_BENCH && !table && !o->config && !t->model_name_or_path) return wrong(e, "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table guide.");
+    return o->config || table || cmd == CMD_BENCH ? 0 : check_model(cmd, o, e);
 }
 
 static int check_train(enum command_id cmd, struct options *o, struct err *e) {
     struct train_options *t = &o->train;
-    if (cmd == CMD_ESTIMATE ? check_estimate(o, e) : check_model(cmd, o, e)) return -1;
+    if (cmd == CMD_ESTIMATE || cmd == CMD_BENCH ? check_estimate(cmd, o, e) : check_model(cmd, o, e)) return -1;
     if (!options_given(o, "do_train") && !t->do_eval && !t->do_predict) t->do_train = 1;
     if (cmd == CMD_TRAIN && (t->do_train || !t->data.eval_dataset) && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
     if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || split_adapters(o, e) ||
@@ -359,10 +361,11 @@ static int need(const char *value, const char *flag, struct err *e) {
 
 int options_check(enum command_id cmd, struct options *o, struct err *e) {
     if (o->quiet) log_quiet = 1;
-    if (check_machine(o, e) || check_unused(cmd == CMD_ESTIMATE ? CMD_TRAIN : cmd, o, e)) return -1;
+    if (check_machine(o, e) || check_unused(cmd == CMD_ESTIMATE || cmd == CMD_BENCH ? CMD_TRAIN : cmd, o, e)) return -1;
     switch (cmd) {
     case CMD_TRAIN:
     case CMD_ESTIMATE:
+    case CMD_BENCH:
         return check_train(cmd, o, e);
     case CMD_PREVIEW:
         if (check_model(cmd, o, e) || need(o->train.data.dataset, "dataset", e)) return -1;

@@ -19,7 +19,7 @@
 
 #define QLORA_VERSION "0.1.0"
 
-enum command_id { CMD_TRAIN, CMD_PREVIEW, CMD_SCORE, CMD_CHAT, CMD_TOKENIZE, CMD_QUANTIZE, CMD_EXPORT, CMD_NEW, CMD_DOCTOR, CMD_EVAL, CMD_ESTIMATE };
+enum command_id { CMD_TRAIN, CMD_PREVIEW, CMD_SCORE, CMD_CHAT, CMD_TOKENIZE, CMD_QUANTIZE, CMD_EXPORT, CMD_NEW, CMD_DOCTOR, CMD_EVAL, CMD_ESTIMATE, CMD_BENCH };
 
 enum { FLAGS_MAX = 384, OVERRIDES_MAX = 64 };
 struct given { const char *name, *value; }; /* a flag as typed, last one wins; name NULL = not given */
@@ -31,10 +31,11 @@ struct options {
     const char *lora_target, *optim, *template, *deepspeed, *report_to;
     int gradient_checkpointing, disable_gradient_checkpointing, create_new_adapter, no_card, quiet, predict_with_generate;
     /* preview, score, chat, tokenize, new */
-    const char *text, *ids, *file, *prompt, *system, *config, *tokenizer, *card;
+    const char *text, *ids, *file, *prompt, *system, *config, *tokenizer, *card, *vram_list, *plot;
     const char *overrides[OVERRIDES_MAX]; /* --override, in order of appearance */
     int n_overrides;
     int as_text, decode, json, do_sample, table;
+    int bench_table;              /* 0: none, 1: the guide's */
     int64_t limit, max_new_tokens, top_k, n_shot;
     const char *task, *task_dir, *save_dir;
     int lang;                     /* of eval: 0 en, 1 zh */
@@ -84,4 +85,5 @@ int cmd_new(struct options *o, struct err *e);
 int cmd_doctor(struct options *o, struct err *e);
 int cmd_eval(struct options *o, struct err *e);
 int cmd_estimate(struct options *o, struct err *e);
+int cmd_bench(struct options *o, struct err *e);
 #endif

@@ -51,6 +51,8 @@ int flag_set(struct options *o, int row, const char *name, const char *value, co
 int flag_store(struct options *o, const struct flag *f, const char *value, const char *where, struct err *e);
 /* "name: value" as a line of YAML, if the flag has a value. */
 void flag_print(const struct options *o, const struct flag *f, struct str *out);
+/* "8GiB", "1500 MB", "100" (bytes). -1: no size. */
+int cli_read_bytes(const char *s, int64_t *out);
 const char *options_keep(struct options *o, const char *text, size_t n, struct err *e);
 
 /* -1 and e when text holds a character that only looks like one of ASCII. */

@@ -1,6 +1,7 @@
 /* cli/estimate.c - qlora estimate: memory and speed of a run before it is started; the hardware table of the guide. */
 #include "base/str.h"
 #include "cli/cli_internal.h"
+#include "cli/guide.h"
 #include "train/estimate.h"
 #include <stdio.h>
 #include <string.h>
@@ -61,26 +62,19 @@ static int one(const struct options *o, struct str *s, struct err *e) {
 
 /* ---- the guide's table ---- */
 
-/* What the guide asks for, in GB of GPU memory, and its hours for the setting that it gives a time for, on an L40S: QLoRA in 4
- * bits, sequences of 1024, micro-batch 1, 16 accumulated, 10.02 million tokens. */
-enum method { FULL, LORA, QLORA, METHODS };
-static const struct { const char *model, *config; double gb[METHODS], hours; } guide[] = {
-    {"2B", "yuan2-2b", {40, 7, 5}, 1}, {"51B", "yuan2-51b", {1000, 120, 40}, 22}, {"102B", "yuan2-102b", {2000, 230, 80}, 0}};
-static const double GUIDE_TOKENS = 10.02e6, GB = 1e9;
-static const char *const method_names[METHODS] = {"full", "LoRA", "QLoRA"};
+static const double GB = 1e9;
 /* Ours: three plans of the same run. */
 enum column { RESIDENT, DEFAULT, SMALLEST, COLUMNS };
 static const char *const column_names[COLUMNS] = {"resident", "default", "smallest"};
 static const enum estimate_memory column_memory[COLUMNS] = {ESTIMATE_RESIDENT, ESTIMATE_CARD, ESTIMATE_LEAST};
 
 /* *fits 0: too large for the card, which is an answer, too. */
-static int cell(const struct options *o, int model, enum method m, enum column column, struct estimate *x, int *fits, struct err *e) {
+static int cell(const struct options *o, const struct guide_row *g, enum column column, struct estimate *x, int *fits, struct err *e) {
     struct train_options t = o->train;
     struct model_config c;
     struct err why = {0};
-    const char *name = guide[model].config, *text = model_config_named(name);
-    if (model_config_parse(text, strlen(text), name, &c, e)) return -1;
-    t.finetuning = m == FULL ? FT_FULL : FT_LORA, t.quantization_bit = m == QLORA ? 4 : 0;
+    if (model_config_find(g->config, &c, e)) return -1;
+    guide_apply(g, &t);
     *fits = !train_estimate(&(struct estimate_options){.train = &t, .config = &c, .card = o->card ? o->card : "l40s", .memory = column_memory[column]}, x, &why);
     model_config_free(&c);
     if (*fits || (column == DEFAULT && why.code == ERR_RUN)) return 0;
@@ -90,9 +84,9 @@ static int cell(const struct options *o, int model, enum method m, enum column c
 
 static double hours(const struct estimate *x) { return GUIDE_TOKENS / x->tokens_per_second / 3600; }
 
-static void json_row(struct str *s, int model, enum method m, const struct estimate x[COLUMNS], const int fits[COLUMNS]) {
-    str_printf(s, "{\"model\":\"%s\",\"method\":\"%s\",\"guide_gb\":%g", guide[model].model, method_names[m], guide[model].gb[m]);
-    if (m == QLORA && guide[model].hours > 0) str_printf(s, ",\"guide_hours\":%g", guide[model].hours);
+static void json_row(struct str *s, const struct guide_row *g, const struct estimate x[COLUMNS], const int fits[COLUMNS]) {
+    str_printf(s, "{\"model\":\"%s\",\"method\":\"%s\",\"guide_gb\":%g", g->model, g->method, g->gb);
+    if (g->hours > 0) str_printf(s, ",\"guide_hours\":%g", g->hours);
     for (int i = 0; i < COLUMNS; i++)
         if (fits[i])
             str_printf(s, ",\"%s\":{\"device_gb\":%.2f,\"host_gb\":%.2f,\"tokens_per_second\":%.5g,\"hours\":%.3g}", column_names[i], (double)x[i].plan.device / GB,
@@ -101,10 +95,10 @@ static void json_row(struct str *s, int model, enum method m, const struct estim
     str_puts(s, ",\"estimated\":true}\n");
 }
 
-static void text_row(struct str *s, int model, enum method m, const struct estimate x[COLUMNS], const int fits[COLUMNS]) {
+static void text_row(struct str *s, const struct guide_row *g, const struct estimate x[COLUMNS], const int fits[COLUMNS]) {
     char text[80], speed[32];
-    snprintf(text, sizeof text, m == QLORA && guide[model].hours > 0 ? "%g GB, %g h" : "%g GB", guide[model].gb[m], guide[model].hours);
-    str_printf(s, "| %-4s | %-5s | %-11s |", guide[model].model, method_names[m], text);
+    snprintf(text, sizeof text, g->hours > 0 ? "%g GB, %g h" : "%g GB", g->gb, g->hours);
+    str_printf(s, "| %-4s | %-5s | %-11s |", g->model, g->method, text);
     for (int i = 0; i < COLUMNS; i++) {
         if (fits[i]) {
             int n = snprintf(text, sizeof text, "%.1f", (double)x[i].plan.device / GB);
@@ -119,18 +113,17 @@ static void text_row(struct str *s, int model, enum method m, const struct estim
 static int table(const struct options *o, struct str *s, struct err *e) {
     struct estimate x[COLUMNS];
     int fits[COLUMNS];
-    for (int model = 0; model < (int)(sizeof guide / sizeof *guide); model++)
-        for (enum method m = FULL; m < METHODS; m++) {
-            for (int i = 0; i < COLUMNS; i++)
-                if (cell(o, model, m, (enum column)i, &x[i], &fits[i], e)) return -1;
-            if (!model && m == FULL && !o->json)
-                str_printf(s, "Estimated for %s: memory of the card + of the host, tokens a second, hours for 10.02 million tokens;\n"
-                              "%lld tokens a step, rank %lld. The guide's hours: one L40S. Resident: weights, adapters and optimizer state on the card;\n"
-                              "default: what a run takes; smallest: the least that does.\n\n"
-                              "| %-4s | %-5s | %-11s | %-31s | %-31s | %-31s |\n|---|---|---|---|---|---|\n",
-                           x[0].machine, (long long)x[0].request.step_rows, (long long)o->train.lora.rank, "", "", "the guide", column_names[0], column_names[1], column_names[2]);
-            (o->json ? json_row : text_row)(s, model, m, x, fits);
-        }
+    for (const struct guide_row *g = guide; g < guide + GUIDE_ROWS; g++) {
+        for (int i = 0; i < COLUMNS; i++)
+            if (cell(o, g, (enum column)i, &x[i], &fits[i], e)) return -1;
+        if (g == guide && !o->json)
+            str_printf(s, "Estimated for %s: memory of the card + of the host, tokens a second, hours for 10.02 million tokens;\n"
+                          "%lld tokens a step, rank %lld. The guide's hours: one L40S. Resident: weights, adapters and optimizer state on the card;\n"
+                          "default: what a run takes; smallest: the least that does.\n\n"
+                          "| %-4s | %-5s | %-11s | %-31s | %-31s | %-31s |\n|---|---|---|---|---|---|\n",
+                       x[0].machine, (long long)x[0].request.step_rows, (long long)o->train.lora.rank, "", "", "the guide", column_names[0], column_names[1], column_names[2]);
+        (o->json ? json_row : text_row)(s, g, x, fits);
+    }
     return 0;
 }
 

@@ -10,7 +10,7 @@ const char *const group_names[G_COUNT] = {"Model",           "Method",          
 enum {
     T = 1 << CMD_TRAIN, P = 1 << CMD_PREVIEW, S = 1 << CMD_SCORE, C = 1 << CMD_CHAT, K = 1 << CMD_TOKENIZE,
     Q = 1 << CMD_QUANTIZE, X = 1 << CMD_EXPORT, N = 1 << CMD_NEW, TP = T | P, SC = S | C, TSC = T | S | C, TC = T | C,
-    E = 1 << CMD_EVAL, M = 1 << CMD_ESTIMATE
+    E = 1 << CMD_EVAL, M = 1 << CMD_ESTIMATE, B = 1 << CMD_BENCH
 };
 
 #define FIELD(f) (((struct options *)0)->f)
@@ -332,6 +332,7 @@ const struct flag flags[] = {
      "DeepSpeed JSON file: checked against the flags; clipping and offload are taken from it"},
     {"backend", 0, WORD(train.backend), 0, 0, TSC | E | 1 << CMD_DOCTOR, G_MACHINE, USED,
      "cpu, cuda or the path of a plugin; cuda when a card is found"},
+    {"vram", 0, LIST(vram_list), 0, 0, B, G_MACHINE, USED, "memory to use on the card, or several: 6,8,12 (GiB) times a run with each; what is free"},
     {"vram", 0, BYTES(train.vram_bytes), 0, 0, TSC | E | M, G_MACHINE, USED, "memory to use on the card: 8GiB; what is free"},
     {"chunk_tokens", 0, INT(train.chunk_tokens), 0, "1..16777216", T, G_MACHINE, USED, "tokens that go through a layer together, at most; the plan decides"},
     {"profile", 0, BOOL(train.profile), "false", 0, T, G_MACHINE, USED, "time every operation and print a table"},
@@ -358,7 +359,7 @@ const struct flag flags[] = {
     {"decode", 0, BOOL(decode), "false", 0, K, G_TEXT, USED, "from ids to text"},
     {"prompt", 0, TEXT(prompt), 0, 0, C, G_TEXT, USED, "one prompt, one answer"},
     {"system", 0, TEXT(system), 0, 0, C, G_TEXT, USED, "system text in front of the first turn"},
-    {"json", 0, BOOL(json), "false", 0, SC | M | 1 << CMD_DOCTOR, G_TEXT, USED, "results as JSON lines"},
+    {"json", 0, BOOL(json), "false", 0, SC | M | B | 1 << CMD_DOCTOR, G_TEXT, USED, "results as JSON lines"},
     {"max_new_tokens", 0, INT(max_new_tokens), "1024", "1..1048576", TC, G_TEXT, USED, "longest answer"},
     {"do_sample", 0, BOOL(do_sample), "true", 0, TC, G_TEXT, USED, "draw tokens; false: take the likeliest"},
     {"temperature", 0, NUM(temperature), "0.95", "1e-6..1000", TC, G_TEXT, USED, "above 1 flattens the probabilities"},
@@ -382,9 +383,12 @@ const struct flag flags[] = {
     {"card", 0, WORD(card), 0, 0, M, G_MACHINE, USED,
      "plan for this card instead of the machine's own: h100, h200, a100, a100-40, l40s, a6000, a40, a10, 4090, 4080, 4070ti, 3090, "
      "3080, 3060"},
+    {"table", 0, CHOICE(bench_table), "none", "none|guide", B, G_TEXT, USED,
+     "guide: full, LoRA and QLoRA for 2B, 51B and 102B, beside what LLaMA-Factory's guide gives for them"},
+    {"plot", 0, WORD(plot), 0, 0, B, G_TEXT, USED, "file for the curve of speed over memory, as SVG"},
     {"table", 0, BOOL(table), "false", 0, M, G_TEXT, USED,
      "full, LoRA and QLoRA for 2B, 51B and 102B, beside what LLaMA-Factory's guide asks for; card: l40s if none is given"},
-    {"config", 0, WORD(config), 0, 0, N | M, G_TEXT, USED,
+    {"config", 0, WORD(config), 0, 0, N | M | B, G_TEXT, USED,
      "config.json, a folder with one, or yuan2-2b, yuan2-51b, yuan2-102b, yuan2-tiny"},
     {"override", 0, FLAG_REPEAT, NOWHERE, 0, 0, N, G_TEXT, USED,
      "key=value for config.json (hidden_size=512); may be given several times"},

@@ -68,14 +68,14 @@ void help_command(const struct command *c) {
     struct str s = {0};
     str_printf(&s, "Example:\n  %s\n\nqlora %s: %s. Defaults stand in brackets.\n", c->example, c->name,
                c->job);
-    if (c->id == CMD_TRAIN || c->id == CMD_ESTIMATE || c->id == CMD_EXPORT || c->id == CMD_CHAT)
+    if (c->id == CMD_TRAIN || c->id == CMD_ESTIMATE || c->id == CMD_BENCH || c->id == CMD_EXPORT || c->id == CMD_CHAT)
         str_printf(&s,
                    "\nFlags may stand in a file, too: qlora %s FILE.yaml [key=value ..]; .json likewise.\n"
                    "An underscore may be written as a hyphen, and a name may be cut while it stays unique.\n",
                    c->name);
     if (c->id == CMD_PREVIEW)
         str_puts(&s, "\nAll other flags of qlora train are accepted and not looked at.\n");
-    if (c->id == CMD_ESTIMATE)
+    if (c->id == CMD_ESTIMATE || c->id == CMD_BENCH)
         str_puts(&s, "\nAll flags of qlora train (see there) belong to it, too: they say which run is meant.\n");
     for (int g = 0; g < G_COUNT; g++) {
         int shown = 0;
@@ -152,7 +152,7 @@ void help_markdown(const struct command *commands, int n) {
                  "shows those of one command.\n"
                  "`qlora train` also reads a flat YAML or JSON file of flags, followed by `key=value` "
                  "overrides; `qlora preview` and\n"
-                 "`qlora estimate` accept every flag of `qlora train`, so that one command line serves all.\n");
+                 "`qlora estimate` and `qlora bench` accept every flag of `qlora train`, so that one command line serves all.\n");
     for (int g = 0; g < G_COUNT; g++) {
         str_printf(&s, "\n## %s\n\n| flag | value | default | commands | meaning |\n|---|---|---|---|---|\n",
                    group_names[g]);

@@ -11,9 +11,9 @@ enum { FILE_BYTES_MAX = 1 << 20, NAME_MAX_BYTES = 80 };
 
 /* ---- names ---- */
 
-/* `preview` and `estimate` accept the flags of `train`, whatever they mean to them, so that one command line serves all. */
+/* `preview`, `estimate` and `bench` accept the flags of `train`, whatever they mean to them, so that one command line serves all. */
 static unsigned accepted(enum command_id cmd) {
-    return 1u << cmd | (cmd == CMD_PREVIEW || cmd == CMD_ESTIMATE ? 1u << CMD_TRAIN : 0);
+    return 1u << cmd | (cmd == CMD_PREVIEW || cmd == CMD_ESTIMATE || cmd == CMD_BENCH ? 1u << CMD_TRAIN : 0);
 }
 
 /* 2: name is one of the flag's names, 1: it begins one, 0: neither. */
@@ -37,7 +37,7 @@ static int matches_negated(const struct flag *f, const char *name) {
 
 static int unknown_flag(enum command_id cmd, const char *name, struct err *e) {
     static const char *const commands[] = {"train",    "preview", "score", "chat",   "tokenize",
-                                           "quantize", "export",  "new",   "doctor", "eval", "estimate"};
+                                           "quantize", "export",  "new",   "doctor", "eval", "estimate", "bench"};
     const char *names[FLAGS_MAX + 1];
     int n = 0;
     for (int i = 0; i < flag_count; i++) {
@@ -166,7 +166,7 @@ static int is_flag_file(const char *arg) {
 
 static int read_arguments(enum command_id cmd, int argc, char **argv, struct options *o, struct err *e) {
     int i = 0, with_file = 0;
-    if (cmd == CMD_TRAIN || cmd == CMD_ESTIMATE || cmd == CMD_PREVIEW || cmd == CMD_EXPORT || cmd == CMD_CHAT) {
+    if (cmd == CMD_TRAIN || cmd == CMD_ESTIMATE || cmd == CMD_BENCH || cmd == CMD_PREVIEW || cmd == CMD_EXPORT || cmd == CMD_CHAT) {
         for (; i < argc && (text_ends(argv[i], "train_bash.py") || text_ends(argv[i], "src/train.py") ||
                             !strcmp(argv[i], "train"));
              i++)

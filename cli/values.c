@@ -162,7 +162,7 @@ static int read_bool(const char *s) {
     return -1;
 }
 
-static int read_bytes(const char *s, int64_t *out) {
+int cli_read_bytes(const char *s, int64_t *out) {
     static const struct {
         const char *name;
         double factor;
@@ -270,7 +270,7 @@ int flag_store(struct options *o, const struct flag *f, const char *value, const
         *(int *)at = k; /* an enum of the same size: KIND checks */
         return 0;
     case FLAG_BYTES:
-        if (read_bytes(v, &bytes)) return bad_value(f, where, v, e);
+        if (cli_read_bytes(v, &bytes)) return bad_value(f, where, v, e);
         *(int64_t *)at = bytes;
         return 0;
     default: { /* FLAG_WORD, FLAG_LIST */

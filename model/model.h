@@ -66,6 +66,8 @@ int model_open(struct model *m, struct backend *be, const char *dir, const struc
                struct err *e);
 /* The same from a configuration alone, for estimates. c stays the caller's; its text is not taken over. */
 void model_sketch(struct model *m, struct backend *be, const struct model_config *c, const struct model_how *how);
+/* Random weights in the form they are held in, made in no time: for benchmarks. Allocates as model_load does. */
+int model_random(struct model *m, const struct model_how *how, uint64_t seed, struct err *e);
 /* Allocates the pages and streams the weights in. */
 int model_load(struct model *m, const struct model_how *how, const struct ckpt *c, struct err *e);
 /* Adds adapters (a comma list of PEFT folders) to the loaded weights: in fp32, rounded once to the pages' type. Quantised

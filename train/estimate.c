@@ -66,7 +66,7 @@ int train_estimate(const struct estimate_options *o, struct estimate *x, struct 
     int r = -1;
     if (!(t.be = machine(o, e))) return -1;
     t.be->info(t.be->self, &info);
-    if (!o->card && !info.unified) t.host_bytes = sys_free_memory();
+    if (!o->card && !info.unified && !o->any_host) t.host_bytes = sys_free_memory();
     if (!sequences(&t, o, e) && !model(&t, o, e) && !plan(&t, o->memory, e)) r = 0, estimate_of(&t, x);
     setup_close(&t);
     return r;

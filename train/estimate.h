@@ -21,6 +21,7 @@ struct estimate_options {
     const struct model_config *config; /* NULL: that of train->model_name_or_path */
     const char *card;        /* a name of backend/card.h; NULL: the backend that the run would open */
     enum estimate_memory memory;
+    int any_host;            /* host memory is not looked at */
 };
 struct estimate {
     struct plan_request request;

@@ -307,12 +307,16 @@ static void reach(void *params, int64_t l) { params_reach(params, l); }
 
 int setup_memory(struct trainer *t, struct err *e) {
     struct ckpt *c = NULL;
-    const struct plan_choice *k = &t->plan.choice;
-    struct engine_config g;
-    t->how.resident_layers = k->resident_layers;
+    t->how.resident_layers = t->plan.choice.resident_layers;
     if (!(c = ckpt_open(t->o->model_name_or_path, e)) || model_load(&t->model, &t->how, c, e)) return ckpt_close(c), -1;
     ckpt_close(c);
     if (t->o->merged_adapters && model_merge(&t->model, t->o->merged_adapters, e)) return -1;
+    return setup_run(t, e);
+}
+
+int setup_run(struct trainer *t, struct err *e) {
+    const struct plan_choice *k = &t->plan.choice;
+    struct engine_config g;
     if (adapter_load(t, e) || params_open(&t->params, k->values_on_host, k->state_on_host, e)) return -1;
     engine_choice(t, k, &g);
     g.adapters = t->params.value;

@@ -83,14 +83,12 @@ static void name_nonfinite(const struct trainer *t, int64_t step) {
              (long long)bad, (long long)p->count, first < 0 ? "none: the sum overflows" : p->p[first].name);
 }
 
-int train_step(struct trainer *t, int64_t step, struct step_result *r, struct err *e) {
+/* The batch t->sequences[0 .. n) through the model, and the update. */
+int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result *r, struct err *e) {
     const struct train_options *o = t->o;
-    struct sampler_step s;
     struct head_grads full = {0};
     struct dropout drop = {.p = (float)o->lora.dropout, .seed = o->seed, .step = (uint32_t)step};
-    *r = (struct step_result){0};
-    if (sampler_get(t->sampler, step, &s, e) || gather(t, &s, e)) return -1;
-    batch_fill(&t->batch, &t->model.config, t->sequences, s.sequences);
+    batch_fill(&t->batch, &t->model.config, t->sequences, n);
     forward(t, &drop);
     head(t, &full);
     backward(t, &drop, &full);
@@ -98,9 +96,9 @@ int train_step(struct trainer *t, int64_t step, struct step_result *r, struct er
 
     double norm2 = 0;
     for (int64_t i = 0; i < t->params.count; i++) norm2 += t->params.norms[i];
-    for (int64_t i = 0; i < s.sequences; i++)
+    for (int64_t i = 0; i < n; i++)
         for (int64_t k = t->batch.loss_of[i]; k < t->batch.loss_of[i + 1]; k++) r->loss += (double)t->sequences[i].weight * (double)t->batch.nll[k];
-    r->grad_norm = sqrt(norm2), r->epoch = s.epoch, r->rows = t->batch.N;
+    r->grad_norm = sqrt(norm2), r->rows = t->batch.N;
     r->finite = isfinite(norm2) && isfinite(r->loss);
     if (!r->finite) return name_nonfinite(t, step), 0;
 
@@ -111,4 +109,12 @@ int train_step(struct trainer *t, int64_t step, struct step_result *r, struct er
                                                       .weight_decay = o->weight_decay, .grad_scale = clip < 1 ? clip : 1});
     backend_range_end(t->be);
     return t->be->sync(t->be->self, e);
+}
+
+int train_step(struct trainer *t, int64_t step, struct step_result *r, struct err *e) {
+    struct sampler_step s;
+    *r = (struct step_result){0};
+    if (sampler_get(t->sampler, step, &s, e) || gather(t, &s, e) || train_update(t, step, s.sequences, r, e)) return -1;
+    r->epoch = s.epoch;
+    return 0;
 }

@@ -58,6 +58,8 @@ struct trainer {
 /* The step of the design (train/step.c). */
 struct step_result { double loss, grad_norm, epoch; int64_t rows; int finite; };
 int train_step(struct trainer *t, int64_t step, struct step_result *r, struct err *e);
+/* The part of it behind the data: t->sequences[0 .. n) are the batch. *r begins as 0. */
+int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result *r, struct err *e);
 
 /* Evaluation through the run's own engine and memory (train/eval.c). */
 int train_evaluate(struct trainer *t, struct eval_result *r, struct err *e);
@@ -86,6 +88,7 @@ void setup_shape(struct trainer *t);                 /* in place of data: every 
 int setup_model(struct trainer *t, const struct model_config *config, struct err *e);
 int setup_plan(struct trainer *t, struct err *e);
 int setup_memory(struct trainer *t, struct err *e);  /* allocates what the plan says, loads weights */
+int setup_run(struct trainer *t, struct err *e);     /* the part of it behind the weights */
 void setup_close(struct trainer *t);
 /* Bytes of a checkpoint to resume from, and of what the run leaves at its end. */
 int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result);

@@ -1,0 +1,79 @@
+/* model/random.c - a model of random weights, made in the form they are held in: for benchmarks, whose speed does not depend on
+ * values. One layer is made; all pages are copies of it. Weights are about 0.02 in size, norms 1, biases 0. */
+#include "base/half.h"
+#include "base/sys.h"
+#include "model/model.h"
+#include <string.h>
+
+static uint64_t next(uint64_t *s) { /* xorshift64, Marsaglia 2003 */
+    *s ^= *s << 13, *s ^= *s >> 7, *s ^= *s << 17;
+    return *s;
+}
+static void random_bytes(uint64_t *s, unsigned char *to, size_t n) {
+    for (size_t i = 0; i + 8 <= n; i += 8) {
+        uint64_t x = next(s);
+        memcpy(to + i, &x, 8);
+    }
+}
+static void random_floats(uint64_t *s, unsigned char *to, size_t n, enum weight_format f) {
+    for (size_t i = 0; i < n; i++) {
+        float x = (float)(int32_t)next(s) * 0x1p-31f * 0.035f;
+        uint16_t half = f32_to_bf16(x);
+        if (f == W_F32) memcpy(to + 4 * i, &x, 4);
+        else memcpy(to + 2 * i, &half, 2);
+    }
+}
+static void fill(unsigned char *to, size_t n, float x) {
+    for (size_t i = 0; i < n; i++) memcpy(to + 4 * i, &x, 4);
+}
+
+static void random_matrix(const struct layout *l, int i, enum weight_format f, uint64_t *s, unsigned char *page) {
+    const struct tensor_place *t = &l->t[i];
+    unsigned char *at = page + t->offset;
+    size_t n = (size_t)(t->rows * t->cols);
+    if (f == W_F32 || f == W_BF16) {
+        random_floats(s, at, n, f);
+        return;
+    }
+    random_bytes(s, at, f == W_INT8 ? n : n / 2);
+    if (f == W_INT8) {
+        fill(at + l->scale[i], (size_t)t->rows, 0.035f);
+        return;
+    }
+    size_t blocks = (size_t)q4_blocks((int64_t)n, l->q_block);
+    nf4_init();
+    memcpy(at + l->tables[i], q4_levels(Q4_NF4), 16 * sizeof(float));
+    memcpy(at + l->tables[i] + 16 * sizeof(float), bw8_signed, sizeof bw8_signed);
+    if (!l->q_nested) {
+        fill(at + l->scale[i], blocks, 0.035f);
+        return;
+    }
+    random_bytes(s, at + l->scale[i], blocks);
+    fill(at + l->nested[i], (size_t)q4_nested((int64_t)blocks), 0.01f); /* beside an offset of 0.035 */
+}
+
+int model_random(struct model *m, const struct model_how *how, uint64_t seed, struct err *e) {
+    struct pages_config layers, outer;
+    const struct layout *l = &m->lay;
+    uint64_t s = seed * 2 + 1;
+    int r = -1;
+    model_pages(m, how, &layers, &outer);
+    unsigned char *page = sys_alloc(layers.page_bytes > outer.page_bytes ? layers.page_bytes : outer.page_bytes, "random weights", e);
+    m->q_offset = sys_alloc_array((size_t)m->config.L, sizeof *m->q_offset, "scale offsets", e);
+    if (!page || !m->q_offset || !(m->layers = pages_open(m->be, &layers, e)) || !(m->outer_page = pages_open(m->be, &outer, e))) goto out;
+    for (int i = 0; i < LT_COUNT; i++) {
+        if (i <= LT_CONV2_1) random_matrix(l, i, i < PROJ_COUNT ? l->proj : l->conv, &s, page);
+        else fill(page + l->t[i].offset, (size_t)l->t[i].cols, i == LT_CONV1_B || i == LT_CONV2_B ? 0 : 1);
+    }
+    for (int64_t k = 0; k < m->config.L; k++) {
+        for (int p = 0; p < PROJ_COUNT; p++) m->q_offset[k][p] = 0.035f;
+        if (pages_write(m->layers, k, 0, page, layers.page_bytes, e)) goto out;
+    }
+    for (int i = 0; i < OT_COUNT; i++)
+        if (i == OT_NORM) fill(page + m->outer[i].offset, (size_t)m->config.D, 1);
+        else random_floats(&s, page + m->outer[i].offset, m->outer[i].bytes / (m->outer_format == W_F32 ? 4 : 2), m->outer_format);
+    r = pages_write(m->outer_page, 0, 0, page, outer.page_bytes, e);
+out:
+    sys_free(page);
+    return r;
+}
