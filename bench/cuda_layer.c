@@ -79,8 +79,9 @@ int main(int argc, char **argv) {
     struct model_config c = {.D = big ? 8192 : 2048, .L = 1, .H = big ? 64 : 32, .F = big ? 32768 : 8192, .V = 64, .eps = 1e-6f};
     c.K = c.D / c.H;
     struct model m = {.config = c, .be = be};
-    float offsets[1][PROJ_COUNT];
-    for (int p = 0; p < PROJ_COUNT; p++) offsets[0][p] = 0.02f;
+    be->info(be->self, &m.info);
+    float offsets[1][MATRICES];
+    for (int p = 0; p < MATRICES; p++) offsets[0][p] = 0.02f;
     m.q_offset = offsets;
     layout_layer(&c, W_Q4, W_BF16, 64, 1, &m.lay);
     char *page = device(m.lay.bytes, 0);

@@ -142,6 +142,7 @@ static int check_quantization(struct options *o, struct err *e) {
         return wrong(e, o->train.data.compat_new
                             ? "Quantization is only compatible with the LoRA or OFT method."
                             : "Quantization is only compatible with the LoRA method.");
+    if (o->train.filter_4bit && o->train.finetuning != FT_LORA) return wrong(e, "lfa_bits 4 is only compatible with the LoRA method: weights that are trained cannot be held in 4 bits.");
     o->train.quantization_bit = (int)bits;
     return 0;
 }

@@ -52,7 +52,7 @@ int session_adapters(struct session *s, const char *dirs, struct err *e) {
 
 int session_open(struct session *s, const struct options *o, struct err *e) {
     const struct train_options *t = &o->train;
-    struct model_how how = {.quantization_bit = t->quantization_bit, .q_type = t->quantization_type, .q_double = t->double_quantization, .resident_layers = -1};
+    struct model_how how = {.quantization_bit = t->quantization_bit, .q_type = t->quantization_type, .q_double = t->double_quantization, .filter_4bit = t->filter_4bit, .resident_layers = -1};
     struct ckpt *c = NULL;
     *s = (struct session){0};
     if (!(s->be = backend_open(t->backend, e)) || model_open(&s->model, s->be, t->model_name_or_path, &how, &c, e)) return -1;

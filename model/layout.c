@@ -29,7 +29,7 @@ void layout_layer(const struct model_config *c, enum weight_format proj, enum we
         else if (i == LT_CONV2_0 || i == LT_CONV2_1) t->rows = c->D, t->cols = c->D / 2;
         else t->rows = 1, t->cols = i == LT_CONV1_B ? c->D / 2 : c->D;
         int64_t n = t->rows * t->cols;
-        enum weight_format f = i < PROJ_COUNT ? proj : i <= LT_CONV2_1 ? conv : W_F32;
+        enum weight_format f = i < PROJ_COUNT ? proj : i < MATRICES ? conv : W_F32;
         t->offset = at;
         size_t size = 0;
         switch (f) {

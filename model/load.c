@@ -40,7 +40,7 @@ static void describe(struct model *m, const struct model_how *how, const struct 
     if (card) plain = W_BF16;
     if (how->fp32) plain = W_F32;
     enum weight_format proj = bits == 4 ? W_Q4 : bits == 8 ? W_INT8 : plain;
-    layout_layer(g, proj, plain, q->bits ? q->block : 64, q->bits ? q->nested : how->q_double, &m->lay);
+    layout_layer(g, proj, how->filter_4bit ? W_Q4 : plain, q->bits ? q->block : 64, q->bits ? q->nested : how->q_double, &m->lay);
     m->outer_format = how->fp32 || (embed != DT_BF16 && !card) ? W_F32 : W_BF16;
     size_t size = (size_t)(g->V * g->D) * (m->outer_format == W_F32 ? 4 : 2), at = (size + 255) / 256 * 256;
     m->outer[OT_EMBED] = (struct tensor_place){0, size, g->V, g->D};
@@ -165,23 +165,6 @@ static int load_plain(struct pages *p, int64_t page, size_t offset, const struct
 
 static enum dtype of_format(enum weight_format f) { return f == W_F32 ? DT_F32 : DT_BF16; }
 
-/* conv weight [out, in, 2, 1]: the two taps lie side by side in the file and apart in the page. */
-static int load_conv(struct model *m, const struct ckpt *c, int64_t l, enum layer_tensor first, struct err *e) {
-    char name[128];
-    model_tensor_name(name, l, first);
-    const struct ckpt_tensor *t = ckpt_find(c, name);
-    enum dtype to = of_format(m->lay.conv);
-    size_t size = dtype_bytes(to), n = (size_t)t->count / 2;
-    unsigned char *both = sys_alloc((size_t)t->count * size, "load buffer", e), *tap = both ? sys_alloc(n * size, "load buffer", e) : NULL;
-    int r = tap ? ckpt_read_all(c, t, to, both, e) : -1;
-    for (int k = 0; !r && k < 2; k++) {
-        for (size_t i = 0; i < n; i++) memcpy(tap + i * size, both + (2 * i + (size_t)k) * size, size);
-        r = pages_write(m->layers, l, m->lay.t[first + (enum layer_tensor)k].offset, tap, n * size, e);
-    }
-    sys_free(both), sys_free(tap);
-    return r;
-}
-
 static int copy_raw(struct model *m, int64_t l, size_t offset, const struct ckpt *c, const struct ckpt_tensor *t, int64_t bytes,
                     struct err *e) {
     void *buf = sys_alloc((size_t)bytes, "load buffer", e);
@@ -210,20 +193,19 @@ static int load_stored_quant(struct model *m, const struct ckpt *c, int64_t l, i
     return write_tables(m, l, p, q->levels, q->nested_map, e);
 }
 
-static int quantise(struct model *m, const struct model_how *how, const struct ckpt *c, int64_t l, int p,
+/* The matrix src of type `from` in the page's format, 4 or 8 bits; t is where it comes from. */
+static int quantise(struct model *m, enum q4_type type, int64_t l, int p, const void *src, enum dtype from, const struct ckpt *c,
                     const struct ckpt_tensor *t, struct err *e) {
     const struct layout *lay = &m->lay;
     size_t at = lay->t[p].offset;
-    int64_t n = t->count, rows = lay->t[p].rows, bad, nb = q4_blocks(n, 64);
-    enum dtype from = t->type == DT_BF16 || t->type == DT_F16 ? t->type : DT_F32;
-    int r = -1, four = lay->proj == W_Q4;
-    void *src = sys_alloc((size_t)n * dtype_bytes(from), "matrix to quantise", e);
+    int64_t rows = lay->t[p].rows, n = rows * lay->t[p].cols, bad, nb = q4_blocks(n, lay->q_block);
+    int r = -1, four = (p < PROJ_COUNT ? lay->proj : lay->conv) == W_Q4;
     uint8_t *codes = sys_alloc((size_t)(four ? q4_code_bytes(n) : n), "4-bit or 8-bit codes", e);
     float *scale = sys_alloc((size_t)(four ? nb : rows) * 4, "scales", e);
     uint8_t *small = sys_alloc((size_t)nb, "8-bit scales", e);
     float *nested = sys_alloc((size_t)q4_nested(nb) * 4, "nested scales", e);
-    if (!src || !codes || !scale || !small || !nested || ckpt_read_all(c, t, from, src, e)) goto out;
-    bad = four ? q4_encode(how->q_type, 64, src, from, n, codes, scale) : int8_encode(src, from, rows, n / rows, (int8_t *)codes, scale);
+    if (!codes || !scale || !small || !nested) goto out;
+    bad = four ? q4_encode(type, lay->q_block, src, from, n, codes, scale) : int8_encode(src, from, rows, n / rows, (int8_t *)codes, scale);
     if (bad >= 0) {
         err_set(e, ERR_INPUT, "%s: tensor %s has a NaN or infinity at element %lld; it cannot be quantised", ckpt_file(c, t),
                 t->name, (long long)bad);
@@ -238,9 +220,35 @@ static int quantise(struct model *m, const struct model_how *how, const struct c
         r = pages_write(m->layers, l, at + lay->scale[p], small, (size_t)nb, e) ||
             pages_write(m->layers, l, at + lay->nested[p], nested, (size_t)q4_nested(nb) * 4, e) ? -1 : 0;
     }
-    if (!r && four) nf4_init(), r = write_tables(m, l, p, q4_levels(how->q_type), bw8_signed, e);
+    if (!r && four) nf4_init(), r = write_tables(m, l, p, q4_levels(type), bw8_signed, e);
 out:
-    sys_free(src), sys_free(codes), sys_free(scale), sys_free(small), sys_free(nested);
+    sys_free(codes), sys_free(scale), sys_free(small), sys_free(nested);
+    return r;
+}
+
+/* The type in which values of t are read to be quantised. */
+static enum dtype exact(const struct ckpt_tensor *t) { return t->type == DT_BF16 || t->type == DT_F16 ? t->type : DT_F32; }
+
+static int load_quantised(struct model *m, const struct model_how *how, const struct ckpt *c, int64_t l, int p, const struct ckpt_tensor *t, struct err *e) {
+    void *src = sys_alloc((size_t)t->count * dtype_bytes(exact(t)), "matrix to quantise", e);
+    int r = src && !ckpt_read_all(c, t, exact(t), src, e) ? quantise(m, how->q_type, l, p, src, exact(t), c, t, e) : -1;
+    sys_free(src);
+    return r;
+}
+
+/* conv weight [out, in, 2, 1]: the two taps lie side by side in the file and apart in the page. */
+static int load_conv(struct model *m, const struct model_how *how, const struct ckpt *c, int64_t l, enum layer_tensor first, const struct ckpt_tensor *t, struct err *e) {
+    const int four = m->lay.conv == W_Q4;
+    const enum dtype to = four ? exact(t) : of_format(m->lay.conv);
+    const size_t size = dtype_bytes(to), n = (size_t)t->count / 2;
+    unsigned char *both = sys_alloc((size_t)t->count * size, "load buffer", e), *tap = both ? sys_alloc(n * size, "load buffer", e) : NULL;
+    int r = tap ? ckpt_read_all(c, t, to, both, e) : -1;
+    for (int k = 0; !r && k < 2; k++) {
+        const int i = (int)first + k;
+        for (size_t j = 0; j < n; j++) memcpy(tap + j * size, both + (2 * j + (size_t)k) * size, size);
+        r = four ? quantise(m, how->q_type, l, i, tap, to, c, t, e) : pages_write(m->layers, l, m->lay.t[i].offset, tap, n * size, e);
+    }
+    sys_free(both), sys_free(tap);
     return r;
 }
 
@@ -253,11 +261,11 @@ static int load_layer(struct model *m, const struct model_how *how, const struct
             struct ckpt_quant q;
             if (ckpt_quant(c, name, &q, e)) return -1;
             int r = q.bits ? load_stored_quant(m, c, l, i, &q, e)
-                    : m->lay.proj == W_Q4 || m->lay.proj == W_INT8 ? quantise(m, how, c, l, i, t, e)
+                    : m->lay.proj == W_Q4 || m->lay.proj == W_INT8 ? load_quantised(m, how, c, l, i, t, e)
                     : load_plain(m->layers, l, m->lay.t[i].offset, c, t, of_format(m->lay.proj), e);
             if (r) return -1;
-        } else if (i <= LT_CONV2_1) {
-            if ((i == LT_CONV1_0 || i == LT_CONV2_0) && load_conv(m, c, l, (enum layer_tensor)i, e)) return -1;
+        } else if (i < MATRICES) {
+            if ((i == LT_CONV1_0 || i == LT_CONV2_0) && load_conv(m, how, c, l, (enum layer_tensor)i, t, e)) return -1;
         } else if (load_plain(m->layers, l, m->lay.t[i].offset, c, t, DT_F32, e)) return -1;
     }
     return 0;

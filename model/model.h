@@ -21,15 +21,16 @@ enum layer_tensor {
     LT_NORM1, LT_NORM_F, LT_NORM2,                     /* input_layernorm, lf_gate.output_layernorm, post_attention_layernorm */
     LT_COUNT
 };
+enum { MATRICES = LT_CONV2_1 + 1 }; /* may be held in few bits; what follows them is fp32 */
 enum outer_tensor { OT_EMBED, OT_HEAD, OT_NORM, OT_COUNT }; /* OT_HEAD has no bytes when tied */
 
 struct tensor_place { size_t offset, bytes; int64_t rows, cols; };
 struct layout { /* offsets inside a page; vectors are (1, n) */
     enum weight_format proj, conv;  /* conv also covers biases' type rule: norms and biases are always fp32 */
-    int q_block, q_nested;          /* when proj is W_Q4 */
+    int q_block, q_nested;          /* of W_Q4 */
     struct tensor_place t[LT_COUNT];
-    /* parts of a quantised projection, relative to t[p].offset: W_INT8 scale; W_Q4 absmax (or its codes), nested, tables */
-    size_t scale[PROJ_COUNT], nested[PROJ_COUNT], tables[PROJ_COUNT];
+    /* parts of a quantised matrix, relative to t[p].offset: W_INT8 scale; W_Q4 absmax (or its codes), nested, tables */
+    size_t scale[MATRICES], nested[MATRICES], tables[MATRICES];
     size_t bytes;
 };
 void layout_layer(const struct model_config *c, enum weight_format proj, enum weight_format conv, int q_block,
@@ -46,7 +47,7 @@ struct model {
     struct backend_info info;        /* of be, as asked when the model was opened */
     struct layout lay;
     struct pages *layers;            /* L pages */
-    float (*q_offset)[PROJ_COUNT];   /* [L] nested offsets of double-quantised scales */
+    float (*q_offset)[MATRICES];   /* [L] nested offsets of double-quantised scales */
     struct tensor_place outer[OT_COUNT];
     enum weight_format outer_format; /* of embedding and head; the norm is fp32 */
     struct pages *outer_page;        /* one page */
@@ -57,6 +58,7 @@ struct model_how { /* how a checkpoint is to be held */
     int quantization_bit;            /* 0 = as stored; 4, 8 = quantise on load unless stored so already */
     enum q4_type q_type;
     int q_double;
+    int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too; bitsandbytes leaves them as they are */
     int fp32;                        /* all weights in fp32 (full fine-tuning on the CPU) */
     int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
 };

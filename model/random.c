@@ -62,11 +62,11 @@ int model_random(struct model *m, const struct model_how *how, uint64_t seed, st
     m->q_offset = sys_alloc_array((size_t)m->config.L, sizeof *m->q_offset, "scale offsets", e);
     if (!page || !m->q_offset || !(m->layers = pages_open(m->be, &layers, e)) || !(m->outer_page = pages_open(m->be, &outer, e))) goto out;
     for (int i = 0; i < LT_COUNT; i++) {
-        if (i <= LT_CONV2_1) random_matrix(l, i, i < PROJ_COUNT ? l->proj : l->conv, &s, page);
+        if (i < MATRICES) random_matrix(l, i, i < PROJ_COUNT ? l->proj : l->conv, &s, page);
         else fill(page + l->t[i].offset, (size_t)l->t[i].cols, i == LT_CONV1_B || i == LT_CONV2_B ? 0 : 1);
     }
     for (int64_t k = 0; k < m->config.L; k++) {
-        for (int p = 0; p < PROJ_COUNT; p++) m->q_offset[k][p] = 0.035f;
+        for (int p = 0; p < MATRICES; p++) m->q_offset[k][p] = 0.035f;
         if (pages_write(m->layers, k, 0, page, layers.page_bytes, e)) goto out;
     }
     for (int i = 0; i < OT_COUNT; i++)

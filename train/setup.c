@@ -266,7 +266,7 @@ int setup_plan(struct trainer *t, struct err *e) { return plan_make(&t->request,
 static int describe_model(struct trainer *t, const struct model_config *config, struct err *e) {
     const struct train_options *o = t->o;
     struct ckpt *c;
-    t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type, .q_double = o->double_quantization,
+    t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type, .q_double = o->double_quantization, .filter_4bit = o->filter_4bit,
                                 .fp32 = !setup_is_lora(t), .resident_layers = -1};
     if (config) return model_sketch(&t->model, t->be, config, &t->how), 0;
     if (model_open(&t->model, t->be, o->model_name_or_path, &t->how, &c, e)) return -1;

@@ -17,6 +17,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     const char *merged_adapters; /* comma list: become part of the weights before training begins */
     enum finetuning finetuning;
     int quantization_bit;       /* 0, 4, 8: quantise on load */
+    int filter_4bit;            /* the localized filter in 4 bits */
     enum q4_type quantization_type;
     int double_quantization;
     struct lora_config lora;

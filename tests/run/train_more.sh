@@ -33,6 +33,11 @@ for how in "plain" "nf4 --quantization_bit 4" "fp4 --quantization_bit 4 --quanti
     ok "train over $name" train "$name" "$@"
     ok "$name: the loss of score fell" less "$(loss --model_name_or_path "$work/m" "$@" --adapter_name_or_path "$work/$name")" "$before - 0.2"
 done
+ok "train over nf4 with a filter in 4 bits" train filter4 --quantization_bit 4 --lfa_bits 4
+ok "the loss fell there, too" less "$(loss --model_name_or_path "$work/m" --quantization_bit 4 --lfa_bits 4 --adapter_name_or_path "$work/filter4")" "$before - 0.2"
+ok "another adapter than over a filter as it is stored" bash -c '! cmp -s "$1/nf4/adapter_model.safetensors" "$1/filter4/adapter_model.safetensors"' - "$work"
+# shellcheck disable=SC2086
+refused "full with a filter in 4 bits" "lfa_bits 4 is only compatible with the LoRA method" train --do_train $base --finetuning_type full --lfa_bits 4 --output_dir "$work/x"
 ok "quantised on load or before: the same adapter" cmp "$work/nf4/adapter_model.safetensors" "$work/stored/adapter_model.safetensors"
 ok "score of a stored NF4 model equals one quantised on load" test "$(loss --model_name_or_path "$work/m4")" = "$(loss --model_name_or_path "$work/m" --quantization_bit 4)"
 refused "two kinds of quantisation" "already quantised to 4 bits" train --do_train --model_name_or_path "$work/m4" --quantization_bit 8 --dataset_dir "$work/data" --dataset questions --template yuan --lora_target all --output_dir "$work/x" --quiet

@@ -8,6 +8,7 @@
 #include "model/files.h"
 #include "model/new.h"
 #include "model/export.h"
+#include "model/model.h"
 #include "model/tensors.h"
 #include "tests/test.h"
 #include <math.h>
@@ -329,6 +330,50 @@ TEST(wrong_input_is_refused) {
           e.text);
     snprintf(path, sizeof path, "%s/model.safetensors", folder("y"));
     CHECK(!path_exists(path), "a refused input leaves a file");
+}
+
+/* ---- quantised on load ---- */
+
+TEST(a_filter_in_4_bits_is_its_taps_by_the_format) {
+    struct err e = {0};
+    REQUIRE(!make("taps", NULL, NULL, 5, &e), "%s", e.text);
+    struct backend *be = backend_open("cpu", &e);
+    struct ckpt *c = NULL;
+    REQUIRE(be, "%s", e.text);
+    for (int twice = 0; twice < 2; twice++) {
+        struct model m;
+        const struct model_how how = {.quantization_bit = 4, .q_type = Q4_NF4, .q_double = twice, .filter_4bit = 1, .resident_layers = -1};
+        REQUIRE(!model_open(&m, be, folder("taps"), &how, &c, &e) && !model_load(&m, &how, c, &e), "%s", e.text);
+        for (int64_t l = 0; l < m.config.L; l++) {
+            struct layer w;
+            void *page = pages_get(m.layers, l, PAGE_READ);
+            model_layer(&m, l, page, &w);
+            for (int conv = 0; conv < 2; conv++)
+                for (int k = 0; k < 2; k++) {
+                    const struct weight *got = conv ? &w.conv2[k] : &w.conv1[k];
+                    char name[128];
+                    int64_t both, n = got->rows * got->cols;
+                    model_tensor_name(name, l, conv ? LT_CONV2_0 : LT_CONV1_0);
+                    float *x = read_tensor(c, name, &both), *tap = sys_alloc((size_t)n * 4, "test", NULL), *y = sys_alloc((size_t)n * 4, "test", NULL), *scale = sys_alloc((size_t)q4_blocks(n, 64) * 4, "test", NULL);
+                    uint8_t *codes = sys_alloc((size_t)q4_code_bytes(n), "test", NULL);
+                    REQUIRE(x && tap && y && scale && codes && both == 2 * n && got->format == W_Q4, "%s", name);
+                    for (int64_t i = 0; i < n; i++) tap[i] = x[2 * i + k];
+                    REQUIRE(q4_encode(Q4_NF4, 64, tap, DT_F32, n, codes, scale) < 0, "%s", name);
+                    CHECK(!memcmp(codes, got->q4.codes, (size_t)q4_code_bytes(n)), "%s, tap %d: other codes", name, k);
+                    /* A scale in 8 bits is off by at most 1/255 of the largest of 256; a level is at most 0.15 from the next. */
+                    q4_decode(&got->q4, 0, n, y, DT_F32);
+                    double worst = 0, most = 0;
+                    for (int64_t i = 0; i < n; i++) worst = fmax(worst, fabs((double)y[i] - (double)tap[i])), most = fmax(most, fabs((double)tap[i]));
+                    CHECK(worst < 0.17 * most, "%s, tap %d: off by %g, values to %g", name, k, worst, most);
+                    if (!twice) CHECK(!memcmp(scale, got->q4.absmax, (size_t)q4_blocks(n, 64) * 4), "%s, tap %d: other scales", name, k);
+                    sys_free(x), sys_free(tap), sys_free(y), sys_free(scale), sys_free(codes);
+                }
+            pages_put(m.layers, l, 0);
+        }
+        ckpt_close(c);
+        model_free(&m);
+    }
+    backend_close(be);
 }
 
 TEST(every_failing_call_leaves_no_model_behind) {
