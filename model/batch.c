@@ -117,7 +117,7 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
         const int32_t *d[A_COUNT];
         for (int a = 0; a < A_COUNT; a++) d[a] = b->dev + a * b->max_tokens + (a < A_ROW ? j->rows.token0 : j->loss0);
         j->noise = noisy ? (const float *)d[A_NOISE] : NULL;
-        j->ids = d[A_IDS], j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.offset = d[A_OFFSET];
+        j->ids = d[A_IDS], j->host_ids = h[A_IDS] + j->rows.token0, j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.offset = d[A_OFFSET];
         j->row = d[A_ROW], j->label = d[A_LABEL], j->weight = (const float *)d[A_WEIGHT];
         j->nll = b->dev_nll + j->loss0;
         j->best = b->with_best ? b->dev_best + j->loss0 : NULL;

@@ -27,7 +27,7 @@ struct chunk {
     struct rows rows;
     int n_windows;
     struct window *window;          /* [n_windows] */
-    const int32_t *ids;             /* dev [N] */
+    const int32_t *ids, *host_ids;  /* dev [N], and the same on the host */
     const float *noise;             /* dev [N], NULL when no sequence has any */
     int64_t n_loss, loss0;          /* counted rows, and where they start in the batch's nll */
     const int32_t *row, *label;     /* dev [n_loss] */

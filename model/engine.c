@@ -1,6 +1,7 @@
 /* model/engine.c - see engine.h */
 #include "model/engine.h"
 #include "base/sys.h"
+#include <string.h>
 
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 static struct capacity capacity(const struct engine_config *c) {
@@ -26,16 +27,25 @@ static struct backend_limits limits(const struct model *m, const struct engine_c
                                    .R = rank(c), .trains_weights = c->training && m->trainable_weights, .drops = c->drops, .joined = joins(m, c)};
 }
 
-/* The parts of the engine's own block. The head uses saved for its slices of logits, dv for dy and d_o for y, so that
- * scratch is laid out for backward even when only losses are wanted. */
-struct parts { size_t saved, scratch, r, joints; };
+/* The engine's own block: saved, r, scratch, joints. The head has it to itself when it runs: slices of logits in saved, and behind
+ * r y, dy, and the head's weights where they are fetched. counting: ids 0 1 2 .. for embeddings that were gathered. */
+struct parts { size_t saved, r, counting, scratch, joints, row, weights, block, stage; };
 static struct parts parts(const struct model *m, const struct engine_config *c) {
     enum dtype act = m->info.activation;
     const struct model_config *k = &m->config;
-    struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), capacity(c)), .scratch = scratch_bytes(k, act, targets(c), rank(c), capacity(c), 1),
-                      .r = align256((size_t)c->rows * 4), .joints = joins(m, c) ? joints_bytes(k, act, targets(c), rank(c)) : 0};
+    struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), capacity(c)), .scratch = scratch_bytes(k, act, targets(c), rank(c), capacity(c), c->training),
+                      .r = align256((size_t)c->rows * 4), .row = align256((size_t)(c->rows * k->D) * dtype_bytes(act)), .joints = joins(m, c) ? joints_bytes(k, act, targets(c), rank(c)) : 0};
     size_t slice = align256(2 * dtype_bytes(act) * (size_t)(k->V + k->D) + 1024); /* a row of logits at least */
     if (p.saved < slice) p.saved = slice;
+    if (c->outer_on_host) {
+        size_t offset;
+        model_head_place(m, &offset, &p.weights);
+        p.weights = align256(p.weights), p.counting = p.r;
+        p.stage = (size_t)(c->rows * k->D) * (m->outer_format == W_F32 ? 4 : 2);
+    }
+    const size_t layers = p.scratch + p.joints, head = (c->training ? 2 : 1) * p.row + p.weights, embedding = align256(p.stage);
+    p.block = p.saved + p.r + p.counting + (layers > head ? layers : head);
+    if (p.block < p.saved + p.r + p.counting + embedding) p.block = p.saved + p.r + p.counting + embedding;
     return p;
 }
 
@@ -48,10 +58,19 @@ int engine_items(const struct model *m, const struct engine_config *c, struct pl
     pages_cost(&x, &items[0].device, &items[0].host), pages_cost(&dx, &items[1].device, &items[1].host);
     if (items[0].host) items[0].out = (double)items[0].host, items[0].in = (c->chunks > 2 ? 2 : 1) * items[0].out; /* few chunks are still in their slots */
     items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)p.saved * c->keep_layers * c->chunks};
-    items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.saved + p.scratch + p.r)};
+    items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.block - p.joints), .host = (int64_t)p.stage, .alone = (double)p.weights + (double)(p.stage * (size_t)c->chunks)};
     items[4] = (struct plan_item){.name = "a layer's operands", .device = (int64_t)p.joints};
     items[5] = (struct plan_item){.name = "workspace of the ops", .device = (int64_t)m->be->workspace(m->be->self, &l)};
     return 6;
+}
+
+static int open_stage(struct engine *g, const struct parts *p, struct err *e) {
+    const size_t ids = (size_t)g->c.rows * 4;
+    if (!(g->stage = backend_alloc(g->be, AT_HOST, p->stage > ids ? p->stage : ids, "gathered embeddings", e))) return -1;
+    g->counting = (int32_t *)(g->memory + p->saved + p->r);
+    for (int64_t i = 0; i < g->c.rows; i++) ((int32_t *)g->stage)[i] = (int32_t)i;
+    g->be->put(g->be->self, g->counting, g->stage, ids, Q_COMPUTE);
+    return g->be->sync(g->be->self, e);
 }
 
 int engine_open(struct engine *g, struct model *m, const struct engine_config *c, struct err *e) {
@@ -62,14 +81,15 @@ int engine_open(struct engine *g, struct model *m, const struct engine_config *c
     const struct model_config *k = &m->config;
     struct parts p = parts(m, c);
     ASSERT(!c->keep_layers || capacity(c).window == c->rows, "windows of %lld rows are kept", (long long)c->window);
-    size_t kept = p.saved * (size_t)(c->keep_layers * c->chunks), bytes = p.saved + p.scratch + p.r + p.joints;
+    size_t kept = p.saved * (size_t)(c->keep_layers * c->chunks), layers = p.saved + p.r + p.counting;
     g->kept_bytes = p.saved;
-    if (!(g->memory = backend_alloc(m->be, AT_DEVICE, bytes, "the working set of a chunk", e)) ||
+    if (!(g->memory = backend_alloc(m->be, AT_DEVICE, p.block, "the working set of a chunk", e)) ||
         (kept && !(g->kept = backend_alloc(m->be, AT_DEVICE, kept, "kept activations", e)))) goto fail;
     saved_view(k, g->type, targets(c), rank(c), capacity(c), g->memory, &g->saved);
-    scratch_view(k, g->type, targets(c), rank(c), capacity(c), 1, g->memory + p.saved, &g->scratch);
-    g->r = (float *)(g->memory + p.saved + p.scratch);
-    g->joints = p.joints ? g->memory + p.saved + p.scratch + p.r : NULL;
+    scratch_view(k, g->type, targets(c), rank(c), capacity(c), c->training, g->memory + layers, &g->scratch);
+    g->r = (float *)(g->memory + p.saved), g->shared = g->memory + layers;
+    g->joints = p.joints ? g->shared + p.scratch : NULL;
+    if (p.stage && open_stage(g, &p, e)) goto fail;
     struct backend_limits l = limits(m, c);
     if (!m->be->reserve(m->be->self, &l, e)) return 0;
 fail:
@@ -81,6 +101,7 @@ void engine_close(struct engine *g) {
     pages_close(g->x), pages_close(g->dx);
     if (g->memory) g->be->release(g->be->self, AT_DEVICE, g->memory);
     if (g->kept) g->be->release(g->be->self, AT_DEVICE, g->kept);
+    if (g->stage) g->be->release(g->be->self, AT_HOST, g->stage);
     *g = (struct engine){0};
 }
 
@@ -127,22 +148,48 @@ static struct dropout dropout_of(const struct dropout *d, int64_t l) {
     return k;
 }
 
+/* The embedding for a chunk: the page, or a table of the chunk's own rows in the order in which they are asked for. */
+static struct weight embedding(struct engine *g, const struct chunk *k, const int32_t **ids) {
+    struct model *m = g->m;
+    *ids = k->ids;
+    if (!g->stage) return model_embed(m, pages_get(m->outer_page, 0, PAGE_READ));
+    struct weight E = model_embed(m, (void *)(uintptr_t)pages_home(m->outer_page, 0));
+    const size_t row = (size_t)E.cols * (E.format == W_F32 ? 4 : 2);
+    if (g->staged) g->be->wait_host(g->be->self, g->staged);
+    for (int64_t t = 0; t < k->rows.N; t++) memcpy(g->stage + (size_t)t * row, (const char *)E.data + (size_t)k->host_ids[t] * row, row);
+    g->be->put(g->be->self, g->shared, g->stage, (size_t)k->rows.N * row, Q_COMPUTE);
+    g->staged = g->be->mark(g->be->self, Q_COMPUTE);
+    *ids = g->counting, E.data = g->shared, E.rows = k->rows.N;
+    return E;
+}
+
+/* The outer page as the head reads it; `to`: where weights go that are fetched. */
+static void *outer_of(struct engine *g, char *to) {
+    size_t offset, bytes;
+    if (!g->stage) return pages_get(g->m->outer_page, 0, PAGE_READ);
+    model_head_place(g->m, &offset, &bytes);
+    g->be->put(g->be->self, to, (const char *)pages_home(g->m->outer_page, 0) + offset, bytes, Q_COMPUTE);
+    return (void *)((uintptr_t)to - offset);
+}
+static void put_outer(struct engine *g) {
+    if (!g->stage) pages_put(g->m->outer_page, 0, 0);
+}
+
 void engine_forward(struct engine *g, const struct batch *b, const struct dropout *drop) {
     struct model *m = g->m;
     int64_t L = m->config.L;
     ASSERT(b->n_chunks <= g->c.chunks, "%d chunks of %lld", b->n_chunks, (long long)g->c.chunks);
     if (g->reach) g->reach(g->context, -1);
-    void *outer = pages_get(m->outer_page, 0, PAGE_READ);
-    struct weight E = model_embed(m, outer);
     for (int c = 0; c < b->n_chunks; c++) {
         int64_t n = b->chunk[c].rows.N;
+        const int32_t *ids;
+        struct weight E = embedding(g, &b->chunk[c], &ids);
         struct mat y = matrix(g, pages_get(g->x, page_of(g, 0, c), PAGE_WRITE), n);
-        op_embed(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = b->chunk[c].ids, .y = y, .skip = -1,
+        op_embed(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = ids, .y = y, .skip = -1,
                                              .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
         if (drop && b->chunk[c].noise) op_noise(g->be, &(struct noise_args){.rows = &b->chunk[c].rows, .y = y, .size = b->chunk[c].noise, .seed = drop->seed, .step = drop->step});
-        pages_put(g->x, page_of(g, 0, c), 1);
+        pages_put(g->x, page_of(g, 0, c), 1), put_outer(g);
     }
-    pages_put(m->outer_page, 0, 0);
     for (int64_t l = 0; l < L; l++) {
         backend_range(g->be, "layer %lld forward", (long long)l);
         struct layer w;
@@ -175,15 +222,16 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
     struct model *m = g->m;
     int64_t L = m->config.L, D = m->config.D;
     backend_range(g->be, "head");
-    void *outer = pages_get(m->outer_page, 0, PAGE_READ);
+    char *at = g->shared, *y_at = at, *dy_at = at + align256((size_t)(g->c.rows * D) * dtype_bytes(g->type));
+    void *outer = outer_of(g, dy_at + (g->c.training ? dy_at - y_at : 0));
     const float *norm = model_norm(m, outer);
     for (int c = 0; c < b->n_chunks; c++) {
         const struct chunk *k = &b->chunk[c];
         int64_t page = page_of(g, L, c), n = k->rows.N;
-        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = mat_rows(g->scratch.d_o, 0, n), dy = {0};
+        struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = matrix(g, y_at, n), dy = {0};
         struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
         op_norm(g->be, &na);
-        if (backward) dy = mat_rows(g->scratch.dv, 0, n);
+        if (backward) dy = matrix(g, dy_at, n);
         op_loss(g->be, &(struct loss_args){.rows = &k->rows, .y = y, .E = model_head(m, outer), .n = k->n_loss, .row = k->row,
                                            .label = k->label, .weight = backward ? k->weight : NULL, .nll = k->nll, .best = k->best, .dy = dy,
                                            .dE = hg ? (struct mat){hg->head, m->config.V, D, D, DT_F32} : (struct mat){0},
@@ -196,7 +244,7 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         }
         pages_put(g->x, page, 0);
     }
-    pages_put(m->outer_page, 0, 0);
+    put_outer(g);
     backend_range_end(g->be);
 }
 

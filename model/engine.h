@@ -20,6 +20,7 @@ struct engine_config {
     int training;              /* x of every layer is kept, gradients flow */
     int64_t keep_layers;       /* the last so many layers keep what backward needs instead of recomputing it */
     int64_t resident_acts;     /* of the pages of x that live on the device; < 0 = all */
+    int outer_on_host;         /* embedding and head are at home there (model_how) */
     int join;                  /* a layer's operands are made once per visit (backend.h, join) */
     int drops;                 /* dropout will be asked for */
     const struct lora *lora;   /* shapes of the adapter, or NULL */
@@ -31,11 +32,16 @@ struct engine {
     struct backend *be;
     struct pages *x;           /* training: [(L+1) * chunks], else [2 * chunks]; page l*chunks + c */
     struct pages *dx;          /* training: [chunks] */
-    char *memory;              /* saved, scratch, r, joints: one block */
+    char *memory;              /* saved, r, scratch, joints: one block; in the head's time saved, r, and what it needs */
     struct saved saved;
     struct scratch scratch;
     float *r;                  /* [rows] of the head's norm */
+    char *shared;              /* behind r: scratch and joints, or what the head needs */
     void *joints;              /* or NULL */
+    /* outer_on_host: embeddings of a chunk gathered in pinned memory, the ticket of their last use, and 0 1 2 .. on the device */
+    char *stage;
+    int64_t staged;
+    int32_t *counting;
     enum dtype type;           /* of activations */
     void (*reach)(void *context, int64_t l); /* or NULL: told before the forward pass reads layer l (-1: the embedding) */
     void *context;

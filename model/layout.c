@@ -96,12 +96,18 @@ const float *model_norm(const struct model *m, void *outer) {
     return (const float *)((unsigned char *)outer + m->outer[OT_NORM].offset);
 }
 
+void model_head_place(const struct model *m, size_t *offset, size_t *bytes) {
+    const struct tensor_place *norm = &m->outer[OT_NORM];
+    *offset = m->config.tied ? 0 : m->outer[OT_HEAD].offset;
+    *bytes = norm->offset + norm->bytes - *offset;
+}
+
 void model_pages(const struct model *m, const struct model_how *how, struct pages_config *layers,
                  struct pages_config *outer) {
     int64_t L = m->config.L, resident = how->resident_layers < 0 || how->resident_layers > L ? L : how->resident_layers;
     *layers = (struct pages_config){.name = "layer weights", .count = L, .page_bytes = m->lay.bytes, .resident = resident,
-                                    .slots = resident < L ? 3 : 0};
+                                    .slots = resident < L ? 2 : 0};
     const struct tensor_place *last = &m->outer[OT_NORM];
     *outer = (struct pages_config){.name = "embedding and head", .count = 1, .page_bytes = last->offset + last->bytes,
-                                   .resident = 1};
+                                   .resident = !how->outer_on_host};
 }

@@ -61,6 +61,7 @@ struct model_how { /* how a checkpoint is to be held */
     int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too; bitsandbytes leaves them as they are */
     int fp32;                        /* all weights in fp32 (full fine-tuning on the CPU) */
     int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
+    int outer_on_host;               /* embedding, head and norm stay in host memory: the engine fetches what it needs */
 };
 /* Reads config.json and decides the formats without reading weights: enough for a plan. *c is the opened checkpoint. */
 struct ckpt;
@@ -80,6 +81,8 @@ void model_layer(const struct model *m, int64_t l, void *page, struct layer *out
 struct weight model_embed(const struct model *m, void *outer);
 struct weight model_head(const struct model *m, void *outer);
 const float *model_norm(const struct model *m, void *outer);
+/* The part of the outer page that the head reads: offset and bytes. */
+void model_head_place(const struct model *m, size_t *offset, size_t *bytes);
 /* Page families of the model as the plan counts them. */
 void model_pages(const struct model *m, const struct model_how *how, struct pages_config *layers, struct pages_config *outer);
 /* The checkpoint's name of a layer tensor's parts ("model.layers.3.self_attn.q_proj.weight"; both taps of a convolution

@@ -52,7 +52,7 @@ void pages_cost(const struct pages_config *c, int64_t *device, int64_t *host) {
 }
 
 struct pages *pages_open(struct backend *be, const struct pages_config *c, struct err *e) {
-    ASSERT(c->resident >= c->count || c->slots >= 2, "%s: %d slots", c->name, c->slots);
+    ASSERT(c->resident >= c->count || c->slots != 1, "%s: %d slots", c->name, c->slots);
     struct pages *p = sys_alloc(sizeof *p, "page table", e);
     if (!p) return NULL;
     p->be = be, p->c = *c;
@@ -94,6 +94,11 @@ void pages_close(struct pages *p) {
 }
 
 size_t pages_bytes(const struct pages *p, int64_t i) { return p->bytes[i]; }
+
+const void *pages_home(const struct pages *p, int64_t i) {
+    ASSERT(i >= p->c.resident && i < p->c.count, "%s: page %lld is on the device", p->c.name, (long long)i);
+    return p->home[i].data;
+}
 
 static void wait_on(struct pages *p, enum queue q, int64_t ticket) {
     if (ticket) p->be->wait(p->be->self, q, ticket);

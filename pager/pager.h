@@ -28,7 +28,7 @@ struct pages_config {
     const size_t *bytes;  /* [count] sizes, or NULL: all of page_bytes */
     size_t page_bytes;
     int64_t resident;     /* pages 0 .. resident-1 live on the device; the others in host memory */
-    int slots;            /* device slots for the others (>= 2), 0 if there are none */
+    int slots;            /* device slots for the others (>= 2); 0: there are none, or they are read where they are (pages_home) */
 };
 struct pages *pages_open(struct backend *be, const struct pages_config *c, struct err *e);
 void pages_close(struct pages *p);
@@ -39,6 +39,8 @@ void pages_want(struct pages *p, int64_t i); /* i out of range: nothing */
 void *pages_get(struct pages *p, int64_t i, enum page_mode mode);
 void pages_put(struct pages *p, int64_t i, int dirty);
 size_t pages_bytes(const struct pages *p, int64_t i);
+/* A page at home in host memory. */
+const void *pages_home(const struct pages *p, int64_t i);
 
 /* Host access at load and save time (waits for all copies of that page). read/write whole pages or parts of them. */
 int pages_write(struct pages *p, int64_t i, size_t offset, const void *host, size_t bytes, struct err *e);

@@ -24,7 +24,7 @@ static void most_that_fits(plan_cost *cost, void *context, struct plan *p, int64
 /* ---- the model of time ----
  *
  *     device = Σ products / flops (1 + tail / rows) + attention / (ATTENTION flops) + bytes / (BANDWIDTH bandwidth)
- *     step   = max(device, visits visit, link) + EXPOSED link
+ *     step   = max(device, visits visit, link) + EXPOSED link + what is copied alone
  *
  * The sum runs over forward, the recomputed share of `again`, backward, the rest, and the unpacking of weights. The host queues
  * ops ahead of the device; where chunks are so small that it cannot, it sets the pace. Copies run beside both. The constants
@@ -43,15 +43,15 @@ static double larger_of(double a, double b) { return a > b ? a : b; }
 
 double plan_seconds(const struct plan_request *r, const struct plan *p) {
     const struct plan_choice *c = &p->choice;
-    double in = 0, out = 0, again = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
-    for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out;
+    double in = 0, out = 0, alone = 0, again = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
+    for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out, alone += p->item[i].alone;
     double tail = 1 + r->tail / (double)c->rows, chunks = (double)((r->step_rows + c->rows - 1) / c->rows), passes = r->training ? 2 + again : 1;
     /* Joint operands are made once for a visit of all chunks, recomputation and backward being one; else for every call. */
     double makes = c->join && r->joins ? (r->training ? 2 : 1) : passes * chunks;
     double device = work(r, &r->forward, tail) + again * work(r, &r->again, tail) + work(r, &r->backward, tail) + work(r, &r->rest, 1) + makes * r->unpacked / (BANDWIDTH * r->bandwidth);
     if (c->rows < r->longest && r->training) device += WINDOWS * work(r, &r->forward, tail);
     double link = larger_of(in, out) / r->link, host = r->visit * chunks * passes * (double)r->layers;
-    return larger_of(larger_of(device, host), link) + EXPOSED * link;
+    return larger_of(larger_of(device, host), link) + EXPOSED * link + alone / r->link;
 }
 
 /* Where everything lives at one chunk size: every way that is open, each filled up. Keeps the fastest that fits in *best, and in
@@ -64,7 +64,7 @@ static void placements(const struct plan_request *r, plan_cost *cost, void *cont
         const int streams = (ways & PLAN_WEIGHTS) != 0;
         struct plan p = {.choice = {.rows = rows, .keep_layers = r->keep_all ? r->layers : 0, .resident_layers = streams ? 0 : r->layers,
                                     .acts_on_host = (ways & PLAN_ACTS) != 0, .state_on_host = (ways & PLAN_STATE) != 0,
-                                    .values_on_host = (ways & PLAN_VALUES) != 0, .join = !(ways & PLAN_APART)}};
+                                    .values_on_host = (ways & PLAN_VALUES) != 0, .outer_on_host = (ways & PLAN_OUTER) != 0, .join = !(ways & PLAN_APART)}};
         const int64_t base = price(cost, context, &p);
         if (base > r->budget) {
             if (!least->items || base < least->device) *least = p;
@@ -133,6 +133,7 @@ void plan_print(const struct plan *p, const struct plan_request *r, struct str *
         else str_puts(out, "; activations recomputed in backward");
     }
     if (r->joins && !c->join) str_puts(out, "; weights unpacked for every chunk");
+    if (c->outer_on_host) str_puts(out, "; embedding and head fetched when needed");
     if (c->resident_layers < r->layers) str_printf(out, "; %lld of %lld layers streamed", (long long)(r->layers - c->resident_layers), (long long)r->layers);
     str_printf(out, "\n  %-28s %12s %12s\n", "", "device", "host");
     for (int i = 0; i < p->items; i++)

@@ -14,13 +14,14 @@ struct plan_choice {
     int64_t rows;            /* tokens that go through a product at once: a chunk, or a window of a longer sequence */
     int64_t keep_layers;
     int64_t resident_layers;
-    int acts_on_host, state_on_host, values_on_host;
+    int acts_on_host, state_on_host, values_on_host, outer_on_host;
     int join;                /* a layer's operands are made once per visit */
 };
 struct plan_item {
     const char *name;
     int64_t device, host;    /* bytes */
     double in, out;          /* bytes copied to and from the device in a step */
+    double alone;            /* of which nothing is computed meanwhile */
 };
 enum { PLAN_ITEMS = 16 };
 /* Fills items (at most PLAN_ITEMS) for a choice; returns their number. */
@@ -29,9 +30,9 @@ typedef int plan_cost(void *context, const struct plan_choice *c, struct plan_it
 /* What a step computes: FLOPs of matrix products and of attention, bytes that all else moves through the device's memory. */
 struct plan_work { double products, attention, bytes; };
 
-/* Ways to need less of the device: layer inputs, optimizer state, adapters with their gradients, weights at home on the host;
- * operands of products made for each call instead of once per visit. */
-enum plan_way { PLAN_ACTS = 1, PLAN_STATE = 2, PLAN_VALUES = 4, PLAN_WEIGHTS = 8, PLAN_APART = 16, PLAN_WAYS = 32 };
+/* Ways to need less of the device: layer inputs, optimizer state, adapters with their gradients, weights, embedding and head at home
+ * on the host; operands of products made for each call instead of once per visit. */
+enum plan_way { PLAN_ACTS = 1, PLAN_STATE = 2, PLAN_VALUES = 4, PLAN_WEIGHTS = 8, PLAN_APART = 16, PLAN_OUTER = 32, PLAN_WAYS = 64 };
 
 struct plan_request {
     int64_t budget;          /* device bytes */

@@ -92,7 +92,7 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
         goto out;
     }
     const double start = sys_seconds();
-    t.how.resident_layers = t.plan.choice.resident_layers;
+    t.how.resident_layers = t.plan.choice.resident_layers, t.how.outer_on_host = t.plan.choice.outer_on_host;
     if (model_random(&t.model, &t.how, t.o->seed, e)) goto out;
     r->load_seconds = sys_seconds() - start;
     if (setup_run(&t, e) || fill(&t, &ids, e) || run(&t, r, e)) goto out;

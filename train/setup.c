@@ -146,7 +146,7 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
         t->chunks_at = rows;
     }
     *k = (struct engine_config){.rows = rows, .window = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
-                                .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .lora = setup_is_lora(t) ? &t->lora : NULL};
+                                .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .outer_on_host = c->outer_on_host, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .lora = setup_is_lora(t) ? &t->lora : NULL};
 }
 
 /* in, out: how often a step copies what lives on the host. */
@@ -161,14 +161,14 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
     struct trainer *t = context;
     struct engine_config k;
     struct pages_config layers, outer, value, grad, state;
-    t->how.resident_layers = c->resident_layers;
+    t->how.resident_layers = c->resident_layers, t->how.outer_on_host = c->outer_on_host;
     engine_choice(t, c, &k);
     model_pages(&t->model, &t->how, &layers, &outer);
     params_pages(&t->params, c->values_on_host, c->state_on_host, &value, &grad, &state);
     int n = 0;
     int full = !setup_is_lora(t);
     items[n++] = pages_item(&layers, layers.name, 2 + full, full);
-    items[n++] = pages_item(&outer, outer.name, 2 + full, full);
+    items[n++] = pages_item(&outer, outer.name, full ? 3 : 0, full);
     items[n++] = pages_item(&value, "adapters", 3, 1);
     items[n++] = pages_item(&grad, "gradients", 1, 1);
     items[n++] = pages_item(&state, "optimizer state", 1, 1);
@@ -252,7 +252,7 @@ static int request(struct trainer *t, struct err *e) {
     const int64_t budget = o->vram_bytes ? o->vram_bytes : info->free_bytes - info->free_bytes / 20;
     /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
     t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
-                                       .may = (pages ? PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (o->paged ? PLAN_STATE : 0u) : 0u) | (info->joins ? PLAN_APART : 0u),
+                                       .may = (pages ? PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (full ? 0u : PLAN_OUTER) | (o->paged ? PLAN_STATE : 0u) : 0u) | (info->joins ? PLAN_APART : 0u),
                                        .layers = k->L, .longest = t->longest, .step_rows = t->max_rows, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192, .most_rows = o->chunk_tokens,
                                        .training = 1, .keep_all = !o->gradient_checkpointing, .joins = info->joins,
                                        .flops = info->flops, .bandwidth = info->bandwidth, .link = info->link, .advice = t->advice};
@@ -307,7 +307,7 @@ static void reach(void *params, int64_t l) { params_reach(params, l); }
 
 int setup_memory(struct trainer *t, struct err *e) {
     struct ckpt *c = NULL;
-    t->how.resident_layers = t->plan.choice.resident_layers;
+    t->how.resident_layers = t->plan.choice.resident_layers, t->how.outer_on_host = t->plan.choice.outer_on_host;
     if (!(c = ckpt_open(t->o->model_name_or_path, e)) || model_load(&t->model, &t->how, c, e)) return ckpt_close(c), -1;
     ckpt_close(c);
     if (t->o->merged_adapters && model_merge(&t->model, t->o->merged_adapters, e)) return -1;

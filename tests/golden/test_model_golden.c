@@ -84,12 +84,12 @@ struct world {
     int32_t *ids[2], *labels[2];
     int64_t n[2];
 };
-enum { LORA = 1, FULL = 2, KEEP = 4, DOCMASK = 8, HOST = 16, WINDOWS = 32 };
+enum { LORA = 1, FULL = 2, KEEP = 4, DOCMASK = 8, HOST = 16, WINDOWS = 32, OUTER = 64 };
 enum { WINDOW = 13 }; /* the sequences have 16 and 39 rows: 13 + 3 and 3 x 13 */
 
 static void reach(void *params, int64_t l) { params_reach(params, l); }
 static int world_open(struct world *w, const char *dir, int flags, int64_t rows) {
-    struct model_how how = {.fp32 = (flags & FULL) != 0, .resident_layers = flags & HOST ? 0 : -1};
+    struct model_how how = {.fp32 = (flags & FULL) != 0, .resident_layers = flags & HOST ? 0 : -1, .outer_on_host = (flags & OUTER) != 0};
     struct ckpt *c;
     memset(w, 0, sizeof *w), e.code = 0;
     const char *id[] = {"ids_17", "ids_40"}, *label[] = {"labels_17", "labels_40"};
@@ -106,7 +106,7 @@ static int world_open(struct world *w, const char *dir, int flags, int64_t rows)
     if ((flags & (LORA | FULL)) && (params_describe(&w->params, &w->m, flags & LORA ? &w->lora : NULL, 0, &e) ||
                                     params_open(&w->params, (flags & HOST) && (flags & LORA), (flags & HOST) != 0, &e))) return -1;
     struct engine_config k = {.rows = rows, .chunks = 2, .longest = 40, .training = (flags & (LORA | FULL)) != 0, .keep_layers = flags & KEEP ? 1 : 0,
-                              .window = flags & WINDOWS ? WINDOW : 0,
+                              .window = flags & WINDOWS ? WINDOW : 0, .outer_on_host = how.outer_on_host,
                               .resident_acts = flags & HOST ? 0 : -1, .lora = flags & LORA ? &w->lora : NULL, .adapters = w->params.value};
     if (engine_open(&w->g, &w->m, &k, &e) || batch_open(&w->b, w->be, rows, flags & WINDOWS ? WINDOW : rows, 64, 2, &e)) return -1;
     if (flags & (LORA | FULL)) w->g.reach = reach, w->g.context = &w->params;
@@ -257,16 +257,16 @@ static void check_gradients(struct world *w, const char *file) {
 
 TEST(every_gradient_full_and_lora) {
     NEED_GOLDENS();
-    for (int mode = 0; mode < 10; mode++) { /* recomputing, keeping, paged through host memory; one chunk or two, of several windows too */
-        static const int how[] = {0, KEEP, HOST, WINDOWS, WINDOWS | HOST};
-        int lora = mode % 2, flags = (lora ? LORA : FULL) | how[mode / 2];
+    for (int mode = 0; mode < 12; mode++) { /* recomputing, keeping, paged through host memory, the embedding too; one chunk or two, of several windows too */
+        static const int how[] = {0, KEEP, HOST, WINDOWS, WINDOWS | HOST, OUTER | HOST | WINDOWS};
+        int lora = mode % 2, flags = (lora ? LORA : FULL) | (how[mode / 2] & ~(lora ? 0 : OUTER));
         struct world w;
         const char *file = lora ? "expected_lora.safetensors" : "expected_full.safetensors";
         REQUIRE(!world_open(&w, "fp32", flags, mode / 2 == 0 || mode / 2 == 3 ? 64 : 40), "%s", e.text);
         double norm = gradients(&w), want = value(file, "grad_norm");
         CHECK(fabs(norm - want) < within().norm * want, "mode %d: %g, %g", mode, norm, want);
         check_gradients(&w, file);
-        if (lora) check_logits(&w, 0, file, "logits_17", 1);
+        if (lora && !(flags & OUTER)) check_logits(&w, 0, file, "logits_17", 1);
         world_close(&w);
     }
 }
@@ -360,9 +360,10 @@ TEST(same_bits_for_any_plan) {
     NEED_GOLDENS();
     for (int full = 0; full < 2; full++) {
         float *first[256] = {0};
-        for (int mode = 0; mode < 4; mode++) {
+        for (int mode = 0; mode < (full ? 4 : 5); mode++) {
+            static const int how[] = {0, KEEP, HOST, HOST | KEEP, HOST | OUTER};
             struct world w;
-            int flags = (full ? FULL : LORA) | (mode == 1 ? KEEP : mode == 2 ? HOST : mode == 3 ? HOST | KEEP : 0);
+            int flags = (full ? FULL : LORA) | how[mode];
             REQUIRE(!world_open(&w, "bf16", flags, mode % 2 || on_card() ? 64 : 40), "%s", e.text);
             gradients(&w);
             for (int64_t i = 0; i < w.params.count; i++) {

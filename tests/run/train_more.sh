@@ -101,6 +101,16 @@ ok "SIGUSR1 saves" test -n "$(ls -d "$work"/u/checkpoint-* 2>/dev/null)"
 ok "dry run" "$QLORA" train $common --output_dir "$work/dry" --dry_run
 ok "nothing is written" test ! -e "$work/dry"
 # shellcheck disable=SC2086
+# the least that does: everything on the host, the embedding too; the same bits
+low=0 least=$((1 << 30))
+while ((least - low > 1)); do
+    # shellcheck disable=SC2086
+    if "$QLORA" train $common --output_dir "$work/none" --optim paged_adamw_32bit --dry_run --vram $(((low + least) / 2)) >/dev/null 2>&1; then least=$(((low + least) / 2)); else low=$(((low + least) / 2)); fi
+done
+ok "in a large budget" train large --optim paged_adamw_32bit --vram 4GiB
+ok "in $least bytes" train least --optim paged_adamw_32bit --vram $least --quiet false
+ok "the embedding lives on the host" grep -q "plan: .*; embedding and head fetched when needed" "$work/least.log"
+ok "the same adapter" cmp "$work/large/adapter_model.safetensors" "$work/least/adapter_model.safetensors"
 ok "a budget that is too small ends with 1" status 1 "$QLORA" train $common --output_dir "$work/tiny" --vram 1MiB
 # shellcheck disable=SC2086
 refused "an output folder in use" "Please set overwrite_output_dir" train $common --output_dir "$work/plain"
