@@ -7,7 +7,8 @@
 struct guide_row {
     const char *model, *config, *method;
     double gb, hours;   /* hours 0: not given */
-    int finetuning, bits;
+    enum finetuning finetuning;
+    int bits;
 };
 enum { GUIDE_ROWS = 9 };
 extern const struct guide_row guide[GUIDE_ROWS];
