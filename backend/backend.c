@@ -350,8 +350,7 @@ static struct backend *open_plugin(const char *path, struct err *e) {
         b->close(b->self);
         b = NULL;
     }
-    if (!b) dlclose(library); /* one that serves stays loaded: its threads and driver state must not lose their code */
-    return b;
+    return b; /* the library stays loaded: threads and driver state must not lose their code */
 }
 
 struct backend *backend_open(const char *name, struct err *e) {

@@ -144,11 +144,10 @@ static int report_card(struct report *r) {
     row(r, "plugin", plugin ? text : "none beside the program, none in ../lib/qlora");
     if (!plugin && card)
         problem(r, "the program was built without CUDA: install the CUDA toolkit (nvcc), then make; the card is not used until then");
-    void *library = NULL;
+    void *library = NULL; /* stays loaded: what its start allocated would be lost with it */
     size_t i = 0;
     while (i < sizeof libraries / sizeof *libraries && !(library = dlopen(libraries[i], RTLD_LAZY | RTLD_LOCAL))) i++;
     row(r, "cublasLt", library ? libraries[i] : "none");
-    if (library) dlclose(library);
     if (!library && card)
         problem(r, "libcublasLt is not found: install it (libcublas of the CUDA toolkit), or export LD_LIBRARY_PATH=/usr/local/cuda/lib64");
     struct rlimit lock;

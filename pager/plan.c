@@ -70,7 +70,7 @@ static void placements(const struct plan_request *r, plan_cost *cost, void *cont
             if (!least->items || base < least->device) *least = p;
             continue;
         }
-        const int64_t most = base + r->keep_budget < r->budget ? base + r->keep_budget : r->budget;
+        const int64_t most = r->keep_budget < r->budget - base ? base + r->keep_budget : r->budget;
         for (int order = 0; order < 1 + (streams && keeps); order++) { /* what the rest of the budget is for: weights first, or activations */
             struct plan q = p;
             if (streams && order == 0) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
