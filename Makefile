@@ -51,8 +51,9 @@ SCRIPTS := $(call tests,fault run,*.sh)
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 TOOLS := $(patsubst %.c,$(B)/%,$(wildcard examples/demo/*.c))
 LOST_CARD := $(B)/tests/run/lost_card.so
-# What scripts are told: where the program, the demo's tools, and a backend for tests are.
-WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD)
+HOG := $(B)/tests/run/hog
+# What scripts are told: where the program, the demo's tools, a backend for tests and a program that fills a card are.
+WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD) HOG=$(HOG)
 
 .PHONY: all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers format clean help FORCE
 .DELETE_ON_ERROR:
@@ -100,7 +101,7 @@ GPU_OPS := $(filter $(B)/tests/ops/test_cuda% $(B)/tests/ops/test_noise,$(TESTS)
 GPU_TESTS := $(GPU_OPS) $(filter $(B)/tests/golden/test_model_golden,$(TESTS))
 GPU_SCRIPTS := $(filter tests/run/gpu_%,$(SCRIPTS))
 ON_CARD := QLORA_BACKEND=cuda QLORA_PLUGIN=$(abspath $(PLUGIN)) TEST_TIMEOUT=$(or $(TEST_TIMEOUT),600)
-test-gpu: all $(TOOLS) $(GPU_TESTS)
+test-gpu: all $(TOOLS) $(GPU_TESTS) $(HOG)
 	@$(WHERE) $(ON_CARD) tests/run.sh $(GPU_TESTS) $(GPU_SCRIPTS)
 
 SANITIZER = $(shell command -v compute-sanitizer || ls $(dir $(NVCC))compute-sanitizer /usr/local/cuda/bin/compute-sanitizer 2>/dev/null | head -n 1)
@@ -119,7 +120,7 @@ valgrind:
 		$(MAKE) B=$(B)/valgrind CFLAGS="-O1 -g" CUDA=0 KINDS=unit test
 
 fuzz:
-	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O1 -g -fsanitize=fuzzer-no-link $(SANITIZE)" CUDA=0 fuzzers
+	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O1 -g -Wno-pass-failed -fsanitize=fuzzer-no-link $(SANITIZE)" CUDA=0 fuzzers
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
 
