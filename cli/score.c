@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { GROUP = 64, GROUP_ROWS = 4096 };
+enum { GROUP = 64, GROUP_ROWS = 4096, WINDOW = 8192 /* of a longer input, so that its length costs no more than keys and values */ };
 
 struct input { struct ids ids, labels; }; /* labels.n == 0: every next token counts */
 struct scorer {
@@ -28,12 +28,13 @@ static int make_room(struct scorer *c, int64_t rows, struct err *e) {
     if (rows <= c->rows) return 0;
     batch_close(&c->b), engine_close(&c->g);
     c->rows = rows < 512 ? 512 : rows;
+    const int64_t window = c->rows < WINDOW ? c->rows : WINDOW;
     int64_t total = c->rows > GROUP_ROWS ? 2 * c->rows : GROUP_ROWS + c->rows;
-    struct engine_config k = {.rows = c->rows, .chunks = GROUP, .longest = c->rows, .resident_acts = -1, .join = 1,
+    struct engine_config k = {.rows = c->rows, .window = window, .chunks = GROUP, .longest = c->rows, .resident_acts = -1, .join = 1,
                               .lora = c->s.adapters ? &c->s.lora : NULL, .adapters = c->s.adapters};
     int64_t chunks = total / (c->rows / 2) + 2; /* two neighbouring chunks hold more than one chunk's rows */
     if (chunks < k.chunks) k.chunks = chunks;
-    return engine_open(&c->g, &c->s.model, &k, e) || batch_open(&c->b, c->s.be, c->rows, c->rows, total, GROUP, e) ? -1 : 0;
+    return engine_open(&c->g, &c->s.model, &k, e) || batch_open(&c->b, c->s.be, c->rows, window, total, GROUP, e) ? -1 : 0;
 }
 
 /* Mean of -log P(labels[i] | before) of one input; its labels may be other ids than the input's. */

@@ -191,6 +191,7 @@ template <int K, int BQ> __global__ static void __launch_bounds__(THREADS) atten
         }
         copies_wait<1>();
         __syncthreads();
+        if (low[buf][0] > klast) break; /* documents that begin later see none of these keys */
         float p[BQ / 8][4] = {}, d[BQ / 8][4] = {};
         times_rows<K, BQ / 8>(p, sk, warp * 16, tq);
         times_rows<K, BQ / 8>(d, sv, warp * 16, td);
@@ -206,6 +207,7 @@ template <int K, int BQ> __global__ static void __launch_bounds__(THREADS) atten
         times_tile<K, BQ / 8>(dk, d, tq);
         __syncthreads();
     }
+    copies_wait<0>();
     put_rows<K>(a.dk, head, k0 + warp * 16, end, dk, a.scale, a.scale);
     put_rows<K>(a.dv, head, k0 + warp * 16, end, dv, 1, 1);
 }

@@ -156,7 +156,7 @@ static int reserve(void *self, const struct backend_limits *l, struct err *e) {
     }
     c->limits = *l;
     lay(c, l, (char *)c->work);
-    zero(c, c->turns, TALL_TILES * sizeof *c->turns, Q_COMPUTE);
+    zero(c, c->turns, (TALL_TILES + 1) * sizeof *c->turns, Q_COMPUTE);
     return 0;
 }
 

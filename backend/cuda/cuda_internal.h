@@ -20,7 +20,7 @@ enum { TICKETS = 1024, GEMM_CACHE = 256, SQSUM_PIECES = 32768 };
 
 struct gemm_key { /* one product: c(m,n) = alpha op(a) op(b) + beta c, all row-major */
     int64_t m, n, k, lda, ldb, ldc, ld_add, batch, stride_a, stride_b, stride_c; /* ld_add 0: nothing is added */
-    int64_t ta, tb, c_f32, bias;
+    int64_t ta, tb, c_f32, bias, aligned; /* bytes that every operand begins at a multiple of, 16 at most */
 };
 struct gemm_plan {
     struct gemm_key key;
@@ -52,7 +52,7 @@ struct cuda {
     bf16 *dropped;       /* (rows, widest) drop(x) */
     float *partial;      /* sums by sequence before they are added in order */
     size_t partial_elements;
-    uint32_t *turns;     /* [TALL_TILES] whose turn it is to add to a tile; 0 between launches */
+    uint32_t *turns;     /* [TALL_TILES + 1] whose turn it is to add to a tile, and how many blocks have started; 0 between launches */
     bf16 *taps, *bias;   /* (2, D/2, D) and [D] of the filter, when they are fp32 */
     double *pieces;      /* [SQSUM_PIECES] */
     void *maps;          /* bw8_signed, bw8_unsigned: [2 * 256] fp32, own memory */
@@ -112,7 +112,7 @@ static inline struct seq_list seq_list_of(const struct rows *r, int first) {
 }
 
 /* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, or transposed out(R,rows). left (N,rows), right (N,R); all operands must fit. */
-enum { TALL_JOBS = 4, TALL_TILES = 1 << 16 };
+enum { TALL_JOBS = 4, TALL_TILES = (1 << 16) - 1 };
 struct tall_job { const bf16 *left, *right; int64_t ld_left, ld_right; float *out; int64_t ld_out; int rows, R, transposed; float scale; };
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols); /* 16-byte rows */
 void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job, int n);

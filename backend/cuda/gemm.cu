@@ -45,11 +45,13 @@ static struct gemm_plan *plan_of(struct cuda *c, const struct gemm_key *k) {
     if (k->bias && lt(c, cublasLtMatmulDescSetAttribute(p.op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue), "a bias")) return NULL;
     cublasLtMatmulPreference_t pref;
     cublasLtMatmulHeuristicResult_t best;
-    uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
+    uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE, aligned = (uint32_t)k->aligned;
     int found = 0;
     if (lt(c, cublasLtMatmulPreferenceCreate(&pref), "a preference")) return NULL;
     cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &c->lt_work_bytes, sizeof c->lt_work_bytes);
     cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes);
+    for (auto what : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+        cublasLtMatmulPreferenceSetAttribute(pref, what, &aligned, sizeof aligned);
     cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(c->lt, p.op, p.b, p.a, p.add, p.c, pref, 1, &best, &found);
     cublasLtMatmulPreferenceDestroy(pref);
     if (lt(c, s, "the choice of a kernel") || !found) return err_set(&c->failure, ERR_RUN, "cublasLt has no kernel for a (%lld,%lld) by (%lld,%lld) product", (long long)k->m, (long long)k->k, (long long)k->k, (long long)k->n), nullptr;
@@ -63,6 +65,8 @@ void cuda_gemm(struct cuda *c, const struct gemm *g) {
     memset(&k, 0, sizeof k); /* padding too: keys are compared as bytes */
     k.m = g->m, k.n = g->n, k.k = g->k, k.lda = g->lda, k.ldb = g->ldb, k.ldc = g->ldc, k.ld_add = g->add ? g->ld_add : 0;
     k.batch = g->batch, k.stride_a = g->stride_a, k.stride_b = g->stride_b, k.stride_c = g->stride_c, k.ta = g->ta, k.tb = g->tb, k.c_f32 = g->c_f32, k.bias = g->bias != NULL;
+    const uintptr_t bits = (uintptr_t)g->a | (uintptr_t)g->b | (uintptr_t)g->c | (uintptr_t)g->add | 16; /* operands may begin at a column of a joint matrix */
+    k.aligned = (int64_t)(bits & -bits);
     if (!g->m || !g->n || c->failure.code) return;
     struct gemm_plan *p = plan_of(c, &k);
     if (!p) return;

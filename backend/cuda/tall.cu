@@ -25,15 +25,22 @@ template <int COLS> DEV void fetch(bf16 *to, const bf16 *from, int64_t ld, int f
 }
 
 /* block: 128 columns of the long matrix by SHORT of the other, over one sequence: a warp 32 by SHORT. Per token 2 (128 + SHORT)
- * bytes and 256 SHORT FLOPs: bound by the long matrices' bytes. x: tile, y: sequence; blocks start in that order, so the one that is
- * waited for always runs. */
+ * bytes and 256 SHORT FLOPs: bound by the long matrices' bytes. A block takes its number when it starts, tiles first, then
+ * sequences: the one that it will wait for has started before it, in whatever order the card starts blocks. */
 template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct seq_list s, uint32_t *turn) {
     extern __shared__ __align__(128) bf16 tiles[];
+    __shared__ uint32_t started;
+    if (threadIdx.x == 0) {
+        started = atomicAdd(turn + TALL_TILES, 1);
+        if (started + 1 == gridDim.x * gridDim.y) turn[TALL_TILES] = 0; /* for the next launch */
+    }
+    __syncthreads();
+    const uint32_t place_in_all = started % gridDim.x, sequence = started / gridDim.x;
     int k = 0, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    while (k + 1 < jobs.n && (int)blockIdx.x >= jobs.first[k + 1]) k++;
+    while (k + 1 < jobs.n && (int)place_in_all >= jobs.first[k + 1]) k++;
     const struct tall_job &j = jobs.job[k];
-    int tile = blockIdx.x - jobs.first[k], across = (j.R + SHORT - 1) / SHORT, l0 = tile / across * LONG, r0 = tile % across * SHORT;
-    int begin = s.at[blockIdx.y], end = s.at[blockIdx.y + 1], steps = (end - begin + STEP - 1) / STEP;
+    int tile = place_in_all - jobs.first[k], across = (j.R + SHORT - 1) / SHORT, l0 = tile / across * LONG, r0 = tile % across * SHORT;
+    int begin = s.at[sequence], end = s.at[sequence + 1], steps = (end - begin + STEP - 1) / STEP;
     float acc[2][SHORT / 8][4] = {};
     auto next = [&](int step) {
         bf16 *to = tiles + step % STAGES * STEP * (LONG + SHORT);
@@ -74,7 +81,7 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
         }
     }
     if (threadIdx.x == 0)
-        while (*(volatile uint32_t *)(turn + blockIdx.x) != blockIdx.y) __nanosleep(64);
+        while (*(volatile uint32_t *)(turn + place_in_all) != sequence) __nanosleep(64);
     __syncthreads();
     __threadfence(); /* what the block before wrote is seen */
     /* element i of acc[m][n]: row l0 + 32 warp + 16 m + lane/4 + 8 (i/2), column r0 + 8 n + 2 (lane%4) + i%2. Half of
@@ -99,7 +106,7 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
     }
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) *(volatile uint32_t *)(turn + blockIdx.x) = blockIdx.y + 1 == gridDim.y ? 0 : blockIdx.y + 1; /* zero for the next launch */
+    if (threadIdx.x == 0) *(volatile uint32_t *)(turn + place_in_all) = sequence + 1 == gridDim.y ? 0 : sequence + 1; /* zero for the next launch */
 }
 
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols) { return (uintptr_t)p % 16 == 0 && ld % 8 == 0 && cols % 8 == 0; }
