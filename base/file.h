@@ -32,6 +32,9 @@ int out_write(struct out *o, const void *p, size_t n, struct err *e);
 /* Reserves space for the whole file; ENOSPC is found here, before anything is written. */
 int out_reserve(struct out *o, int64_t bytes, struct err *e);
 int64_t out_bytes(const struct out *o);
+/* Before the first write: what is written is hashed as it goes by, so that nobody has to read it again. */
+int out_hash(struct out *o, struct err *e);
+void out_digest(struct out *o, char hex[41]); /* SHA-1 of all that was written; once, behind the last write */
 /* Brings what was written so far to the disk: before the renames of several files, so that only they are left to fail. */
 int out_sync(struct out *o, struct err *e);
 int out_commit(struct out *o, struct err *e);

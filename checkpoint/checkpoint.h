@@ -86,12 +86,16 @@ int ckpt_commit(struct ckpt_writer *w, struct err *e); /* frees w in any case */
 void ckpt_abort(struct ckpt_writer *w);
 
 /* Directories that appear whole or not at all, with a MANIFEST (checkpoint/manifest.c). begin: makes
- * PARENT/.tmp-NAME.PID and returns its path; fill it with files; commit: hashes and syncs every file, writes
- * and syncs MANIFEST, renames to PARENT/NAME (replacing an older one), syncs PARENT. */
+ * PARENT/.tmp-NAME.PID and returns its path; fill it with files, from several threads if you like; commit:
+ * hashes and syncs every file, writes and syncs MANIFEST, renames to PARENT/NAME (replacing an older one),
+ * syncs PARENT. Files of a ckpt_writer are hashed while they are written and not read again. */
 int manifest_begin(const char *parent, const char *name, char *tmp, size_t tmp_size, struct err *e);
 /* `facts` is a JSON object text stored under "facts" (step, configuration hash, ...). */
 int manifest_commit(const char *parent, const char *name, const char *tmp, const char *facts, struct err *e);
 void manifest_abort(const char *tmp);
 /* 1: valid (facts JSON text returned, sys_free), 0: not valid, *e says why, -1: cannot tell (I/O). */
 int manifest_verify(const char *dir, char **facts, struct err *e);
+/* The same without facts, and without reading files of a folder that this process committed or verified before:
+ * the MANIFEST must be the same, and names and sizes as it says. */
+int manifest_check(const char *dir, struct err *e);
 #endif

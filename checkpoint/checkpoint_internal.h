@@ -69,6 +69,12 @@ int ckpt_pickle_read(struct ckpt *c, int file, size_t n, const char *root, size_
 int ckpt_index_open(struct ckpt *c, const char *path, struct err *e);
 void ckpt_sort(struct ckpt *c); /* by name, then file */
 
+/* ---- manifest.c: a folder being filled (manifest_begin) wants to know the checksums of its files ---- */
+
+int manifest_filling(const char *dir);
+/* A file of such a folder is on the disk under its name, with these bytes. */
+void manifest_note(const char *dir, const char *name, int64_t bytes, const char hex[41]);
+
 int64_t ckpt_tensor_bytes(const struct ckpt_tensor *t);
 /* Text from a file made fit for a message: control characters become '?', long text is cut. Returns buf. */
 const char *ckpt_printable(char buf[100], const char *text, size_t n);

@@ -26,7 +26,7 @@ struct ckpt_writer {
     int64_t shard_bytes;
     struct declared *t;
     int64_t count, cap;
-    int join_next;
+    int join_next, hashed; /* hashed: the folder will have a MANIFEST */
     /* once writing has begun */
     struct declared **order; /* by name */
     struct out **outs;       /* of the shards, those begun */
@@ -39,6 +39,7 @@ struct ckpt_writer *ckpt_create(const char *dir, const char *name, int64_t shard
     struct ckpt_writer *w = sys_alloc(sizeof *w, "checkpoint writer", e);
     if (!w) return NULL;
     w->shard_bytes = shard_bytes > 0 ? shard_bytes : INT64_MAX;
+    w->hashed = manifest_filling(dir);
     if ((size_t)snprintf(w->dir, sizeof w->dir, "%s", dir) < sizeof w->dir &&
         (size_t)snprintf(w->name, sizeof w->name, "%s", name) < sizeof w->name)
         return w;
@@ -165,6 +166,7 @@ static int begin_shard(struct ckpt_writer *w, struct err *e) {
     struct out *o = w->outs[w->begun] = out_open(path, e);
     if (!o) goto out;
     w->begun++;
+    if (w->hashed && out_hash(o, e)) goto out;
     if (out_reserve(o, (int64_t)header.n + w->left, e) || out_write(o, header.p, header.n, e)) goto out;
     rc = 0;
 out:
@@ -225,6 +227,18 @@ static int remove_file(const char *path, struct err *e) {
     return err_errno(e, ERR_RUN, "cannot remove the older %s", path);
 }
 
+static int commit_shard(struct ckpt_writer *w, int i, struct err *e) {
+    struct out *shard = w->outs[i];
+    char name[256], hex[41] = "";
+    const int64_t bytes = out_bytes(shard);
+    w->outs[i] = NULL;
+    if (w->hashed) out_digest(shard, hex);
+    if (out_commit(shard, e)) return -1;
+    file_name(w, i, name, sizeof name);
+    if (w->hashed) manifest_note(w->dir, name, bytes, hex);
+    return 0;
+}
+
 static int commit(struct ckpt_writer *w, struct err *e) {
     char path[4096], single[4096], index[4096];
     struct out *o = NULL;
@@ -241,11 +255,8 @@ static int commit(struct ckpt_writer *w, struct err *e) {
         replaces |= path_exists(path);
     }
     if (sharded && replaces && remove_file(index, e)) goto fail;
-    for (int i = 0; i < w->shards; i++) {
-        struct out *shard = w->outs[i];
-        w->outs[i] = NULL;
-        if (out_commit(shard, e)) goto fail;
-    }
+    for (int i = 0; i < w->shards; i++)
+        if (commit_shard(w, i, e)) goto fail;
     if (sharded && out_commit(o, e)) return -1;
     return remove_file(sharded ? single : index, e);
 fail:
