@@ -67,6 +67,8 @@ int file_pread(const struct file *f, void *p, size_t n, int64_t offset, struct e
     return 0;
 }
 
+void file_ahead(const struct file *f, int64_t offset, int64_t bytes) { sys_read_ahead(f->fd, offset, bytes); }
+
 void file_close(struct file *f) {
     if (!f) return;
     if (f->fd >= 0) sys_close(f->fd);

@@ -22,6 +22,7 @@ struct file {
 struct file *file_open(const char *path, struct err *e);
 /* Reads exactly n bytes at offset, or fails naming the file and the offset. Thread-safe. */
 int file_pread(const struct file *f, void *p, size_t n, int64_t offset, struct err *e);
+void file_ahead(const struct file *f, int64_t offset, int64_t bytes); /* will be read soon: the system may begin */
 void file_close(struct file *f);
 /* Whole file, NUL-terminated, refused when larger than max_bytes. *text is freed with sys_free. */
 int file_read_all(const char *path, int64_t max_bytes, char **text, size_t *n, struct err *e);

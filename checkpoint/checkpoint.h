@@ -47,6 +47,9 @@ int64_t ckpt_bytes(const struct ckpt *c);                                    /* 
  * any float type), or the tensor's own type (raw copy). Thread-safe. */
 int ckpt_read_range(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count,
                     enum dtype to, void *dst, struct err *e);
+/* Asks the system to begin reading these elements, as far as they lie in one stretch of the file; waits for
+ * nothing. */
+void ckpt_ahead(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count);
 int ckpt_read_all(const struct ckpt *c, const struct ckpt_tensor *t, enum dtype to, void *dst, struct err *e);
 
 /* A bitsandbytes-quantised matrix: side tensors found by name, checked against each other. */
@@ -80,7 +83,8 @@ int ckpt_declare(struct ckpt_writer *w, const char *name, enum dtype type, int r
 /* Keeps the next declared tensor in the shard of the one before: call it before each side tensor of a
  * quantised matrix. */
 void ckpt_same_shard(struct ckpt_writer *w);
-/* The next `bytes` bytes of payload, in declaration order; tensors may be written in several pieces. */
+/* The next `bytes` bytes of payload, in declaration order; tensors may be written in several pieces. Of a large
+ * file a thread does the writing, with 16 MB on their way: an error may be that of an earlier piece. */
 int ckpt_write(struct ckpt_writer *w, const void *p, int64_t bytes, struct err *e);
 int ckpt_commit(struct ckpt_writer *w, struct err *e); /* frees w in any case */
 void ckpt_abort(struct ckpt_writer *w);

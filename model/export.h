@@ -1,8 +1,9 @@
 /* model/export.h - a checkpoint written anew: adapters merged, another type, other shards, or 4-bit or 8-bit projections in
  * the layout of bitsandbytes (docs/FORMATS.md).
  *
- * Tensor by tensor and piece by piece, so memory does not grow with the model: about 20 MB, the scales of one matrix
- * (1/16 of its elements, in fp32) and A and B of one matrix for each adapter. A projection is
+ * Tensor by tensor and piece by piece, so memory does not grow with the model: about 40 MB, 16 of which wait for the thread
+ * that writes, the scales of one matrix (1/16 of its elements, in fp32) and A and B of one matrix for each adapter. The
+ * system reads ahead, all cores encode, and a thread writes, at the same time. A projection is
  *
  *     round(W + Σ scale_i B_i A_i)      sums in fp32, rounded once to the type written
  *
