@@ -43,11 +43,21 @@ static void find_tensor(const struct job *j, const struct model_tensor *m, struc
     s->t = ckpt_find(j->in, head ? "model.embed_tokens.weight" : m->name);
 }
 
+/* A convolution whose taps are matrices in 4 bits. */
+static int stored_in_taps(const struct job *j, const struct model_tensor *m) {
+    char name[160];
+    if (m->kind != TENSOR_MATRIX || m->rank != 4) return 0;
+    snprintf(name, sizeof name, "%.*s.0.weight", (int)(strlen(m->name) - strlen(".weight")), m->name);
+    return ckpt_find(j->in, name) != NULL;
+}
+
 int source_check(struct job *j, const struct model_tensor *m, const char *from) {
     struct ckpt_quant q = {0};
     struct source s;
     find_tensor(j, m, &s);
     const struct ckpt_tensor *t = s.t;
+    if (!t && stored_in_taps(j, m))
+        return err_set(j->e, ERR_INPUT, "%s: the localized filter is stored in 4 bits, from which no other checkpoint is made; give the original one", from);
     if (!t)
         return err_set(j->e, ERR_INPUT, "%s: tensor %s is missing; is this a complete Yuan 2.0 checkpoint?",
                        from, m->name);
