@@ -1,6 +1,7 @@
 /* base/file.c - see file.h */
 #define _GNU_SOURCE
 #include "base/file.h"
+#include "base/sha1.h"
 #include "base/sys.h"
 #include <dirent.h>
 #include <errno.h>
@@ -66,6 +67,8 @@ int file_pread(const struct file *f, void *p, size_t n, int64_t offset, struct e
     return 0;
 }
 
+void file_ahead(const struct file *f, int64_t offset, int64_t bytes) { sys_read_ahead(f->fd, offset, bytes); }
+
 void file_close(struct file *f) {
     if (!f) return;
     if (f->fd >= 0) sys_close(f->fd);
@@ -96,15 +99,20 @@ out:
 
 /* ---- writing ---- */
 
+/* So many bytes go to the disk at a time while more are written: the sync at the end then finds little left to do. */
+static const int64_t BEHIND = 32 << 20;
+
 struct out {
     int fd;
-    int64_t bytes;
+    int64_t bytes, behind; /* written; of which the system was asked to bring to the disk */
     char *path, *temporary;
+    struct sha1 *sha;      /* of what was written, or NULL */
 };
 
 static void out_free(struct out *o) {
     sys_free(o->path);
     sys_free(o->temporary);
+    sys_free(o->sha);
     sys_free(o);
 }
 
@@ -147,6 +155,8 @@ static size_t write_fully(int fd, const char *p, size_t n) {
 int out_write(struct out *o, const void *p, size_t n, struct err *e) {
     size_t done = write_fully(o->fd, p, n);
     o->bytes += (int64_t)done;
+    if (o->sha) sha1_add(o->sha, p, done);
+    if (o->bytes - o->behind >= BEHIND) sys_write_behind(o->fd, o->behind, o->bytes - o->behind), o->behind = o->bytes;
     if (done == n) return 0;
     return err_errno(e, ERR_RUN, "cannot write %zu bytes at offset %lld of %s", n - done, (long long)o->bytes, o->path);
 }
@@ -162,6 +172,18 @@ int out_reserve(struct out *o, int64_t bytes, struct err *e) {
 }
 
 int64_t out_bytes(const struct out *o) { return o->bytes; }
+
+int out_hash(struct out *o, struct err *e) {
+    ASSERT(!o->bytes && !o->sha, "%s has %lld bytes", o->path, (long long)o->bytes);
+    if (!(o->sha = sys_alloc(sizeof *o->sha, "checksum of a file", e))) return -1;
+    sha1_init(o->sha);
+    return 0;
+}
+
+void out_digest(struct out *o, char hex[41]) {
+    ASSERT(o->sha, "%s is not hashed", o->path);
+    sha1_hex(o->sha, hex);
+}
 
 /* The folder of a path: "a/b" -> "a", "b" -> ".", "/b" -> "/". */
 static char *parent_of(const char *path, struct err *e) {

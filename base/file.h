@@ -22,6 +22,7 @@ struct file {
 struct file *file_open(const char *path, struct err *e);
 /* Reads exactly n bytes at offset, or fails naming the file and the offset. Thread-safe. */
 int file_pread(const struct file *f, void *p, size_t n, int64_t offset, struct err *e);
+void file_ahead(const struct file *f, int64_t offset, int64_t bytes); /* will be read soon: the system may begin */
 void file_close(struct file *f);
 /* Whole file, NUL-terminated, refused when larger than max_bytes. *text is freed with sys_free. */
 int file_read_all(const char *path, int64_t max_bytes, char **text, size_t *n, struct err *e);
@@ -32,6 +33,9 @@ int out_write(struct out *o, const void *p, size_t n, struct err *e);
 /* Reserves space for the whole file; ENOSPC is found here, before anything is written. */
 int out_reserve(struct out *o, int64_t bytes, struct err *e);
 int64_t out_bytes(const struct out *o);
+/* Before the first write: what is written is hashed as it goes by, so that nobody has to read it again. */
+int out_hash(struct out *o, struct err *e);
+void out_digest(struct out *o, char hex[41]); /* SHA-1 of all that was written; once, behind the last write */
 /* Brings what was written so far to the disk: before the renames of several files, so that only they are left to fail. */
 int out_sync(struct out *o, struct err *e);
 int out_commit(struct out *o, struct err *e);

@@ -1,9 +1,12 @@
-/* base/sha1.c - SHA-1 as FIPS 180-4 section 6.1 writes it. */
+/* base/sha1.c - SHA-1 as FIPS 180-4 section 6.1 writes it; sha1_x86.c does the same with instructions made for it. */
 #include "base/sha1.h"
 #include "base/file.h"
+#include "base/sha1_internal.h"
 #include "base/sys.h"
 #include <stdio.h>
 #include <string.h>
+
+int sha1_portable;
 
 static uint32_t rol(uint32_t x, int k) { return x << k | x >> (32 - k); }
 
@@ -24,6 +27,11 @@ static void compress(uint32_t h[5], const unsigned char p[64]) {
     h[0] += a, h[1] += b, h[2] += c, h[3] += d, h[4] += e;
 }
 
+static void blocks(uint32_t h[5], const unsigned char *p, size_t n) {
+    if (!sha1_portable && sha1_fast(h, p, n)) return;
+    for (; n; n--, p += 64) compress(h, p);
+}
+
 void sha1_init(struct sha1 *s) {
     *s = (struct sha1){.h = {0x67452301u, 0xefcdab89u, 0x98badcfeu, 0x10325476u, 0xc3d2e1f0u}};
 }
@@ -32,10 +40,10 @@ void sha1_add(struct sha1 *s, const void *data, size_t n) {
     const unsigned char *p = data;
     while (n) {
         size_t at = s->bytes % 64, k = 64 - at < n ? 64 - at : n;
-        if (k == 64) compress(s->h, p);
+        if (k == 64) blocks(s->h, p, n / 64), k = n / 64 * 64;
         else {
             memcpy(s->block + at, p, k);
-            if (at + k == 64) compress(s->h, s->block);
+            if (at + k == 64) blocks(s->h, s->block, 1);
         }
         s->bytes += k, p += k, n -= k;
     }

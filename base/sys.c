@@ -105,6 +105,12 @@ int sys_reserve(int fd, int64_t bytes) {
     return r;
 }
 
+void sys_read_ahead(int fd, int64_t offset, int64_t bytes) { (void)posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_WILLNEED); }
+
+void sys_write_behind(int fd, int64_t offset, int64_t bytes) {
+    (void)sync_file_range(fd, (off_t)offset, (off_t)bytes, SYNC_FILE_RANGE_WRITE); /* where it cannot be done, fsync has more to do */
+}
+
 int sys_fsync(int fd) {
     int r;
     RETRY(r, faulty('s') ? -1 : fsync(fd));

@@ -30,6 +30,10 @@ int sys_unlinkat(int dir_fd, const char *name, int flags);
 /* Blocks for `bytes` bytes without changing the size (fallocate); counts as a write for fault injection. */
 int sys_reserve(int fd, int64_t bytes);
 int sys_mkdir(const char *path, int mode);
+/* Asks the system to begin reading these bytes into its cache; waits for nothing. */
+void sys_read_ahead(int fd, int64_t offset, int64_t bytes);
+/* Asks the system to begin bringing these bytes to the disk; waits for nothing and promises nothing (sys_fsync does). */
+void sys_write_behind(int fd, int64_t offset, int64_t bytes);
 
 double sys_seconds(void);        /* monotonic clock */
 int64_t sys_free_memory(void);   /* bytes of memory the machine could still give, 0 if unknown */

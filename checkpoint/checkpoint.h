@@ -47,6 +47,9 @@ int64_t ckpt_bytes(const struct ckpt *c);                                    /* 
  * any float type), or the tensor's own type (raw copy). Thread-safe. */
 int ckpt_read_range(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count,
                     enum dtype to, void *dst, struct err *e);
+/* Asks the system to begin reading these elements, as far as they lie in one stretch of the file; waits for
+ * nothing. */
+void ckpt_ahead(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count);
 int ckpt_read_all(const struct ckpt *c, const struct ckpt_tensor *t, enum dtype to, void *dst, struct err *e);
 
 /* A bitsandbytes-quantised matrix: side tensors found by name, checked against each other. */
@@ -80,18 +83,23 @@ int ckpt_declare(struct ckpt_writer *w, const char *name, enum dtype type, int r
 /* Keeps the next declared tensor in the shard of the one before: call it before each side tensor of a
  * quantised matrix. */
 void ckpt_same_shard(struct ckpt_writer *w);
-/* The next `bytes` bytes of payload, in declaration order; tensors may be written in several pieces. */
+/* The next `bytes` bytes of payload, in declaration order; tensors may be written in several pieces. Of a large
+ * file a thread does the writing, with 16 MB on their way: an error may be that of an earlier piece. */
 int ckpt_write(struct ckpt_writer *w, const void *p, int64_t bytes, struct err *e);
 int ckpt_commit(struct ckpt_writer *w, struct err *e); /* frees w in any case */
 void ckpt_abort(struct ckpt_writer *w);
 
 /* Directories that appear whole or not at all, with a MANIFEST (checkpoint/manifest.c). begin: makes
- * PARENT/.tmp-NAME.PID and returns its path; fill it with files; commit: hashes and syncs every file, writes
- * and syncs MANIFEST, renames to PARENT/NAME (replacing an older one), syncs PARENT. */
+ * PARENT/.tmp-NAME.PID and returns its path; fill it with files, from several threads if you like; commit:
+ * hashes and syncs every file, writes and syncs MANIFEST, renames to PARENT/NAME (replacing an older one),
+ * syncs PARENT. Files of a ckpt_writer are hashed while they are written and not read again. */
 int manifest_begin(const char *parent, const char *name, char *tmp, size_t tmp_size, struct err *e);
 /* `facts` is a JSON object text stored under "facts" (step, configuration hash, ...). */
 int manifest_commit(const char *parent, const char *name, const char *tmp, const char *facts, struct err *e);
 void manifest_abort(const char *tmp);
 /* 1: valid (facts JSON text returned, sys_free), 0: not valid, *e says why, -1: cannot tell (I/O). */
 int manifest_verify(const char *dir, char **facts, struct err *e);
+/* The same without facts, and without reading files of a folder that this process committed or verified before:
+ * the MANIFEST must be the same, and names and sizes as it says. */
+int manifest_check(const char *dir, struct err *e);
 #endif

@@ -69,6 +69,21 @@ int ckpt_pickle_read(struct ckpt *c, int file, size_t n, const char *root, size_
 int ckpt_index_open(struct ckpt *c, const char *path, struct err *e);
 void ckpt_sort(struct ckpt *c); /* by name, then file */
 
+/* ---- manifest.c: a folder being filled (manifest_begin) wants to know the checksums of its files ---- */
+
+int manifest_filling(const char *dir);
+/* A file of such a folder is on the disk under its name, with these bytes. */
+void manifest_note(const char *dir, const char *name, int64_t bytes, const char hex[41]);
+
+/* ---- queue.c: bytes to be written by a thread, 16 MB of them on their way ---- */
+
+typedef int ckpt_queue_write(void *context, const void *p, int64_t bytes, struct err *e);
+struct ckpt_queue;
+struct ckpt_queue *ckpt_queue_open(ckpt_queue_write *write, void *context); /* NULL: no memory or thread for it */
+int ckpt_queue_add(struct ckpt_queue *q, const void *p, int64_t bytes, struct err *e); /* waits for room; -1: a write failed */
+int ckpt_queue_close(struct ckpt_queue *q, struct err *e); /* all is written, or -1; frees q */
+void ckpt_queue_drop(struct ckpt_queue *q);                /* the rest is not wanted any more; frees q; NULL is fine */
+
 int64_t ckpt_tensor_bytes(const struct ckpt_tensor *t);
 /* Text from a file made fit for a message: control characters become '?', long text is cut. Returns buf. */
 const char *ckpt_printable(char buf[100], const char *text, size_t n);

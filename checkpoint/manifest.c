@@ -10,7 +10,12 @@
  * with the SHA-1 and size of every other file of the directory (plain files only), sorted by name. SHA-1
  * finds damage; it does not protect against somebody who wants to deceive. Order of a commit: every file
  * synced, MANIFEST written and synced, directory synced, renamed, parent synced. An older directory of the
- * same name steps aside first and is removed last; if the rename fails it comes back. */
+ * same name steps aside first and is removed last; if the rename fails it comes back.
+ *
+ * Nothing is read twice that this process wrote or read before: large files are hashed while they are written
+ * (write.c tells their checksums), and a directory that was committed or verified here needs a look at names,
+ * sizes and MANIFEST only to be rotated (manifest_check). What is known is a table of the last few hundred
+ * facts; one that was pushed out costs a reading, nothing else. */
 #include "base/json.h"
 #include "base/sha1.h"
 #include "base/str.h"
@@ -18,6 +23,7 @@
 #include "checkpoint/checkpoint_internal.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +32,69 @@
 
 static const char NAME[] = "MANIFEST", HEAD[] = "qlora manifest 1\nfacts ", TEMPORARY[] = ".tmp-";
 enum { MANIFEST_MAX = 1 << 20, HEX = 40 };
+
+/* ---- what this process knows ---- */
+
+enum fact { FILLING, WRITTEN, WHOLE }; /* a folder after manifest_begin; a file of it; a folder whose files agreed with its MANIFEST */
+enum { FACTS = 512 };
+static struct memory {
+    char key[HEX + 1], hex[HEX + 1]; /* of WRITTEN: the file's checksum; of WHOLE: that of the MANIFEST */
+    int64_t number;                  /* of WRITTEN: its bytes; of FILLING: which filling it is */
+} memory[FACTS];
+static int64_t remembered, fillings;
+static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void sha1_text(const char *p, size_t n, char hex[HEX + 1]) {
+    struct sha1 sha;
+    sha1_init(&sha);
+    sha1_add(&sha, p, n);
+    sha1_hex(&sha, hex);
+}
+
+static void key_of(enum fact fact, int64_t filling, const char *dir, const char *name, char key[HEX + 1]) {
+    char text[4500];
+    int n = snprintf(text, sizeof text, "%d %lld %s/%s", (int)fact, (long long)filling, dir, name);
+    sha1_text(text, n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1, key);
+}
+
+/* memory_lock is held. */
+static struct memory *find(const char key[HEX + 1]) {
+    for (int i = 0; i < FACTS; i++)
+        if (!strcmp(memory[i].key, key)) return &memory[i];
+    return NULL;
+}
+
+static void remember(enum fact fact, int64_t filling, const char *dir, const char *name, int64_t number, const char *hex) {
+    struct memory m = {.number = number};
+    key_of(fact, filling, dir, name, m.key);
+    snprintf(m.hex, sizeof m.hex, "%s", hex);
+    pthread_mutex_lock(&memory_lock);
+    struct memory *at = find(m.key);
+    if (!at) at = &memory[remembered++ % FACTS];
+    *at = m;
+    pthread_mutex_unlock(&memory_lock);
+}
+
+/* 1 and *out, if it is known. */
+static int recall(enum fact fact, int64_t filling, const char *dir, const char *name, struct memory *out) {
+    char key[HEX + 1];
+    key_of(fact, filling, dir, name, key);
+    pthread_mutex_lock(&memory_lock);
+    const struct memory *at = find(key);
+    if (at) *out = *at;
+    pthread_mutex_unlock(&memory_lock);
+    return at != NULL;
+}
+
+int manifest_filling(const char *dir) {
+    struct memory m;
+    return recall(FILLING, 0, dir, "", &m);
+}
+
+void manifest_note(const char *dir, const char *name, int64_t bytes, const char hex[41]) {
+    struct memory m;
+    if (recall(FILLING, 0, dir, "", &m)) remember(WRITTEN, m.number, dir, name, bytes, hex);
+}
 
 /* Removes what killed processes left in parent: ".tmp-NAME.PID" and ".tmp-NAME.PID.old" of a PID that is not
  * running. What cannot be removed stays: it is in nobody's way. */
@@ -52,9 +121,9 @@ int manifest_begin(const char *parent, const char *name, char *tmp, size_t tmp_s
     snprintf(base, sizeof base, "%s%s.%ld", TEMPORARY, name, (long)getpid());
     if (dir_make(parent, e) || path_join(tmp, tmp_size, parent, base, e)) return -1;
     sweep(parent);
-    return dir_remove(tmp, e) || dir_make(tmp, e)
-               ? -1
-               : 0; /* of an earlier try of this process, or of its number */
+    if (dir_remove(tmp, e) || dir_make(tmp, e)) return -1; /* of an earlier try of this process, or of its number */
+    remember(FILLING, 0, tmp, "", __atomic_add_fetch(&fillings, 1, __ATOMIC_RELAXED), "");
+    return 0;
 }
 
 static int sync_file(const char *path, struct err *e) {
@@ -65,17 +134,16 @@ static int sync_file(const char *path, struct err *e) {
     return rc;
 }
 
-static void add_end(struct str *s) {
-    struct sha1 sha;
-    char hex[HEX + 1];
-    sha1_init(&sha);
-    sha1_add(&sha, s->p, s->n);
-    sha1_hex(&sha, hex);
-    str_printf(s, "end %s\n", hex);
+/* A file of dir is on the disk, and its checksum known: since it was written, or by reading it. */
+static int seal_file(const char *dir, const char *name, const char *path, char hex[HEX + 1], struct err *e) {
+    struct memory filling, file;
+    if (recall(FILLING, 0, dir, "", &filling) && recall(WRITTEN, filling.number, dir, name, &file) && file.number == path_bytes(path))
+        return memcpy(hex, file.hex, HEX + 1), 0;
+    return sync_file(path, e) || sha1_file(path, hex, e) ? -1 : 0;
 }
 
-/* Syncs and hashes the files of dir and writes its MANIFEST. */
-static int seal(const char *dir, const char *facts, struct err *e) {
+/* Syncs and hashes the files of dir and writes its MANIFEST; `sum` is the checksum of that. */
+static int seal(const char *dir, const char *facts, char sum[HEX + 1], struct err *e) {
     char **names = NULL, path[4096], hex[HEX + 1];
     struct str s = {0};
     int count = 0, rc = -1;
@@ -89,15 +157,14 @@ static int seal(const char *dir, const char *facts, struct err *e) {
             err_set(e, ERR_RUN, "%s holds a file whose name cannot stand in a MANIFEST", dir);
             goto out;
         }
-        if (path_join(path, sizeof path, dir, names[i], e) || sync_file(path, e) || sha1_file(path, hex, e))
-            goto out;
+        if (path_join(path, sizeof path, dir, names[i], e) || seal_file(dir, names[i], path, hex, e)) goto out;
         str_printf(&s, "file %s %lld %s\n", hex, (long long)path_bytes(path), names[i]);
     }
-    if (!s.oom) add_end(&s);
+    if (!s.oom) sha1_text(s.p, s.n, hex), str_printf(&s, "end %s\n", hex);
     if (s.oom)
         err_set(e, ERR_RUN, "out of memory: a MANIFEST of %d files", count);
     else if (!path_join(path, sizeof path, dir, NAME, e))
-        rc = file_write_all(path, s.p, s.n, e);
+        sha1_text(s.p, s.n, sum), rc = file_write_all(path, s.p, s.n, e);
 out:
     str_free(&s);
     dir_list_free(names, count);
@@ -105,10 +172,10 @@ out:
 }
 
 int manifest_commit(const char *parent, const char *name, const char *tmp, const char *facts, struct err *e) {
-    char final[4096], old[4096];
+    char final[4096], old[4096], sum[HEX + 1];
     ASSERT(*facts == '{', "facts %s", facts);
     if (json_check(facts, strlen(facts), NULL, e) || path_join(final, sizeof final, parent, name, e) ||
-        seal(tmp, facts, e) || dir_sync(tmp, e))
+        seal(tmp, facts, sum, e) || dir_sync(tmp, e))
         return -1;
     snprintf(old, sizeof old, "%s.old", tmp);
     int replaces = path_exists(final);
@@ -120,6 +187,7 @@ int manifest_commit(const char *parent, const char *name, const char *tmp, const
         return -1;
     }
     if (dir_sync(parent, e)) return -1;
+    remember(WHOLE, 0, final, "", 0, sum);
     return replaces ? dir_remove(old, e) : 0;
 }
 
@@ -137,8 +205,8 @@ static char *next_line(char **p) {
     return line;
 }
 
-/* "file HEX BYTES NAME": 1 if the file is as the line says. */
-static int check_file(const char *dir, const char *line, char seen[256], struct err *e) {
+/* "file HEX BYTES NAME": 1 if the file is as the line says; with `glance` its content is not looked at. */
+static int check_file(const char *dir, const char *line, int glance, char seen[256], struct err *e) {
     char expected[HEX + 1], hex[HEX + 1], path[4096];
     long long bytes;
     int at = 0;
@@ -154,6 +222,8 @@ static int check_file(const char *dir, const char *line, char seen[256], struct 
     else if (path_bytes(path) != bytes)
         err_set(e, ERR_INPUT, "%s has %lld bytes, %lld were written", path, (long long)path_bytes(path),
                 bytes);
+    else if (glance)
+        return 1;
     else if (sha1_file(path, hex, e))
         return -1;
     else if (strcmp(hex, expected))
@@ -165,12 +235,12 @@ static int check_file(const char *dir, const char *line, char seen[256], struct 
 
 /* Every file of the directory must be in the manifest: names[] of the directory against lines in the same
  * order. */
-static int check_files(const char *dir, char *lines, char **names, int count, struct err *e) {
+static int check_files(const char *dir, char *lines, int glance, char **names, int count, struct err *e) {
     char seen[256], *line;
     int i = 0;
     while ((line = next_line(&lines))) {
         if (i < count && !strcmp(names[i], NAME)) i++;
-        int rc = check_file(dir, line, seen, e);
+        int rc = check_file(dir, line, glance, seen, e);
         if (rc != 1) return rc;
         if (i == count || strcmp(names[i], seen)) break;
         i++;
@@ -181,8 +251,9 @@ static int check_files(const char *dir, char *lines, char **names, int count, st
     return 0;
 }
 
-int manifest_verify(const char *dir, char **facts, struct err *e) {
-    char path[4096], **names = NULL, *text = NULL, end[HEX + 8];
+/* `trust`: content that agreed before is not read again. */
+static int verify(const char *dir, int trust, char **facts, struct err *e) {
+    char path[4096], sum[HEX + 1], **names = NULL, *text = NULL, end[HEX + 8];
     size_t n = 0, tail = HEX + 5, start = strlen(HEAD); /* "end HEX\n" */
     int count = 0, rc = -1;
     *facts = NULL;
@@ -193,11 +264,10 @@ int manifest_verify(const char *dir, char **facts, struct err *e) {
     }
     if (file_read_all(path, MANIFEST_MAX, &text, &n, e) || dir_list(dir, &names, &count, e)) goto out;
     rc = 0;
-    struct sha1 sha;
+    struct memory known;
     char hex[HEX + 1];
-    sha1_init(&sha);
-    sha1_add(&sha, text, n > tail ? n - tail : 0);
-    sha1_hex(&sha, hex);
+    sha1_text(text, n > tail ? n - tail : 0, hex);
+    sha1_text(text, n, sum);
     snprintf(end, sizeof end, "end %s\n", hex);
     if (n <= tail || memcmp(text + n - tail, end, tail) || !text_starts(text, HEAD)) {
         err_set(e, ERR_INPUT, "%s is damaged: its own checksum is another one", path);
@@ -209,11 +279,22 @@ int manifest_verify(const char *dir, char **facts, struct err *e) {
         err_set(e, ERR_INPUT, "%s has no facts", path);
         goto out;
     }
-    rc = check_files(dir, lines, names, count, e);
+    trust = trust && recall(WHOLE, 0, dir, "", &known) && !strcmp(known.hex, sum);
+    rc = check_files(dir, lines, trust, names, count, e);
+    if (rc == 1) remember(WHOLE, 0, dir, "", 0, sum);
     if (rc == 1 && !(*facts = text_copy(first, strlen(first))))
         rc = err_set(e, ERR_RUN, "out of memory: facts of %zu bytes", strlen(first));
 out:
     sys_free(text);
     if (names) dir_list_free(names, count);
+    return rc;
+}
+
+int manifest_verify(const char *dir, char **facts, struct err *e) { return verify(dir, 0, facts, e); }
+
+int manifest_check(const char *dir, struct err *e) {
+    char *facts = NULL;
+    int rc = verify(dir, 1, &facts, e);
+    sys_free(facts);
     return rc;
 }

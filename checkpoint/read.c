@@ -233,6 +233,14 @@ int ckpt_read_range(const struct ckpt *c, const struct ckpt_tensor *t, int64_t f
     return rc;
 }
 
+void ckpt_ahead(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t count) {
+    struct dim d[CKPT_RANK];
+    const int64_t size = (int64_t)dtype_bytes(t->type);
+    const int rank = t->count ? simplify(t, d) : 2;
+    if (rank > 1 || (rank && d[0].src != 1)) return;
+    file_ahead(c->shards[t->file].file, t->offset + first * size, count * size);
+}
+
 int ckpt_read_all(const struct ckpt *c, const struct ckpt_tensor *t, enum dtype to, void *dst,
                   struct err *e) {
     return ckpt_read_range(c, t, 0, t->count, to, dst, e);

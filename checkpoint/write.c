@@ -1,7 +1,8 @@
 /* checkpoint/write.c - writes a model as safetensors, in one file or in shards with an index.
  *
  * Everything is declared first, so that the headers can be written before the payloads, which then stream
- * through: memory holds names and shapes only. Files grow under temporary names (base/file.h), each synced
+ * through: memory holds names and shapes only, and of a large model 16 MB that a thread writes (queue.c) while
+ * the caller makes the next; injected faults are counted, so then everything is written at once. Files grow under temporary names (base/file.h), each synced
  * when it is full. ckpt_commit renames them, the index last, once all of them are on the disk. Between two
  * renames of a sharded model there can be a moment without a complete one, but never an index that mixes old
  * shards with new: an index whose shards are about to be replaced goes first. A NAME in the other form (one
@@ -13,6 +14,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+static const int64_t QUEUED_FROM = 64 << 20; /* payload bytes: less is not worth a thread */
 
 struct declared {
     char *name;
@@ -26,11 +29,12 @@ struct ckpt_writer {
     int64_t shard_bytes;
     struct declared *t;
     int64_t count, cap;
-    int join_next;
+    int join_next, hashed; /* hashed: the folder will have a MANIFEST */
     /* once writing has begun */
     struct declared **order; /* by name */
     struct out **outs;       /* of the shards, those begun */
     int shards, begun;
+    struct ckpt_queue *queue; /* or NULL */
     int64_t left, total; /* payload bytes still missing in the last begun shard; of all */
 };
 
@@ -39,6 +43,7 @@ struct ckpt_writer *ckpt_create(const char *dir, const char *name, int64_t shard
     struct ckpt_writer *w = sys_alloc(sizeof *w, "checkpoint writer", e);
     if (!w) return NULL;
     w->shard_bytes = shard_bytes > 0 ? shard_bytes : INT64_MAX;
+    w->hashed = manifest_filling(dir);
     if ((size_t)snprintf(w->dir, sizeof w->dir, "%s", dir) < sizeof w->dir &&
         (size_t)snprintf(w->name, sizeof w->name, "%s", name) < sizeof w->name)
         return w;
@@ -165,6 +170,7 @@ static int begin_shard(struct ckpt_writer *w, struct err *e) {
     struct out *o = w->outs[w->begun] = out_open(path, e);
     if (!o) goto out;
     w->begun++;
+    if (w->hashed && out_hash(o, e)) goto out;
     if (out_reserve(o, (int64_t)header.n + w->left, e) || out_write(o, header.p, header.n, e)) goto out;
     rc = 0;
 out:
@@ -174,7 +180,6 @@ out:
 
 /* Begins shards until one has room; syncs those that are full. */
 static int next_shard(struct ckpt_writer *w, struct err *e) {
-    if (!w->outs && begin(w, e)) return -1;
     while (!w->left && w->begun < w->shards) {
         if (w->begun && out_sync(w->outs[w->begun - 1], e)) return -1;
         if (begin_shard(w, e)) return -1;
@@ -182,7 +187,8 @@ static int next_shard(struct ckpt_writer *w, struct err *e) {
     return 0;
 }
 
-int ckpt_write(struct ckpt_writer *w, const void *p, int64_t bytes, struct err *e) {
+static int write_now(void *of, const void *p, int64_t bytes, struct err *e) {
+    struct ckpt_writer *w = of;
     for (const char *from = p; bytes > 0;) {
         if (!w->left && next_shard(w, e)) return -1;
         ASSERT(w->left, "%lld bytes more than declared", (long long)bytes);
@@ -191,6 +197,14 @@ int ckpt_write(struct ckpt_writer *w, const void *p, int64_t bytes, struct err *
         from += n, bytes -= n, w->left -= n;
     }
     return 0;
+}
+
+int ckpt_write(struct ckpt_writer *w, const void *p, int64_t bytes, struct err *e) {
+    if (!w->outs) {
+        if (begin(w, e)) return -1;
+        if (w->total >= QUEUED_FROM && !sys_fault.at) w->queue = ckpt_queue_open(write_now, w);
+    }
+    return w->queue ? ckpt_queue_add(w->queue, p, bytes, e) : write_now(w, p, bytes, e);
 }
 
 /* ---- the end ---- */
@@ -225,11 +239,23 @@ static int remove_file(const char *path, struct err *e) {
     return err_errno(e, ERR_RUN, "cannot remove the older %s", path);
 }
 
+static int commit_shard(struct ckpt_writer *w, int i, struct err *e) {
+    struct out *shard = w->outs[i];
+    char name[256], hex[41] = "";
+    const int64_t bytes = out_bytes(shard);
+    w->outs[i] = NULL;
+    if (w->hashed) out_digest(shard, hex);
+    if (out_commit(shard, e)) return -1;
+    file_name(w, i, name, sizeof name);
+    if (w->hashed) manifest_note(w->dir, name, bytes, hex);
+    return 0;
+}
+
 static int commit(struct ckpt_writer *w, struct err *e) {
     char path[4096], single[4096], index[4096];
     struct out *o = NULL;
     int replaces = 0, sharded;
-    if (next_shard(w, e) || out_sync(w->outs[w->begun - 1], e)) return -1;
+    if ((!w->outs && begin(w, e)) || next_shard(w, e) || out_sync(w->outs[w->begun - 1], e)) return -1;
     ASSERT(!w->left && w->begun == w->shards, "%lld bytes missing in shard %d of %d", (long long)w->left,
            w->begun, w->shards);
     snprintf(index, sizeof index, "%s/%s.safetensors.index.json", w->dir, w->name);
@@ -241,11 +267,8 @@ static int commit(struct ckpt_writer *w, struct err *e) {
         replaces |= path_exists(path);
     }
     if (sharded && replaces && remove_file(index, e)) goto fail;
-    for (int i = 0; i < w->shards; i++) {
-        struct out *shard = w->outs[i];
-        w->outs[i] = NULL;
-        if (out_commit(shard, e)) goto fail;
-    }
+    for (int i = 0; i < w->shards; i++)
+        if (commit_shard(w, i, e)) goto fail;
     if (sharded && out_commit(o, e)) return -1;
     return remove_file(sharded ? single : index, e);
 fail:
@@ -254,13 +277,16 @@ fail:
 }
 
 int ckpt_commit(struct ckpt_writer *w, struct err *e) {
-    int rc = commit(w, e);
+    int rc = w->queue ? ckpt_queue_close(w->queue, e) : 0;
+    w->queue = NULL;
+    if (!rc) rc = commit(w, e);
     ckpt_abort(w);
     return rc;
 }
 
 void ckpt_abort(struct ckpt_writer *w) {
     if (!w) return;
+    ckpt_queue_drop(w->queue);
     for (int i = 0; i < w->begun; i++) out_abort(w->outs[i]);
     for (int64_t i = 0; i < w->count; i++) sys_free(w->t[i].name);
     sys_free(w->order);

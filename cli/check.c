@@ -147,6 +147,12 @@ static int check_quantization(struct options *o, struct err *e) {
     return 0;
 }
 
+/* Files hold the filter in 4 bits only beside projections in 4 bits. */
+static int check_stored_filter(const struct options *o, struct err *e) {
+    if (!o->train.filter_4bit || o->quantization_bit == 4) return 0;
+    return wrong(e, "lfa_bits 4 stores the localized filter like projections in 4 bits: give quantization_bit 4 (of an export: export_quantization_bit), too.");
+}
+
 static int check_adapter(const struct options *o, struct err *e) {
     if (!o->train.adapter_name_or_path || o->train.finetuning == FT_LORA) return 0;
     return wrong(e, "Adapter is only valid for the LoRA method.");
@@ -173,7 +179,7 @@ static int check_export(struct options *o, struct err *e) {
     if (!o->export_dir) return wrong(e, "Please specify export_dir to save model.");
     if (bits && bits != 4 && bits != 8)
         return wrong(e, "export_quantization_bit: We only accept 4-bit or 8-bit quantization.");
-    return 0;
+    return check_stored_filter(o, e);
 }
 
 static int check_data(enum command_id cmd, struct options *o, struct err *e) {
@@ -381,8 +387,7 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
         return 0;
     case CMD_QUANTIZE:
         if (check_model(cmd, o, e) || need(o->train.output_dir, "output_dir", e)) return -1;
-        return need(options_given(o, "quantization_bit"), "quantization_bit (4 or 8)", e) ||
-               check_quantization(o, e);
+        return need(options_given(o, "quantization_bit"), "quantization_bit (4 or 8)", e) || check_quantization(o, e) || check_stored_filter(o, e);
     case CMD_EXPORT:
         return check_export(o, e);
     case CMD_NEW:

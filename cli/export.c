@@ -10,6 +10,7 @@ int cmd_export(struct options *o, struct err *e) {
                              .bits = (int)o->quantization_bit,
                              .q_type = t->quantization_type,
                              .nested = t->double_quantization,
+                             .filter_4bit = t->filter_4bit,
                              .adapters = t->adapter_name_or_path,
                              .shard_bytes = (int64_t)(o->export_size * 1e9),
                              .overwrite = t->overwrite_output_dir};

@@ -46,8 +46,9 @@ const struct flag flags[] = {
      "code book of 4-bit weights"},
     {"double_quantization", 0, BOOL(train.double_quantization), "true", 0, TSC | Q | X | E, G_MODEL, USED,
      "store the scales of 4-bit weights in 8 bits"},
-    {"lfa_bits", 0, CHOICE(train.filter_4bit), "16", "16|4", TSC | E | B, G_MODEL, USED,
-     "4: the convolutions of the localized filter in 4 bits, too (51B: 8 GB less); 16: as they are stored"},
+    {"lfa_bits", 0, CHOICE(train.filter_4bit), "16", "16|4", TSC | Q | X | E | B, G_MODEL, USED,
+     "4: the convolutions of the localized filter in 4 bits, too (51B: 8 GB less); other tools do not read checkpoints stored so. "
+     "16: as they are stored"},
     {"template", 0, WORD(template), 0, 0, TP | SC | X | E, G_MODEL, USED, "chat template: yuan (assumed when not given)"},
     {"use_fast_tokenizer", 0, NO(BOOL), 0, 0, TP | SC | X | E, G_MODEL, INERT, "Yuan's tokenizer is the sentencepiece (slow) one"},
     {"split_special_tokens", 0, NO(BOOL), "false", 0, TP | E, G_MODEL, REFUSED,

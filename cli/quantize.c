@@ -9,6 +9,7 @@ int cmd_quantize(struct options *o, struct err *e) {
                              .bits = t->quantization_bit,
                              .q_type = t->quantization_type,
                              .nested = t->double_quantization,
+                             .filter_4bit = t->filter_4bit,
                              .original = 1,
                              .overwrite = t->overwrite_output_dir};
     if (model_export(t->model_name_or_path, t->output_dir, &how, e)) return e->code;

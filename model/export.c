@@ -119,6 +119,8 @@ static int write_card(const struct job *j, const char *from, const char *to, con
                    : j->how->q_type == Q4_NF4 ? "NF4"
                                               : "FP4",
                    j->how->bits == 4 && j->how->nested ? ", scales in 8 bits" : "");
+    if (j->how->bits == 4 && j->how->filter_4bit)
+        str_puts(&s, ". The localized filter is stored in 4 bits, too, which **only qlora reads**: other tools miss its tensors");
     str_puts(&s, ".\n");
     if (j->config.q_bits)
         str_printf(&s, "Its projections were stored in %d bits and were decoded first.\n", j->config.q_bits);

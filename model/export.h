@@ -1,14 +1,15 @@
 /* model/export.h - a checkpoint written anew: adapters merged, another type, other shards, or 4-bit or 8-bit projections in
  * the layout of bitsandbytes (docs/FORMATS.md).
  *
- * Tensor by tensor and piece by piece, so memory does not grow with the model: about 20 MB, the scales of one matrix
- * (1/16 of its elements, in fp32) and A and B of one matrix for each adapter. A projection is
+ * Tensor by tensor and piece by piece, so memory does not grow with the model: about 40 MB, 16 of which wait for the thread
+ * that writes, the scales of one matrix (1/16 of its elements, in fp32) and A and B of one matrix for each adapter. The
+ * system reads ahead, all cores encode, and a thread writes, at the same time. A projection is
  *
  *     round(W + Σ scale_i B_i A_i)      sums in fp32, rounded once to the type written
  *
  * and codes are made from the rounded values, so that exporting to 4 bits gives the bytes of exporting first and
- * quantising then. Weights that are stored quantised are decoded first. Only the seven projections of a layer are ever
- * quantised; a tied head is not stored.
+ * quantising then. Weights that are stored quantised are decoded first. Only the seven projections of a layer are
+ * quantised, and the localized filter if that is asked for; a tied head is not stored.
  *
  *     struct export_how how = {.type = -1, .adapters = "out,out2", .shard_bytes = 5000000000};
  *     model_export("Yuan2-2B", "merged", &how, e);
@@ -23,6 +24,7 @@ struct export_how {
     int bits;                /* 4, 8: of the projections; 0 = as all others */
     enum q4_type q_type;
     int nested;              /* double quantisation */
+    int filter_4bit;         /* with bits 4: the taps of the localized filter, too, each as a matrix of its own (docs/FORMATS.md) */
     const char *adapters;    /* comma list of PEFT folders, merged in this order; NULL: none */
     int64_t shard_bytes;     /* a tensor that is larger has a file of its own; 0 = 5 GB */
     int original;            /* refuse a source that is quantised already */

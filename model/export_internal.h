@@ -24,6 +24,7 @@ struct job {
     float *wide;    /* [EXPORT_PIECE] the same in fp32, when they have to be computed */
     uint8_t *codes; /* [EXPORT_PIECE] what a piece becomes, or came from */
     int64_t read_bytes, all_bytes, write_bytes;
+    int64_t ahead_tensor, ahead_at, ahead_bytes; /* how far the system was asked to read ahead: element of a tensor, bytes in all */
     double start;
     struct err *e;
 };

@@ -1,5 +1,5 @@
-/* model/export_read.c - pieces of a tensor as the merged model has them: read by several threads, decoded when they are
- * stored in 4 or 8 bits, adapters added in fp32, rounded once. */
+/* model/export_read.c - pieces of a tensor as the merged model has them: read by several threads, while the system reads
+ * on, decoded when they are stored in 4 or 8 bits, adapters added in fp32, rounded once. */
 #include "base/half.h"
 #include "base/log.h"
 #include "base/stop.h"
@@ -43,11 +43,21 @@ static void find_tensor(const struct job *j, const struct model_tensor *m, struc
     s->t = ckpt_find(j->in, head ? "model.embed_tokens.weight" : m->name);
 }
 
+/* A convolution whose taps are matrices in 4 bits. */
+static int stored_in_taps(const struct job *j, const struct model_tensor *m) {
+    char name[160];
+    if (m->kind != TENSOR_MATRIX || m->rank != 4) return 0;
+    snprintf(name, sizeof name, "%.*s.0.weight", (int)(strlen(m->name) - strlen(".weight")), m->name);
+    return ckpt_find(j->in, name) != NULL;
+}
+
 int source_check(struct job *j, const struct model_tensor *m, const char *from) {
     struct ckpt_quant q = {0};
     struct source s;
     find_tensor(j, m, &s);
     const struct ckpt_tensor *t = s.t;
+    if (!t && stored_in_taps(j, m))
+        return err_set(j->e, ERR_INPUT, "%s: the localized filter is stored in 4 bits, from which no other checkpoint is made; give the original one", from);
     if (!t)
         return err_set(j->e, ERR_INPUT, "%s: tensor %s is missing; is this a complete Yuan 2.0 checkpoint?",
                        from, m->name);
@@ -194,9 +204,25 @@ static int64_t round_piece(struct job *j, int64_t count) {
     return bad == INT64_MAX ? -1 : bad;
 }
 
+/* Tensors go through in this order: the system may read the next AHEAD bytes while these are encoded and written. */
+static void read_ahead(struct job *j) {
+    static const int64_t AHEAD = 64 << 20;
+    struct model_tensor m;
+    struct source s;
+    while (j->ahead_bytes < j->read_bytes + AHEAD && j->ahead_tensor < model_tensor_count(&j->config)) {
+        model_tensor_at(&j->config, j->ahead_tensor, &m);
+        find_tensor(j, &m, &s);
+        const int64_t left = s.t->count - j->ahead_at, n = left < EXPORT_PIECE ? left : EXPORT_PIECE;
+        ckpt_ahead(s.from, s.t, j->ahead_at, n);
+        j->ahead_bytes += n * (int64_t)dtype_bytes(s.t->type), j->ahead_at += n;
+        if (n == left) j->ahead_tensor++, j->ahead_at = 0;
+    }
+}
+
 int source_read(struct job *j, const struct source *s, int64_t first, int64_t count) {
     const struct ckpt_tensor *t = s->t;
     int rc;
+    read_ahead(j);
     if (s->q.bits)
         rc = s->q.bits == 4 ? decode_q4(j, s, first, count) : decode_int8(j, s, first, count);
     else if (!s->adapters && (j->type != DT_F16 || t->type == DT_F16))

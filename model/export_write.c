@@ -1,5 +1,5 @@
 /* model/export_write.c - tensors as they stand in the file: plain, int8 with a scale a row, or 4-bit codes with their side
- * tensors. Scales of a matrix are kept until its codes are out: 1/16 of the matrix at most. */
+ * tensors, for which a convolution is two matrices, one a tap. Scales of a matrix are kept until its codes are out: 1/16 of the matrix at most. */
 #include "base/str.h"
 #include "base/sys.h"
 #include "model/export_internal.h"
@@ -72,26 +72,38 @@ static int declare_int8(struct job *j, const struct model_tensor *m) {
            declare(j, base, ".weight_format", DT_U8, 0, NULL);
 }
 
-static int declare_q4(struct job *j, const struct model_tensor *m) {
-    const int64_t n = m->count, blocks = q4_blocks(n, BLOCK),
-                  state = state_bytes(j, m->shape[0], m->shape[1]);
+static int declare_q4(struct job *j, const char *name, int64_t rows, int64_t cols) {
+    const int64_t n = rows * cols, blocks = q4_blocks(n, BLOCK), state = state_bytes(j, rows, cols);
     const int nested = j->how->nested;
-    return state < 0 || declare(j, m->name, "", DT_U8, 2, (int64_t[]){q4_code_bytes(n), 1}) ||
-           declare(j, m->name, ".absmax", nested ? DT_U8 : DT_F32, 1, (int64_t[]){blocks}) ||
-           declare(j, m->name, ".quant_map", DT_F32, 1, (int64_t[]){16}) ||
-           (nested && declare(j, m->name, ".nested_absmax", DT_F32, 1, (int64_t[]){q4_nested(blocks)})) ||
-           (nested && declare(j, m->name, ".nested_quant_map", DT_F32, 1, (int64_t[]){256})) ||
-           declare(j, m->name,
+    return state < 0 || declare(j, name, "", DT_U8, 2, (int64_t[]){q4_code_bytes(n), 1}) ||
+           declare(j, name, ".absmax", nested ? DT_U8 : DT_F32, 1, (int64_t[]){blocks}) ||
+           declare(j, name, ".quant_map", DT_F32, 1, (int64_t[]){16}) ||
+           (nested && declare(j, name, ".nested_absmax", DT_F32, 1, (int64_t[]){q4_nested(blocks)})) ||
+           (nested && declare(j, name, ".nested_quant_map", DT_F32, 1, (int64_t[]){256})) ||
+           declare(j, name,
                    j->how->q_type == Q4_NF4 ? ".quant_state.bitsandbytes__nf4"
                                             : ".quant_state.bitsandbytes__fp4",
                    DT_U8, 1, &state);
 }
 
+/* A convolution whose taps are stored apart, as matrices in 4 bits. */
+static int in_taps(const struct job *j, const struct model_tensor *m) { return m->kind == TENSOR_MATRIX && m->rank == 4 && j->how->bits == 4 && j->how->filter_4bit; }
+
+static int declare_taps(struct job *j, const struct model_tensor *m) {
+    char name[160];
+    for (int k = 0; k < 2; k++) {
+        snprintf(name, sizeof name, "%.*s.%d.weight", (int)(strlen(m->name) - strlen(".weight")), m->name, k);
+        if (declare_q4(j, name, m->shape[0], m->shape[1])) return -1;
+    }
+    return 0;
+}
+
 int export_declare(struct job *j, const struct model_tensor *m) {
     const int bits = m->kind == TENSOR_PROJ ? j->how->bits : 0;
-    int rc = bits == 8   ? declare_int8(j, m)
-             : bits == 4 ? declare_q4(j, m)
-                         : declare(j, m->name, "", j->type, m->rank, m->shape);
+    int rc = in_taps(j, m) ? declare_taps(j, m)
+             : bits == 8   ? declare_int8(j, m)
+             : bits == 4   ? declare_q4(j, m->name, m->shape[0], m->shape[1])
+                           : declare(j, m->name, "", j->type, m->rank, m->shape);
     return rc ? -1 : 0;
 }
 
@@ -123,16 +135,30 @@ static int write_int8(struct job *j, const struct source *s, int64_t rows, int64
     return rc ? -1 : 0;
 }
 
-static int write_q4(struct job *j, const struct source *s, int64_t rows, int64_t cols) {
+/* Every second element of j->piece from `tap` on, n in all, to where there is room for them. */
+static const void *pick_tap(const struct job *j, int tap, int64_t n) {
+    const uint16_t *half = j->piece;
+    const float *full = j->piece;
+    uint16_t *to = (uint16_t *)(void *)j->wide;
+    for (int64_t i = 0; i < n; i++)
+        if (j->type == DT_F32) j->wide[i] = full[2 * i + tap];
+        else to[i] = half[2 * i + tap];
+    return j->wide;
+}
+
+/* tap -1: s is the matrix; 0, 1: that tap of the convolution s. */
+static int write_q4(struct job *j, const struct source *s, int64_t rows, int64_t cols, int tap) {
+    const int64_t every = tap < 0 ? 1 : 2, most = EXPORT_PIECE / every;
     const int64_t count = rows * cols, blocks = q4_blocks(count, BLOCK), groups = q4_nested(blocks);
     float *absmax = sys_alloc((size_t)blocks * 4, "scales", j->e), *nested = NULL, offset = 0;
     uint8_t *small = NULL;
     int rc = absmax ? 0 : -1;
-    for (int64_t at = 0; at < count && !rc; at += EXPORT_PIECE) {
-        int64_t n = count - at < EXPORT_PIECE ? count - at : EXPORT_PIECE;
-        if ((rc = source_read(j, s, at, n))) break;
-        int64_t bad = q4_encode(j->how->q_type, BLOCK, j->piece, j->type, n, j->codes, absmax + at / BLOCK);
-        rc = bad >= 0 ? source_not_finite(j, s, at + bad)
+    for (int64_t at = 0; at < count && !rc; at += most) {
+        int64_t n = count - at < most ? count - at : most;
+        if ((rc = source_read(j, s, at * every, n * every))) break;
+        const void *from = tap < 0 ? j->piece : pick_tap(j, tap, n);
+        int64_t bad = q4_encode(j->how->q_type, BLOCK, from, j->type, n, j->codes, absmax + at / BLOCK);
+        rc = bad >= 0 ? source_not_finite(j, s, (at + bad) * every + (tap > 0))
                       : ckpt_write(j->out, j->codes, q4_code_bytes(n), j->e);
     }
     if (!rc && j->how->nested) {
@@ -154,9 +180,17 @@ static int write_q4(struct job *j, const struct source *s, int64_t rows, int64_t
     return rc ? -1 : 0;
 }
 
+static int write_taps(struct job *j, const struct model_tensor *m, const struct source *s) {
+    const int64_t before = j->read_bytes;
+    if (write_q4(j, s, m->shape[0], m->shape[1], 0)) return -1;
+    j->read_bytes = before; /* read twice, counted once */
+    return write_q4(j, s, m->shape[0], m->shape[1], 1);
+}
+
 int export_tensor(struct job *j, const struct model_tensor *m, const struct source *s) {
     const int bits = m->kind == TENSOR_PROJ ? j->how->bits : 0;
-    return bits == 8   ? write_int8(j, s, m->shape[0], m->shape[1])
-           : bits == 4 ? write_q4(j, s, m->shape[0], m->shape[1])
-                       : write_plain(j, s, m->count);
+    return in_taps(j, m) ? write_taps(j, m, s)
+           : bits == 8   ? write_int8(j, s, m->shape[0], m->shape[1])
+           : bits == 4   ? write_q4(j, s, m->shape[0], m->shape[1], -1)
+                         : write_plain(j, s, m->count);
 }

@@ -16,6 +16,11 @@ void model_tensor_name(char buf[128], int64_t layer, enum layer_tensor t) {
     snprintf(buf, 128, "model.layers.%lld.%s", (long long)layer, names[t]);
 }
 
+void model_tap_name(char buf[128], int64_t layer, enum layer_tensor t) {
+    const int second = t >= LT_CONV2_0;
+    snprintf(buf, 128, "model.layers.%lld.self_attn.lf_gate.conv%d.%d.weight", (long long)layer, 1 + second, (int)t - (second ? LT_CONV2_0 : LT_CONV1_0));
+}
+
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 
 void layout_layer(const struct model_config *c, enum weight_format proj, enum weight_format conv, int q_block,

@@ -48,14 +48,36 @@ static void describe(struct model *m, const struct model_how *how, const struct 
     m->outer[OT_NORM] = (struct tensor_place){g->tied ? at : 2 * at, (size_t)g->D * 4, 1, g->D};
 }
 
+/* A tap that is stored in 4 bits, like the projections. 1: so it is, 0: the convolution is stored whole. */
+static int stored_tap(const struct model *m, const struct ckpt *c, int64_t l, enum layer_tensor i, const struct ckpt_quant *like, struct err *e) {
+    const int64_t half = m->config.D / 2, rows = i <= LT_CONV1_1 ? half : 2 * half;
+    struct ckpt_quant q;
+    char name[128];
+    model_tap_name(name, l, i);
+    const struct ckpt_tensor *t = ckpt_find(c, name);
+    if (!t) return 0;
+    if (ckpt_quant(c, name, &q, e)) return -1;
+    if (q.bits != 4 || like->bits != 4 || q.block != like->block || q.nested != like->nested)
+        return err_set(e, ERR_INPUT, "%s: %s is not stored as the projections are; mixed quantisation is not supported", ckpt_file(c, t), name);
+    if (q.rows == rows && q.cols == 2 * half * half / rows) return 1;
+    return err_set(e, ERR_INPUT, "%s: tensor %s holds a [%lld, %lld] matrix, config.json asks for [%lld, %lld]", ckpt_file(c, t), name, (long long)q.rows, (long long)q.cols, (long long)rows,
+                   (long long)(2 * half * half / rows));
+}
+
 /* Checks that every tensor is there in its shape, and finds the formats. */
 static int inspect(struct model *m, const struct ckpt *c, const char *dir, const struct model_how *how, struct err *e) {
     const struct model_config *g = &m->config;
     struct ckpt_quant q0 = {0};
+    struct model_how held = *how;
+    int64_t taps = 0;
     enum weight_format plain = W_BF16;
     for (int64_t l = 0; l < g->L; l++)
         for (int i = 0; i < LT_COUNT; i++) {
             char name[128];
+            const int tap = i >= PROJ_COUNT && i <= LT_CONV2_1 ? stored_tap(m, c, l, (enum layer_tensor)i, &q0, e) : 0;
+            if (tap < 0) return -1;
+            taps += tap;
+            if (tap) continue;
             model_tensor_name(name, l, (enum layer_tensor)i);
             const struct ckpt_tensor *t = require(c, name, dir, e);
             if (!t) return -1;
@@ -86,6 +108,9 @@ static int inspect(struct model *m, const struct ckpt *c, const char *dir, const
                                dtype_name(t->type));
             if (i <= LT_CONV2_1 && t->type != DT_BF16) plain = W_F32;
         }
+    if (taps && taps != 4 * g->L)
+        return err_set(e, ERR_INPUT, "%s: %lld of %lld taps of the localized filter are stored in 4 bits; mixed quantisation is not supported", dir, (long long)taps, (long long)(4 * g->L));
+    held.filter_4bit |= taps != 0;
     if (how->fp32 && q0.bits)
         return err_set(e, ERR_INPUT, "%s is quantised to %d bits: its weights cannot be trained; use a plain checkpoint, or "
                        "finetuning_type lora", dir, q0.bits);
@@ -94,7 +119,7 @@ static int inspect(struct model *m, const struct ckpt *c, const char *dir, const
                        how->quantization_bit);
     const struct ckpt_tensor *t = require(c, outer_names[OT_EMBED], dir, e);
     if (!t || shape_is(c, t, 2, (int64_t[]){g->V, g->D}, e)) return -1;
-    describe(m, how, &q0, plain, t->type);
+    describe(m, &held, &q0, plain, t->type);
     if (!g->tied) {
         const struct ckpt_tensor *h = require(c, outer_names[OT_HEAD], dir, e);
         if (!h || shape_is(c, h, 2, (int64_t[]){g->V, g->D}, e)) return -1;
@@ -117,6 +142,9 @@ static void warn_unknown(const struct model *m, const struct ckpt *c) {
                 size_t n = strlen(own);
                 known = !strcmp(own, name) || (t < PROJ_COUNT && !strncmp(own, name, n) && name[n] == '.') ||
                         (t < PROJ_COUNT && !strncmp(own, name, n - 6) && (!strcmp(name + n - 6, "SCB") || !strcmp(name + n - 6, "weight_format")));
+                if (known || t < PROJ_COUNT || t > LT_CONV2_1) continue;
+                model_tap_name(own, l, (enum layer_tensor)t);
+                known = !strncmp(own, name, strlen(own));
             }
             if (known) continue;
         } else if (!strcmp(name, outer_names[0]) || !strcmp(name, outer_names[1]) || !strcmp(name, outer_names[2])) continue;
@@ -265,6 +293,10 @@ static int load_layer(struct model *m, const struct model_how *how, const struct
                     : load_plain(m->layers, l, m->lay.t[i].offset, c, t, of_format(m->lay.proj), e);
             if (r) return -1;
         } else if (i < MATRICES) {
+            struct ckpt_quant q;
+            model_tap_name(name, l, (enum layer_tensor)i);
+            if (ckpt_find(c, name) && (ckpt_quant(c, name, &q, e) || load_stored_quant(m, c, l, i, &q, e))) return -1;
+            if (!t) continue;
             if ((i == LT_CONV1_0 || i == LT_CONV2_0) && load_conv(m, how, c, l, (enum layer_tensor)i, t, e)) return -1;
         } else if (load_plain(m->layers, l, m->lay.t[i].offset, c, t, DT_F32, e)) return -1;
     }

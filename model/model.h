@@ -58,7 +58,7 @@ struct model_how { /* how a checkpoint is to be held */
     int quantization_bit;            /* 0 = as stored; 4, 8 = quantise on load unless stored so already */
     enum q4_type q_type;
     int q_double;
-    int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too; bitsandbytes leaves them as they are */
+    int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too, if they are not stored so already; bitsandbytes leaves them as they are */
     int fp32;                        /* all weights in fp32 (full fine-tuning on the CPU) */
     int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
     int outer_on_host;               /* embedding, head and norm stay in host memory: the engine fetches what it needs */
@@ -88,6 +88,9 @@ void model_pages(const struct model *m, const struct model_how *how, struct page
 /* The checkpoint's name of a layer tensor's parts ("model.layers.3.self_attn.q_proj.weight"; both taps of a convolution
  * share a name). */
 void model_tensor_name(char buf[128], int64_t layer, enum layer_tensor t);
+/* The name of one tap (LT_CONV1_0 .. LT_CONV2_1) in checkpoints whose filter is stored in 4 bits: a matrix of its own,
+ * "model.layers.3.self_attn.lf_gate.conv1.0.weight". Only this program knows it. */
+void model_tap_name(char buf[128], int64_t layer, enum layer_tensor t);
 extern const char *const outer_names[OT_COUNT];
 /* Writes the weights as a checkpoint (safetensors, config's type): full fine-tuning. */
 int model_save(struct model *m, const char *dir, int64_t shard_bytes, struct err *e);

@@ -210,6 +210,37 @@ void params_layer_grads(const struct params *q, float *grad, struct layer_grads 
     for (int i = 0; i < 5; i++) *v[i] = grad + t[LT_CONV1_B + i].offset / 4;
 }
 
+int64_t params_copy_bytes(const struct params *q) {
+    size_t n = 0;
+    for (int64_t g = 0; g < q->groups; g++) n += q->state_bytes[g] + (q->lora ? 0 : q->value_bytes[g]);
+    return (int64_t)n;
+}
+
+int params_copy_take(struct params *q, struct params_copy *c, struct err *e) {
+    params_settle(q);
+    *c = (struct params_copy){.state = sys_alloc_array((size_t)q->groups, sizeof(size_t), "copy of the optimizer state", e)};
+    if (!c->state || (!q->lora && !(c->value = sys_alloc_array((size_t)q->groups, sizeof(size_t), "copy of the weights", e)))) goto fail;
+    if (!(c->block = sys_grow(NULL, (size_t)params_copy_bytes(q), "copy of what is saved", e))) goto fail;
+    size_t at = 0;
+    for (int64_t g = 0, page; g < q->groups; g++) {
+        c->state[g] = at, at += q->state_bytes[g];
+        if (pages_read(q->state, g, 0, c->block + c->state[g], q->state_bytes[g], e)) goto fail;
+        if (q->lora) continue;
+        c->value[g] = at, at += q->value_bytes[g];
+        struct pages *p = home(q, g, &page);
+        if (pages_read(p, page, 0, c->block + c->value[g], q->value_bytes[g], e)) goto fail;
+    }
+    return 0;
+fail:
+    params_copy_free(c);
+    return -1;
+}
+
+void params_copy_free(struct params_copy *c) {
+    sys_free(c->block), sys_free(c->state), sys_free(c->value);
+    *c = (struct params_copy){0};
+}
+
 int params_fetch(struct params *q, struct err *e) {
     params_settle(q);
     for (int64_t g = 0; q->lora && g < q->groups; g++)
@@ -228,9 +259,18 @@ static int parts(const struct param *p, struct part out[4]) {
     return 4;
 }
 
+enum { PIECE = 4 << 20 };
+
+/* Memory to a writer, in pieces whose checksum finds them still in the processor's cache. */
+static int stream_copy(struct ckpt_writer *w, const char *from, size_t bytes, struct err *e) {
+    for (size_t i = 0; i < bytes; i += PIECE)
+        if (ckpt_write(w, from + i, (int64_t)(bytes - i < PIECE ? bytes - i : PIECE), e)) return -1;
+    return 0;
+}
+
 /* Copies part of a page to a writer, piece by piece. */
 static int stream_out(struct ckpt_writer *w, struct pages *pages, int64_t page, size_t at, size_t bytes, struct err *e) {
-    size_t piece = bytes < (4u << 20) ? bytes : (4u << 20);
+    size_t piece = bytes < PIECE ? bytes : PIECE;
     char *buf = sys_alloc(piece, "save buffer", e);
     int r = buf ? 0 : -1;
     for (size_t i = 0; !r && i < bytes; i += piece) {
@@ -261,8 +301,8 @@ static int find(const struct ckpt *c, const char *name, enum dtype type, int64_t
     return err_set(e, ERR_INPUT, "%s: %s is %s; the run was started with another model, adapter or optimizer: go on with those, or begin anew in another output_dir", dir, name, *t ? "of another size" : "missing");
 }
 
-int params_save_state(struct params *q, const char *dir, int64_t step, struct err *e) {
-    params_settle(q);
+int params_save_state(struct params *q, const struct params_copy *from, const char *dir, int64_t step, struct err *e) {
+    if (!from) params_settle(q);
     struct ckpt_writer *w = ckpt_create(dir, "optimizer", 0, e);
     struct part part[4];
     char name[160];
@@ -274,8 +314,11 @@ int params_save_state(struct params *q, const char *dir, int64_t step, struct er
         }
     if (ckpt_write(w, &step, sizeof step, e)) goto fail;
     for (int64_t i = 0; i < q->count; i++)
-        for (int k = 0, n = parts(&q->p[i], part); k < n; k++)
-            if (stream_out(w, q->state, q->p[i].group, part[k].at, (size_t)part[k].n * dtype_bytes(part[k].type), e)) goto fail;
+        for (int k = 0, n = parts(&q->p[i], part); k < n; k++) {
+            const int64_t g = q->p[i].group;
+            const size_t bytes = (size_t)part[k].n * dtype_bytes(part[k].type);
+            if (from ? stream_copy(w, from->block + from->state[g] + part[k].at, bytes, e) : stream_out(w, q->state, g, part[k].at, bytes, e)) goto fail;
+        }
     return ckpt_commit(w, e);
 fail:
     ckpt_abort(w);
@@ -298,16 +341,17 @@ int params_load_state(struct params *q, const char *dir, struct err *e) {
     return r;
 }
 
-int params_save_values(struct params *q, const char *dir, struct err *e) {
-    params_settle(q);
+int params_save_values(struct params *q, const struct params_copy *from, const char *dir, struct err *e) {
+    if (!from) params_settle(q);
     struct ckpt_writer *w = ckpt_create(dir, "master", 0, e);
     if (!w) return -1;
     for (int64_t i = 0; i < q->count; i++)
         if (ckpt_declare(w, q->p[i].name, DT_F32, 1, &q->p[i].n, e)) goto fail;
     for (int64_t i = 0; i < q->count; i++) {
         int64_t page;
+        const size_t at = (size_t)q->p[i].offset * 4, bytes = (size_t)q->p[i].n * 4;
         struct pages *p = home(q, q->p[i].group, &page);
-        if (stream_out(w, p, page, (size_t)q->p[i].offset * 4, (size_t)q->p[i].n * 4, e)) goto fail;
+        if (from ? stream_copy(w, from->block + from->value[q->p[i].group] + at, bytes, e) : stream_out(w, p, page, at, bytes, e)) goto fail;
     }
     return ckpt_commit(w, e);
 fail:

@@ -56,11 +56,19 @@ void params_settle(struct params *q);
 /* Gradient views of a layer page in full fine-tuning. */
 void params_layer_grads(const struct params *q, float *grad, struct layer_grads *g);
 
-/* Adapter values back to lora->data; optimizer state (and full values) to and from a file of a training checkpoint. */
+/* Optimizer state and, in full fine-tuning, values as they are between two steps: saving from a copy needs nothing else of the run,
+ * so that it may go on meanwhile. */
+struct params_copy { char *block; size_t *state, *value; }; /* [groups] offsets in the block; value NULL with adapters */
+int64_t params_copy_bytes(const struct params *q);
+int params_copy_take(struct params *q, struct params_copy *c, struct err *e);
+void params_copy_free(struct params_copy *c);
+
+/* Adapter values back to lora->data; optimizer state (and full values) to and from a file of a training checkpoint. `from`: a copy,
+ * or NULL: what the pages hold now. */
 int params_fetch(struct params *q, struct err *e);
-int params_save_state(struct params *q, const char *dir, int64_t step, struct err *e);
+int params_save_state(struct params *q, const struct params_copy *from, const char *dir, int64_t step, struct err *e);
 int params_load_state(struct params *q, const char *dir, struct err *e);
 /* Exact fp32 values of full fine-tuning, for resuming (master weights). */
-int params_save_values(struct params *q, const char *dir, struct err *e);
+int params_save_values(struct params *q, const struct params_copy *from, const char *dir, struct err *e);
 int params_load_values(struct params *q, const char *dir, struct err *e);
 #endif

@@ -141,6 +141,7 @@ static int save(struct trainer *t, double epoch, double *start, struct err *e) {
 
 /* What is due between steps: an evaluation, a checkpoint. 0: go on, 1: the run ends here, -1: e. */
 static int between_steps(struct trainer *t, const struct step_result *r, int stepped, double *start, int64_t *saved, struct err *e) {
+    if (state_saved(t, 0, e)) return -1;
     int last = t->at.step == t->total_steps, signal = stop_requested(), bad = stepped && hopeless(t), better = 0;
     if (evaluation_due(t, r->epoch) && !signal && evaluate(t, r, *start, &better, e)) return -1;
     int keep = better && t->at.step && (t->o->load_best || t->o->save_strategy == EVERY_BEST), given_up = best_given_up(t);
@@ -149,6 +150,7 @@ static int between_steps(struct trainer *t, const struct step_result *r, int ste
         if (save(t, r->epoch, start, e)) return -1;
         *saved = t->at.step;
     }
+    if (bad && state_saved(t, 1, e)) return -1;
     if (bad)
         return err_set(e, ERR_NONFINITE, "loss or gradient was not finite in %lld of %lld steps; none of them was applied, the last good state is %s/checkpoint-%lld. "
                        "Lower the learning rate, or go on regardless with --nan skip", (long long)t->at.nonfinite, (long long)t->at.step, t->o->output_dir, (long long)*saved);
@@ -177,7 +179,7 @@ static int loop(struct trainer *t, double *epoch, struct err *e) {
         *epoch = r.epoch;
         done = between_steps(t, &r, 1, &start, &saved, e);
     }
-    if (done < 0) return -1;
+    if (done < 0 || state_saved(t, 1, e)) return -1;
     t->at.seconds += sys_seconds() - start;
     if (!stop_requested() || ((t->at.step == t->total_steps || best_given_up(t)) && !evaluation_due(t, *epoch))) return 0;
     log_info("stopped by signal %d after step %lld; continue with --resume_from_checkpoint true", stop_requested(), (long long)t->at.step);
@@ -198,7 +200,7 @@ static int finish(struct trainer *t, double epoch, int64_t first, struct err *e)
     const struct train_options *o = t->o;
     const struct model_config *c = &t->model.config;
     const struct eval_result *v = &t->result;
-    if (conclude(t, epoch, e) || state_write_weights(t, o->output_dir, 1, e)) return -1;
+    if (conclude(t, epoch, e) || state_write_weights(t, o->output_dir, e)) return -1;
     /* Arithmetic of the run: forward and backward of every weight, the head's products, no recomputation counted. */
     double weights = (double)c->L * (double)(6 * c->D * c->D + 3 * c->D * c->F) + (double)(c->V * c->D);
     struct report_results res = {.epoch = epoch, .train_loss = t->at.updates ? t->at.loss_sum / (double)t->at.updates : 0, .train_runtime = t->at.seconds,

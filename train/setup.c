@@ -329,6 +329,8 @@ int setup_run(struct trainer *t, struct err *e) {
 }
 
 void setup_close(struct trainer *t) {
+    struct err late = {0};
+    (void)state_saved(t, 1, &late); /* only where the run failed already; its own error is the one to tell */
     report_close(t->report);
     batch_close(&t->batch), engine_close(&t->engine), params_close(&t->params), lora_free(&t->lora), model_free(&t->model);
     sampler_close(t->sampler), data_free(t->train), data_free(t->eval), tok_close(t->tok);

@@ -1,4 +1,4 @@
-/* train/state.c - checkpoint-N folders: written whole or not at all, verified before use, rotated by step.
+/* train/state.c - checkpoint-N folders: found, verified, loaded. train/save.c writes them.
  *
  * checkpoint-N/ holds the adapter (or model), optimizer.safetensors, master.safetensors (full fine-tuning), trainer_state.json,
  * tokenizer files and a MANIFEST whose facts carry the run's progress. Moments and data position make a resumed run equal
@@ -14,45 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const tokenizer_files[] = {"tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"};
-
-static int copy_tokenizer(const char *from, const char *to, struct err *e) {
-    char a[1200], b[1200];
-    for (size_t i = 0; i < sizeof tokenizer_files / sizeof *tokenizer_files; i++) {
-        if (path_join(a, sizeof a, from, tokenizer_files[i], e) || path_join(b, sizeof b, to, tokenizer_files[i], e)) return -1;
-        if (path_is_file(a) && file_copy(a, b, e)) return -1;
-    }
-    return 0;
-}
-
-int state_write_weights(struct trainer *t, const char *dir, int final, struct err *e) {
-    params_settle(&t->params);
-    if (setup_is_lora(t)) {
-        if (params_fetch(&t->params, e) || lora_save(&t->lora, dir, t->o->model_name_or_path, e)) return -1;
-    } else if (final || t->o->save_only_model) { /* a checkpoint to resume from holds exact master weights instead */
-        if (model_save(&t->model, dir, (int64_t)5000000000, e)) return -1;
-    }
-    return copy_tokenizer(t->o->model_name_or_path, dir, e);
-}
-
-/* Facts of a checkpoint. Doubles are hexadecimal strings: they read back exactly. */
-static void write_facts(const struct trainer *t, struct str *s) {
-    const struct progress *p = &t->at;
-    const struct train_options *o = t->o;
-    str_printf(s, "{\"step\": %lld, \"run\": \"%s\", \"tokens\": %lld, \"updates\": %lld, \"window_steps\": %lld, \"nonfinite\": %lld, \"nonfinite_run\": %lld, ",
-               (long long)p->step, t->run_id, (long long)p->tokens, (long long)p->updates, (long long)p->window_steps, (long long)p->nonfinite, (long long)p->nonfinite_run);
-    str_printf(s, "\"loss_sum\": \"%a\", \"window_sum\": \"%a\", \"window_norm\": \"%a\", \"seconds\": \"%a\", ", p->loss_sum, p->window_sum, p->window_norm, p->seconds);
-    str_printf(s, "\"evaluated\": %lld, \"best\": \"%a\", \"best_step\": %lld, \"worse\": %lld, ", (long long)p->evaluated, p->best, (long long)p->best_step, (long long)p->worse);
-    str_printf(s, "\"data\": \"%s\", \"batch\": %lld, \"accumulate\": %lld, \"total_steps\": %lld, \"seed\": %llu, \"learning_rate\": \"%a\"}", t->data_hash, (long long)o->batch,
-               (long long)o->accumulate, (long long)t->total_steps, (unsigned long long)o->seed, o->learning_rate);
-}
-
-/* Steps of the checkpoint-N folders in output_dir, ascending. */
 static int by_step(const void *a, const void *b) {
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     return (x > y) - (x < y);
 }
-static int list(const char *dir, int64_t **steps, int *n, struct err *e) {
+int state_list(const char *dir, int64_t **steps, int *n, struct err *e) {
     char **names = NULL;
     int count = 0;
     *steps = NULL, *n = 0;
@@ -68,51 +34,6 @@ static int list(const char *dir, int64_t **steps, int *n, struct err *e) {
     dir_list_free(names, count);
     if (*steps) qsort(*steps, (size_t)*n, sizeof **steps, by_step);
     return *steps ? 0 : -1;
-}
-
-/* Keeps the newest save_total_limit checkpoints, and never removes the last two valid ones or the best one. */
-static int rotate(struct trainer *t, struct err *e) {
-    int64_t limit = t->o->save_total_limit, *steps;
-    int n;
-    if (!limit) return 0;
-    if (limit < 2) limit = 2;
-    if (list(t->o->output_dir, &steps, &n, e)) return -1;
-    int r = 0, valid = 0;
-    for (int i = n - 1; !r && i >= 0; i--) {
-        char path[1200];
-        struct err why = {0};
-        char *facts = NULL;
-        snprintf(path, sizeof path, "%s/checkpoint-%lld", t->o->output_dir, (long long)steps[i]);
-        if (n - i <= limit || valid < 2) {
-            valid += manifest_verify(path, &facts, &why) == 1;
-            sys_free(facts);
-            continue;
-        }
-        if (best_wanted(t->o) && steps[i] == t->at.best_step) continue;
-        log_info("Deleting older checkpoint [%s] due to args.save_total_limit", path);
-        r = dir_remove(path, e);
-    }
-    sys_free(steps);
-    return r;
-}
-
-int state_save(struct trainer *t, double epoch, struct err *e) {
-    char name[40], tmp[1200];
-    struct str facts = {0};
-    snprintf(name, sizeof name, "checkpoint-%lld", (long long)t->at.step);
-    log_info("Saving model checkpoint to %s/%s", t->o->output_dir, name);
-    if (manifest_begin(t->o->output_dir, name, tmp, sizeof tmp, e)) return -1;
-    write_facts(t, &facts);
-    int r = facts.oom ? err_set(e, ERR_RUN, "out of memory: checkpoint facts") : 0;
-    if (!r) r = state_write_weights(t, tmp, 0, e);
-    if (!r && !t->o->save_only_model) r = params_save_state(&t->params, tmp, t->at.step, e);
-    if (!r && !t->o->save_only_model && !setup_is_lora(t)) r = params_save_values(&t->params, tmp, e);
-    best_report(t, t->at.step);
-    if (!r) r = report_state(t->report, tmp, t->at.step, epoch, e);
-    if (r) manifest_abort(tmp);
-    else r = manifest_commit(t->o->output_dir, name, tmp, facts.p, e);
-    str_free(&facts);
-    return r ? -1 : rotate(t, e);
 }
 
 static double exact(const struct cJSON *j, const char *key) {
@@ -173,7 +94,7 @@ int state_find(struct trainer *t, char *dir, size_t size, struct err *e) {
     if (!want && o->overwrite_output_dir) return 0;
     int64_t *steps;
     int n, others = 0;
-    if (list(o->output_dir, &steps, &n, e)) return -1;
+    if (state_list(o->output_dir, &steps, &n, e)) return -1;
     run_of(o->output_dir, own);
     for (int i = n - 1; i >= 0 && !dir[0]; i--) {
         struct err why = {0};

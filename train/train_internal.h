@@ -51,6 +51,7 @@ struct trainer {
     int64_t free_before;      /* device bytes free when the backend was opened */
     struct report *report;
     struct progress at;
+    struct saving *saving;    /* a checkpoint that is being written, or NULL */
     char data_hash[41], run_id[33];
     struct eval_result result; /* of the last evaluation; loss NaN: none yet */
 };
@@ -71,15 +72,22 @@ void best_report(const struct trainer *t, int64_t saving); /* to trainer_state.j
 int best_given_up(const struct trainer *t);   /* early stopping */
 int best_restore(struct trainer *t, struct err *e); /* load_best_model_at_end */
 
-/* train/state.c: checkpoint-N folders. */
+/* train/save.c: writing checkpoint-N folders. Begins one, and may return before it is on the disk. */
 int state_save(struct trainer *t, double epoch, struct err *e);
+/* The save under way has ended, or with `wait` will have: its error, if it failed. At every step boundary; waiting before checkpoints
+ * are read and before the run ends. */
+int state_saved(struct trainer *t, int wait, struct err *e);
+/* What the run leaves at its end: adapter or model, and tokenizer files, into `dir`. */
+int state_write_weights(struct trainer *t, const char *dir, struct err *e);
+
+/* train/state.c: finding and loading them. */
+/* Steps of the checkpoint-N folders in dir, ascending; sys_free. */
+int state_list(const char *dir, int64_t **steps, int *n, struct err *e);
 /* Finds what to resume from: *dir empty = start anew. Verifies, names what it skipped. */
 int state_find(struct trainer *t, char *dir, size_t size, struct err *e);
 int state_load(struct trainer *t, const char *dir, struct err *e);
 /* The trained weights of a checkpoint alone. */
 int state_load_weights(struct trainer *t, const char *dir, struct err *e);
-/* Adapter or model, tokenizer files, run description into `dir`. */
-int state_write_weights(struct trainer *t, const char *dir, int final, struct err *e);
 
 /* train/setup.c: everything up to the first step. */
 int setup_data(struct trainer *t, struct err *e);

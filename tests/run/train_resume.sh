@@ -93,6 +93,31 @@ done
 }
 ok "same model bytes" cmp "$work/f/model.safetensors" "$work/g/model.safetensors"
 
+# Checkpoints are written beside the run; one that cannot be written ends it at a step boundary with one sentence, and what was
+# saved before is whole. (A file size limit does it: injected faults would be met on the spot, in the run's own thread.)
+# shellcheck disable=SC2086
+ok "saves beside the run" "$QLORA" train ${lora/--quiet/} --output_dir "$work/beside"
+cp "$work/.log" "$work/beside.log"
+ok "it says so" test "$(grep -c 'checkpoint-.* is on the disk: .* beside the run' "$work/beside.log")" -ge 5
+ok "same bytes" same "$work/a" "$work/beside"
+limit=$(($(stat -c %s "$work"/beside/checkpoint-*/optimizer.safetensors | tail -n 1) / 1024 - 1))
+# shellcheck disable=SC2086
+ok "a run for its first checkpoints" train "$work/full" $lora --num_train_epochs 0.5
+kept=$(ls -d "$work/full"/checkpoint-* | sort -t- -k2n | tail -n 1)
+# shellcheck disable=SC2086
+(trap '' XFSZ && ulimit -f $limit && "$QLORA" train $lora --output_dir "$work/full") >"$work/full.log" 2>&1
+ok "a save that fails ends the run" test $? = 1
+ok "with one sentence" test "$(grep -c '^error: .*cannot write.*optimizer.safetensors' "$work/full.log")" = 1
+ok "what was saved is kept" test -f "$kept/MANIFEST"
+ok "nothing half written" test -z "$(find "$work/full" -name '.tmp-*')"
+# shellcheck disable=SC2086
+ok "with room again" train "$work/full" $lora
+# shellcheck disable=SC2086
+ok "in two parts without a failure" train "$work/parts" $lora --num_train_epochs 0.5
+# shellcheck disable=SC2086
+ok "in two parts without a failure" train "$work/parts" $lora
+ok "same bytes after a save that failed" same "$work/parts" "$work/full"
+
 # A damaged checkpoint is skipped by name, an older one used.
 newest=$(ls -d "$work"/a/checkpoint-* | sort -t- -k2n | tail -n 1)
 printf 'x' | dd of="$newest/optimizer.safetensors" bs=1 seek=5000 conv=notrunc status=none

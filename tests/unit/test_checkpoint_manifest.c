@@ -138,6 +138,73 @@ TEST(missing_added_and_shortened_files_are_found) {
     }
 }
 
+/* A folder with a file that a ckpt_writer wrote: `content` fills it. */
+static int save_tensors(const char *name, float content, int spoil, struct err *e) {
+    char tmp[300], command[400];
+    float x[1000];
+    int64_t n = 1000;
+    struct ckpt_writer *w = manifest_begin(dir, name, tmp, sizeof tmp, e) ? NULL : ckpt_create(tmp, "weights", 0, e);
+    for (int i = 0; i < 1000; i++) x[i] = content;
+    if (!w || ckpt_declare(w, "x", DT_F32, 1, &n, e) || ckpt_write(w, x, 1000, e) || ckpt_write(w, x + 250, 3000, e)) return -1;
+    if (ckpt_commit(w, e)) return -1;
+    snprintf(command, sizeof command, spoil == 1 ? "printf xy | dd of=%s/weights.safetensors bs=1 seek=500 conv=notrunc status=none" : "printf xy >> %s/weights.safetensors", tmp);
+    if (spoil && system(command)) return -1;
+    return manifest_commit(dir, name, tmp, "{}", e);
+}
+
+/* What a writer wrote is not read again: the checksum is that of what was handed over, as a later reading of the file finds it; and
+ * content that is changed behind the writer's back, or a file that changes its size, is told from it. */
+TEST(files_are_hashed_while_they_are_written) {
+    struct err e = {0};
+    char *facts = NULL;
+    set_up();
+    REQUIRE(!save_tensors("c", 1, 0, &e), "%s", e.text);
+    CHECK(manifest_verify(in("c"), &facts, &e) == 1, "%s", e.text);
+    sys_free(facts);
+    sys_fault = (struct sys_fault){.kinds = "r", .at = INT64_MAX};
+    REQUIRE(!save_tensors("c", 2, 0, &e), "%s", e.text);
+    int64_t reads = sys_fault.calls;
+    sys_fault = (struct sys_fault){.at = 0};
+    CHECK(!reads, "%lld reads", (long long)reads);
+    CHECK(manifest_verify(in("c"), &facts, &e) == 1, "%s", e.text);
+    sys_free(facts);
+    REQUIRE(!save_tensors("c", 3, 1, &e), "%s", e.text);
+    CHECK(!manifest_verify(in("c"), &facts, &e) && strstr(e.text, "is damaged"), "a file that was changed meanwhile: %s", e.text);
+    e = (struct err){0};
+    REQUIRE(!save_tensors("c", 4, 2, &e), "%s", e.text);
+    CHECK(manifest_verify(in("c"), &facts, &e) == 1, "one that grew is read: %s", e.text);
+    sys_free(facts);
+}
+
+static int64_t bytes_checked(const char *name, int *valid) { /* read calls beside those for the MANIFEST, one */
+    struct err e = {0};
+    sys_fault = (struct sys_fault){.kinds = "r", .at = INT64_MAX};
+    *valid = manifest_check(in(name), &e);
+    int64_t reads = sys_fault.calls - 1;
+    sys_fault = (struct sys_fault){.at = 0};
+    return reads;
+}
+
+/* A look is enough for what this process wrote or read; not for what another one wrote, nor for a MANIFEST that changed. */
+TEST(own_folders_are_not_read_again) {
+    struct err e = {0};
+    int valid, status;
+    set_up();
+    REQUIRE(!save("c", 7, &e), "%s", e.text);
+    CHECK(!bytes_checked("c", &valid) && valid == 1, "own: %d", valid);
+    REQUIRE(truncate(in("c/a file"), 5) == 0, "cannot cut");
+    CHECK(!bytes_checked("c", &valid) && !valid, "shortened");
+    pid_t child = fork();
+    if (!child) _exit(save("d", 8, &e) != 0);
+    REQUIRE(waitpid(child, &status, 0) == child && !status, "the child failed");
+    CHECK(bytes_checked("d", &valid) == 2 && valid == 1, "another's is read");
+    CHECK(!bytes_checked("d", &valid) && valid == 1, "once");
+    child = fork();
+    if (!child) _exit(save("d", 9, &e) != 0);
+    REQUIRE(waitpid(child, &status, 0) == child && !status, "the child failed");
+    CHECK(bytes_checked("d", &valid) == 2 && valid == 1, "another one of the same name is read");
+}
+
 /* A manifest that was made to deceive may name no file outside its directory. */
 TEST(hostile_manifests) {
     static const char *const lines[] = {"file %s 0 ../outside\n",

@@ -332,6 +332,71 @@ TEST(wrong_input_is_refused) {
     CHECK(!path_exists(path), "a refused input leaves a file");
 }
 
+/* ---- the filter in 4 bits, in files ---- */
+
+static int store(const char *from, const char *to, enum q4_type type, int nested, struct err *e) {
+    struct export_how how = {.type = -1, .bits = 4, .q_type = type, .nested = nested, .filter_4bit = 1};
+    return model_export(from, to, &how, e);
+}
+
+/* Loading what was stored so gives the pages that quantising on load gives, bit for bit. */
+TEST(a_filter_stored_in_4_bits_is_the_one_made_on_load) {
+    struct err e = {0};
+    char name[20];
+    REQUIRE(!make("whole", NULL, NULL, 5, &e), "%s", e.text);
+    struct backend *be = backend_open("cpu", &e);
+    REQUIRE(be, "%s", e.text);
+    for (int i = 0; i < 4; i++) {
+        const enum q4_type type = i & 1 ? Q4_FP4 : Q4_NF4;
+        struct model a, b;
+        struct ckpt *c = NULL;
+        const struct model_how made = {.quantization_bit = 4, .q_type = type, .q_double = i / 2, .filter_4bit = 1, .resident_layers = -1}, plain = {.resident_layers = -1};
+        snprintf(name, sizeof name, "taps-%d", i);
+        REQUIRE(!store(folder("whole"), folder(name), type, i / 2, &e), "%s", e.text);
+        REQUIRE(!model_open(&a, be, folder("whole"), &made, &c, &e) && !model_load(&a, &made, c, &e), "%s", e.text);
+        ckpt_close(c);
+        REQUIRE(!model_open(&b, be, folder(name), &plain, &c, &e) && !model_load(&b, &plain, c, &e), "%s", e.text);
+        ckpt_close(c);
+        CHECK(a.lay.bytes == b.lay.bytes && b.lay.conv == W_Q4, "layout of %s", name);
+        for (int64_t l = 0; l < a.config.L; l++) {
+            const char *x = pages_get(a.layers, l, PAGE_READ), *y = pages_get(b.layers, l, PAGE_READ);
+            for (int t = 0; t < LT_COUNT; t++) { /* of single scales the map of scales, which nobody reads, is left out */
+                const size_t at = a.lay.t[t].offset, n = t < MATRICES && i / 2 == 0 ? a.lay.tables[t] + 64 : a.lay.t[t].bytes;
+                CHECK(!memcmp(x + at, y + at, n), "%s: layer %lld, tensor %d", name, (long long)l, t);
+            }
+            pages_put(a.layers, l, 0), pages_put(b.layers, l, 0);
+        }
+        CHECK(!memcmp(a.q_offset, b.q_offset, (size_t)a.config.L * sizeof *a.q_offset), "%s: offsets", name);
+        model_free(&a), model_free(&b);
+    }
+    e = (struct err){0};
+    CHECK(store(folder("taps-0"), folder("again"), Q4_NF4, 0, &e) == -1 && strstr(e.text, "stored in 4 bits, from which no other checkpoint"), "%s", e.text);
+    backend_close(be);
+}
+
+/* One tap renamed: neither stored whole nor in taps. */
+TEST(a_filter_that_is_stored_half_is_refused) {
+    static const char has[] = "layers.1.self_attn.lf_gate.conv2.1.weight", gets[] = "layers.1.self_attn.lf_gate.conv2.7.weight";
+    struct err e = {0};
+    char path[200], *text;
+    size_t n;
+    REQUIRE(!make("half", NULL, NULL, 5, &e) && !store(folder("half"), folder("half-taps"), Q4_NF4, 1, &e), "%s", e.text);
+    snprintf(path, sizeof path, "%s/model.safetensors", folder("half-taps"));
+    REQUIRE(!file_read_all(path, 1 << 26, &text, &n, &e), "%s", e.text);
+    int changed = 0;
+    for (size_t i = 0; i + sizeof has < n && i < 200000; i++)
+        if (!memcmp(text + i, has, sizeof has - 1)) memcpy(text + i, gets, sizeof gets - 1), changed++;
+    REQUIRE(changed > 3 && !file_write_all(path, text, n, &e), "%d names changed", changed);
+    sys_free(text);
+    struct backend *be = backend_open("cpu", &e);
+    struct model m;
+    struct ckpt *c = NULL;
+    const struct model_how how = {.resident_layers = -1};
+    REQUIRE(be, "%s", e.text);
+    CHECK(model_open(&m, be, folder("half-taps"), &how, &c, &e) == -1 && strstr(e.text, "conv2.weight is missing"), "%s", e.text);
+    backend_close(be);
+}
+
 /* ---- quantised on load ---- */
 
 TEST(a_filter_in_4_bits_is_its_taps_by_the_format) {
