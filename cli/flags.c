@@ -84,7 +84,7 @@ const struct flag flags[] = {
 
     /* ---- method ---- */
     {"stage", 0, CHOICE(train.data.stage), "sft", "sft|pt", TP, G_METHOD, USED,
-     "sft: supervised fine-tuning; pt: plain text, preview only"},
+     "sft: supervised fine-tuning on questions and answers; pt: pre-training on plain text"},
     {"finetuning_type", 0, CHOICE(train.finetuning), "lora", "lora|full", TSC | X | E, G_METHOD, USED,
      "lora: low-rank adapters on frozen weights; full: all weights"},
     {"lora_rank", 0, INT(train.lora.rank), "8", "1..4096", T, G_METHOD, USED, "rank of the adapters"},
