@@ -182,11 +182,10 @@ static int check_export(struct options *o, struct err *e) {
     return check_stored_filter(o, e);
 }
 
-static int check_data(enum command_id cmd, struct options *o, struct err *e) {
+static int check_data(struct options *o, struct err *e) {
     struct data_config *d = &o->train.data;
     const int sft = d->stage == STAGE_SFT;
     if (decide_compat(o, e) || check_template(o, e)) return -1;
-    if (cmd == CMD_TRAIN && !sft) return wrong(e, "stage pt is not trained by this release; stage sft is");
     if (!d->cutoff_len) d->cutoff_len = d->compat_new ? 2048 : 1024;
     if (o->reserved_label_len >= d->cutoff_len)
         return wrong(e, "`reserved_label_len` must be smaller than `cutoff_len`.");
@@ -338,7 +337,7 @@ static int check_train(enum command_id cmd, struct options *o, struct err *e) {
     if (cmd == CMD_ESTIMATE || cmd == CMD_BENCH ? check_estimate(cmd, o, e) : check_model(cmd, o, e)) return -1;
     if (!options_given(o, "do_train") && !t->do_eval && !t->do_predict) t->do_train = 1;
     if (cmd == CMD_TRAIN && (t->do_train || !t->data.eval_dataset) && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
-    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || split_adapters(o, e) ||
+    if (check_data(o, e) || check_quantization(o, e) || split_adapters(o, e) ||
         set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e))
         return -1;
     if (t->finetuning == FT_LORA && set_lora(o, e)) return -1;
@@ -376,7 +375,7 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
         return check_train(cmd, o, e);
     case CMD_PREVIEW:
         if (check_model(cmd, o, e) || need(o->train.data.dataset, "dataset", e)) return -1;
-        return check_data(cmd, o, e);
+        return check_data(o, e);
     case CMD_SCORE:
     case CMD_CHAT:
         if (check_model(cmd, o, e) || check_template(o, e) || check_quantization(o, e)) return -1;

@@ -85,7 +85,7 @@ const struct flag flags[] = {
 
     /* ---- method ---- */
     {"stage", 0, CHOICE(train.data.stage), "sft", "sft|pt", TP, G_METHOD, USED,
-     "sft: supervised fine-tuning; pt: plain text, preview only"},
+     "sft: supervised fine-tuning on questions and answers; pt: pre-training on plain text"},
     {"finetuning_type", 0, CHOICE(train.finetuning), "lora", "lora|full", TSC | X | E, G_METHOD, USED,
      "lora: low-rank adapters on frozen weights; full: all weights"},
     {"lora_rank", 0, INT(train.lora.rank), "8", "1..4096", T, G_METHOD, USED, "rank of the adapters"},
@@ -177,7 +177,7 @@ const struct flag flags[] = {
     {"packing", 0, BOOL(train.data.packing), 0, 0, TP, G_DATA, USED,
      "fit whole records into blocks of cutoff_len (the packing of today); stage pt: true, else false"},
     {"neat_packing", 0, BOOL(train.data.neat_packing), "false", 0, TP, G_DATA, USED,
-     "packing whose blocks know their records; implies packing"},
+     "packing that keeps the records of a block apart: none sees another; implies packing"},
     {"reserved_label_len", 0, INT(reserved_label_len), "1", "1..", TP, G_DATA, USED,
      "checked only: 16 tokens of the answer are kept in compat old, whatever it says, as v0.5.0 did"},
     {"train_on_prompt", 0, BOOL(train.data.train_on_prompt), "false", 0, TP, G_DATA, USED,

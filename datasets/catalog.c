@@ -334,8 +334,7 @@ static int find_source(struct catalog *k, struct source *s, const struct data_co
     set_defaults(s, c);
     const struct cJSON *entry = json_get(k->info, name);
     if (entry) return read_entry(s, entry, c, info_path, e) ? -1 : check_sha1(s, c, e);
-    int is_path = strchr(name, '/') || text_ends(name, ".json") || text_ends(name, ".jsonl") ||
-                  text_ends(name, ".csv") || text_ends(name, ".txt");
+    int is_path = strchr(name, '/') || reader_shape(name, NULL) != SHAPE_UNKNOWN;
     if (is_path && path_is_file(name)) return guess_file(s, name, c, e);
     if (is_path && !path_join(path, sizeof path, c->dataset_dir, name, NULL) && path_is_file(path))
         return guess_file(s, path, c, e);

@@ -20,7 +20,7 @@ enum data_stage { STAGE_SFT, STAGE_PT }; /* more with the other stages */
 enum data_mix { MIX_CONCAT, MIX_UNDER, MIX_OVER, MIX_ONCE };
 
 struct data_config {
-    const char *dataset;      /* comma list of names in dataset_info.json, or file paths (.json .jsonl .csv .txt) */
+    const char *dataset;      /* comma list of names in dataset_info.json, or file paths (.json .jsonl .csv .txt, each perhaps with .gz) */
     const char *dataset_dir;  /* default "data" */
     const char *eval_dataset; /* or NULL */
     enum data_stage stage;

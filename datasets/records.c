@@ -4,10 +4,11 @@
  *     .csv           a header row; RFC 4180 quoting; an empty cell is null. SHAPE_ROWS: no header, the columns are "0", "1", ..
  *     .txt           one record {"text": line} per line, blank lines too; LF, CR LF and CR end a line
  *
+ * Any of them may be packed with gzip, whatever its name (.jsonl.gz is known as .jsonl).
  * Only the record at hand is in memory (<= 16 MiB), so a file may have any size. The scanner finds where a
  * record ends and nothing else: its grammar is checked by json_parse, later and on several threads. A byte
  * order mark is skipped. */
-#include "base/file.h"
+#include "base/stream.h"
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
 #include <stdarg.h>
@@ -17,8 +18,8 @@
 enum { CHUNK = 1 << 20, COLUMNS_MAX = 1000 };
 
 struct reader {
-    struct file *file;
-    int64_t offset; /* of the file, behind the buffer */
+    struct stream *file;
+    int at_end; /* of the file: the buffer holds the rest */
     char *buf;
     size_t from, to, cap; /* buf[from..to) is not yet taken */
     int64_t line, column; /* of buf[from] */
@@ -41,7 +42,7 @@ static int fail_at(const struct reader *r, int64_t line, int64_t column, struct 
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    return err_set(e, ERR_INPUT, "%s:%lld:%lld: %s", r->file->path, (long long)line, (long long)column, text);
+    return err_set(e, ERR_INPUT, "%s:%lld:%lld: %s", stream_path(r->file), (long long)line, (long long)column, text);
 }
 
 /* Line and column behind p[0..n), for a start at *line:*column. */
@@ -61,21 +62,21 @@ static void take(struct reader *r, size_t n) {
 /* 1 if byte i is in the buffer now, 0 if the file ends before it. */
 static int more(struct reader *r, size_t i, struct err *e) {
     while (r->to - r->from <= i) {
-        int64_t left = r->file->bytes - r->offset;
-        if (left <= 0) return 0;
+        if (r->at_end) return 0;
         if (r->from) {
             memmove(r->buf, r->buf + r->from, r->to - r->from);
             r->to -= r->from, r->from = 0;
         }
-        size_t n = left < CHUNK ? (size_t)left : CHUNK;
-        if (r->cap - r->to < n) {
-            size_t cap = r->cap + r->cap / 2 + n;
+        if (r->cap - r->to < CHUNK) {
+            size_t cap = r->cap + r->cap / 2 + CHUNK;
             char *p = sys_grow(r->buf, cap, "records", e);
             if (!p) return -1;
             r->buf = p, r->cap = cap;
         }
-        if (file_pread(r->file, r->buf + r->to, n, r->offset, e)) return -1;
-        r->to += n, r->offset += (int64_t)n;
+        int64_t n = stream_read(r->file, r->buf + r->to, CHUNK, e);
+        if (n < 0) return -1;
+        r->at_end = n < CHUNK;
+        r->to += (size_t)n;
     }
     return 1;
 }
@@ -343,12 +344,19 @@ static int next_row(struct reader *r, size_t *n, struct err *e) {
 
 /* ---- opening ---- */
 
+/* path ends in `ending`, perhaps with .gz behind it. */
+static int is_named(const char *path, const char *ending) {
+    char packed[16];
+    snprintf(packed, sizeof packed, "%s.gz", ending);
+    return text_ends(path, ending) || text_ends(path, packed);
+}
+
 enum shape reader_shape(const char *path, struct err *e) {
-    if (text_ends(path, ".json") || text_ends(path, ".jsonl"))
+    if (is_named(path, ".json") || is_named(path, ".jsonl"))
         return SHAPE_LINES; /* or an array: the first byte says */
-    if (text_ends(path, ".csv")) return SHAPE_CSV;
-    if (text_ends(path, ".txt")) return SHAPE_TEXT;
-    int table = text_ends(path, ".parquet") || text_ends(path, ".arrow");
+    if (is_named(path, ".csv")) return SHAPE_CSV;
+    if (is_named(path, ".txt")) return SHAPE_TEXT;
+    int table = is_named(path, ".parquet") || is_named(path, ".arrow");
     err_set(e, ERR_INPUT, "%s: File extension must be txt, csv, json or jsonl.%s", path,
             table ? " Parquet and arrow files are not read: save the table as JSON lines." : "");
     return SHAPE_UNKNOWN;
@@ -356,7 +364,7 @@ enum shape reader_shape(const char *path, struct err *e) {
 
 struct reader *reader_open(const char *path, enum shape shape, struct err *e) {
     struct reader *r = sys_alloc(sizeof *r, "reader", e);
-    if (!r || !(r->file = file_open(path, e))) goto fail;
+    if (!r || !(r->file = stream_open(path, e))) goto fail;
     r->shape = shape;
     r->line = r->column = 1;
     int a = peek(r, 0, e), b = peek(r, 1, e), c = peek(r, 2, e);
@@ -387,7 +395,7 @@ fail:
 
 void reader_close(struct reader *r) {
     if (!r) return;
-    file_close(r->file);
+    stream_close(r->file);
     for (int k = 0; k < r->name_count; k++) sys_free(r->name[k]);
     sys_free(r->name);
     sys_free(r->cell_end);
@@ -406,8 +414,8 @@ int reader_next(struct reader *r, struct record *out, struct err *e) {
                                           : next_row(r, &n, e);
     if (found <= 0) return found;
     int verbatim = r->shape == SHAPE_ARRAY || r->shape == SHAPE_LINES;
-    if (r->json.oom) return err_set(e, ERR_RUN, "%s: out of memory for a record", r->file->path);
-    *out = (struct record){.path = r->file->path,
+    if (r->json.oom) return err_set(e, ERR_RUN, "%s: out of memory for a record", stream_path(r->file));
+    *out = (struct record){.path = stream_path(r->file),
                            .text = verbatim ? r->buf + r->from : r->json.p,
                            .n = verbatim ? n : r->json.n,
                            .number = ++r->number,
@@ -419,8 +427,7 @@ int reader_next(struct reader *r, struct record *out, struct err *e) {
 }
 
 double reader_done(const struct reader *r) {
-    double bytes = (double)r->file->bytes;
-    return bytes > 0 ? ((double)r->offset - (double)(r->to - r->from)) / bytes : 1;
+    return stream_done(r->file);
 }
 
 /* ---- a record ---- */

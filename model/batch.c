@@ -36,10 +36,28 @@ void batch_close(struct batch *b) {
     *b = (struct batch){0};
 }
 
-int64_t batch_rows(const int32_t *labels, int64_t n) {
+static int64_t labelled_rows(const int32_t *labels, int64_t n) {
     for (int64_t t = n - 1; t >= 1; t--)
         if (!labels || labels[t] >= 0) return t;
     return 0;
+}
+
+/* The document of s that begins at `at`: its length, and the rows it takes. */
+static int64_t next_document(const struct batch_sequence *s, int64_t at, int64_t *rows) {
+    int64_t n = s->documents ? 1 : s->n;
+    while (at + n < s->n && s->documents[at + n] == s->documents[at]) n++;
+    *rows = s->documents && !s->documents[at] ? 0 : s->choices ? n : labelled_rows(s->labels ? s->labels + at : NULL, n);
+    return n;
+}
+
+int64_t batch_rows(const struct batch_sequence *s, int64_t *documents) {
+    int64_t sum = 0, rows;
+    *documents = 0;
+    for (int64_t at = 0; at < s->n;) {
+        at += next_document(s, at, &rows);
+        sum += rows, *documents += rows > 0;
+    }
+    return sum;
 }
 
 /* Cuts a chunk into windows, in order: as many whole sequences as fit, or a part of one that fits nowhere. */
@@ -64,50 +82,71 @@ static void cut(const struct batch *b, struct chunk *k, struct window *w, int32_
     }
 }
 
+struct filling {
+    struct batch *b;
+    const struct model_config *c;
+    int32_t *h[A_COUNT]; /* host arrays */
+    struct chunk *k;     /* being filled */
+    int32_t *starts;     /* of its sequences */
+    int64_t placed;      /* sequences and documents so far */
+};
+
+/* Room for a sequence of so many rows: in the chunk at hand, or a new one. */
+static void make_room(struct filling *f, int64_t rows) {
+    struct batch *b = f->b;
+    ASSERT(rows <= b->max_rows && b->N + rows <= b->max_tokens && f->placed < b->max_seqs, "%lld rows", (long long)rows);
+    f->placed++;
+    if (f->k && f->k->rows.N + rows <= b->max_rows) return;
+    if (f->k) f->starts += f->k->rows.n_seqs + 1;
+    f->k = &b->chunk[b->n_chunks++];
+    *f->k = (struct chunk){.rows = {.token0 = b->N, .seq_start = f->starts}, .loss0 = b->n_loss};
+    f->starts[0] = 0;
+}
+
+/* The first `rows` of s from `at` on become a sequence of the chunk. */
+static void place(struct filling *f, const struct batch_sequence *s, int64_t at, int64_t rows) {
+    struct batch *b = f->b;
+    int32_t **h = f->h;
+    float *weight = (float *)h[A_WEIGHT], *noise = (float *)h[A_NOISE];
+    make_room(f, rows);
+    int64_t base = f->k->rows.N, first = base; /* rows count from the chunk's start */
+    for (int64_t t = 0; t < rows; t++) {
+        int64_t row = b->N + t, from = at + t;
+        h[A_IDS][row] = s->ids[from];
+        h[A_POSITION][row] = s->positions ? s->positions[from] : (int32_t)t;
+        h[A_FIRST][row] = (int32_t)first;
+        h[A_OFFSET][row] = (int32_t)t;
+        noise[row] = s->noise;
+        if (f->c->document_mask && s->ids[from] == f->c->eod) first = base + t + 1; /* <eod> ends its own document */
+        if (s->choices) continue;
+        int32_t label = s->labels ? s->labels[from + 1] : s->ids[from + 1];
+        if (label < 0) continue;
+        h[A_ROW][b->n_loss] = (int32_t)(base + t);
+        h[A_LABEL][b->n_loss] = label;
+        weight[b->n_loss++] = s->weight;
+    }
+    for (int a = 0; s->choices && a < s->n_choices; a++, b->n_loss++) {
+        ASSERT(b->n_loss < b->max_tokens, "%lld choices", (long long)b->n_loss);
+        h[A_ROW][b->n_loss] = (int32_t)(base + rows - 1), h[A_LABEL][b->n_loss] = s->choices[a], weight[b->n_loss] = 0;
+    }
+    b->N += rows, f->k->rows.N += rows;
+    f->starts[++f->k->rows.n_seqs] = (int32_t)f->k->rows.N;
+    f->k->n_loss = b->n_loss - f->k->loss0;
+}
+
 void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n) {
     ASSERT(n <= b->max_seqs, "%lld sequences of %lld", (long long)n, (long long)b->max_seqs);
-    int32_t *h[A_COUNT];
+    struct filling f = {.b = b, .c = c, .starts = b->starts};
+    int32_t **h = f.h;
     for (int i = 0; i < A_COUNT; i++) h[i] = b->host + i * b->max_tokens;
-    float *weight = (float *)h[A_WEIGHT], *noise = (float *)h[A_NOISE];
     int noisy = 0;
     b->N = b->n_loss = b->n_chunks = 0;
-    int32_t *starts = b->starts; /* of the chunk being filled */
-    struct chunk *k = NULL;
     for (int64_t i = 0; i < n; i++) {
         b->loss_of[i] = b->n_loss;
-        int64_t rows = s[i].choices ? s[i].n : batch_rows(s[i].labels, s[i].n);
-        if (!rows) continue;
-        ASSERT(rows <= b->max_rows && b->N + rows <= b->max_tokens, "%lld rows", (long long)rows);
-        if (!k || k->rows.N + rows > b->max_rows) {
-            if (k) starts += k->rows.n_seqs + 1;
-            k = &b->chunk[b->n_chunks++];
-            *k = (struct chunk){.rows = {.token0 = b->N, .seq_start = starts}, .loss0 = b->n_loss};
-            starts[0] = 0;
+        for (int64_t at = 0, length, rows; at < s[i].n; at += length) {
+            length = next_document(&s[i], at, &rows);
+            if (rows) place(&f, &s[i], at, rows), noisy |= s[i].noise > 0;
         }
-        noisy |= s[i].noise > 0;
-        int64_t base = k->rows.N, first = base; /* rows count from the chunk's start */
-        for (int64_t t = 0; t < rows; t++) {
-            int64_t at = b->N + t;
-            h[A_IDS][at] = s[i].ids[t];
-            h[A_POSITION][at] = s[i].positions ? s[i].positions[t] : (int32_t)t;
-            h[A_FIRST][at] = (int32_t)first;
-            h[A_OFFSET][at] = (int32_t)t;
-            noise[at] = s[i].noise;
-            if (c->document_mask && s[i].ids[t] == c->eod) first = base + t + 1; /* <eod> ends its own document */
-            if (s[i].choices) continue;
-            int32_t label = s[i].labels ? s[i].labels[t + 1] : s[i].ids[t + 1];
-            if (label < 0) continue;
-            h[A_ROW][b->n_loss] = (int32_t)(base + t);
-            h[A_LABEL][b->n_loss] = label;
-            weight[b->n_loss++] = s[i].weight;
-        }
-        for (int a = 0; s[i].choices && a < s[i].n_choices; a++, b->n_loss++) {
-            ASSERT(b->n_loss < b->max_tokens, "%lld choices", (long long)b->n_loss);
-            h[A_ROW][b->n_loss] = (int32_t)(base + rows - 1), h[A_LABEL][b->n_loss] = s[i].choices[a], weight[b->n_loss] = 0;
-        }
-        b->N += rows, k->rows.N += rows;
-        starts[++k->rows.n_seqs] = (int32_t)k->rows.N;
-        k->n_loss = b->n_loss - k->loss0;
     }
     b->loss_of[n] = b->n_loss;
     struct window *w = b->window;

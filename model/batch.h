@@ -2,6 +2,9 @@
  *
  * Rows behind the last one that predicts a counted label have no effect and are left out; so are sequences without any.
  * Row t predicts labels[t+1]. A batch is refilled for every step; its memory is taken once.
+ *
+ * A sequence that says which documents it is packed of falls apart into them: each becomes a sequence for the ops, so that
+ * attention, the filter and the loss of one see nothing of another, and its losses are, to the bit, those it has alone.
  */
 #ifndef QLORA_MODEL_BATCH_H
 #define QLORA_MODEL_BATCH_H
@@ -10,6 +13,7 @@
 
 struct batch_sequence {
     const int32_t *ids, *labels, *positions; /* [n]; labels NULL = every token counts; positions NULL = 0..n-1 */
+    const int32_t *documents; /* [n] or NULL: equal numbers in a row are a document, 0 is padding */
     int64_t n;
     float weight; /* of each counted token in the gradient */
     float noise;  /* size of the noise on its embeddings */
@@ -53,14 +57,18 @@ struct batch {
     float *dev_nll;
     int32_t *dev_best;
 };
-/* max_rows per chunk, window_rows per window, in all max_tokens rows of max_seqs sequences. */
+/* max_rows per chunk, window_rows per window, in all max_tokens rows of max_seqs sequences (documents, where there are). */
 int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t window_rows, int64_t max_tokens, int64_t max_seqs, struct err *e);
 int64_t batch_cost(int64_t max_tokens); /* device bytes batch_open takes */
 void batch_close(struct batch *b);
 /* Fills the batch and sends it to the device. Chunks are filled greedily in order. */
 void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n);
-/* Rows that a sequence of these labels takes: 0 if nothing is counted. */
-int64_t batch_rows(const int32_t *labels, int64_t n);
+/* Rows that a sequence takes: 0 if nothing is counted; and its documents that take any. */
+int64_t batch_rows(const struct batch_sequence *s, int64_t *documents);
+/* Whether labels[t] counts, t >= 1: a row of its own document predicts it. */
+static inline int batch_counts(const struct batch_sequence *s, int64_t t) {
+    return s->labels[t] >= 0 && (!s->documents || s->documents[t] == s->documents[t - 1]);
+}
 /* Brings nll, and best, to the host (waits). */
 int batch_losses(struct batch *b, struct err *e);
 #endif

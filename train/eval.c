@@ -23,7 +23,7 @@ static void count(struct tally *t, const struct eval_room *room, int64_t i, int6
     for (int64_t k = 0; k < n; k++) t->nll += (double)b->nll[from + k];
     if (accuracy && n) {
         for (int64_t pos = 1, k = 0; k < n; pos++)
-            if (s->labels[pos] >= 0) right += b->best[from + k++] == s->labels[pos];
+            if (batch_counts(s, pos)) right += b->best[from + k++] == s->labels[pos];
         t->right += (double)right / (double)n, t->judged++;
     }
     t->counted += n;
@@ -34,15 +34,16 @@ static void count(struct tally *t, const struct eval_room *room, int64_t i, int6
 
 /* Fills a pass from sequence `first` on; returns how many it takes, -1 with e. */
 static int64_t fill(const struct eval_room *room, const struct dataset *d, int64_t first, struct err *e) {
-    int64_t n = data_count(d), count = 0, rows = 0, chunk_rows = 0, chunks = 1;
+    int64_t n = data_count(d), count = 0, rows = 0, documents = 0, chunk_rows = 0, chunks = 1;
     for (; first + count < n && count < room->max_seqs; count++) {
         struct sequence q;
         if (data_get(d, first + count, &q, e)) return -1;
-        int64_t own = batch_rows(q.labels, q.n);
-        if (chunk_rows + own > room->engine->c.rows) chunks++, chunk_rows = 0;
-        if (rows + own > room->max_rows || chunks > room->engine->c.chunks) break;
-        rows += own, chunk_rows += own;
-        room->sequences[count] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .n = q.n};
+        struct batch_sequence *s = &room->sequences[count];
+        *s = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .documents = q.documents, .n = q.n};
+        int64_t parts, own = batch_rows(s, &parts);
+        if (chunk_rows + own > room->engine->c.rows) chunks++, chunk_rows = 0; /* documents alone fill chunks as well or better */
+        if (rows + own > room->max_rows || documents + parts > room->max_seqs || chunks > room->engine->c.chunks) break;
+        rows += own, documents += parts, chunk_rows += own;
     }
     ASSERT(count, "sequence %lld does not fit", (long long)first);
     return count;
@@ -85,8 +86,8 @@ int eval_alone(struct model *m, const struct lora *lora, struct pages *adapters,
     m->be->info(m->be->self, &info);
     int64_t longest = data_longest(d), rows = info.unified ? 1024 : 8192; /* as a training run chooses */
     if (rows < longest) rows = longest;
-    struct eval_room room = {.engine = &g, .batch = &b, .max_seqs = PASS_SEQUENCES, .max_rows = 2 * rows};
-    room.sequences = sys_alloc_array(PASS_SEQUENCES, sizeof *room.sequences, "sequences of a pass", e);
+    struct eval_room room = {.engine = &g, .batch = &b, .max_seqs = longest > PASS_SEQUENCES ? longest : PASS_SEQUENCES /* documents of one token */, .max_rows = 2 * rows};
+    room.sequences = sys_alloc_array((size_t)room.max_seqs, sizeof *room.sequences, "sequences of a pass", e);
     /* two neighbouring chunks hold more than the rows of one */
     struct engine_config k = {.rows = rows, .chunks = 2 * room.max_rows / rows + 1, .longest = longest, .resident_acts = -1,
                               .lora = adapters ? lora : NULL, .adapters = adapters};

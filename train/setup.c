@@ -49,31 +49,34 @@ int setup_data(struct trainer *t, struct err *e) {
     return sizes(t, e);
 }
 
-/* Rows of each sequence of a data set. */
-static int32_t *row_counts(const struct dataset *d, struct err *e) {
-    int64_t n = d ? data_count(d) : 0;
-    int32_t *rows = sys_alloc_array((size_t)n + 1, sizeof *rows, "row counts", e);
-    struct sequence s;
-    for (int64_t i = 0; rows && i < n; i++) {
-        if (data_get(d, i, &s, e)) return sys_free(rows), NULL;
-        rows[i] = (int32_t)batch_rows(s.labels, s.n);
+/* Rows of each sequence of a data set, and their documents if some have several. */
+static int count_rows(const struct dataset *d, struct row_counts *c, struct err *e) {
+    int64_t n = d ? data_count(d) : 0, documents;
+    if (!(c->rows = sys_alloc_array((size_t)n + 1, sizeof *c->rows, "row counts", e))) return -1;
+    for (int64_t i = 0; i < n; i++) {
+        struct sequence q;
+        if (data_get(d, i, &q, e)) return -1;
+        const struct batch_sequence s = {.labels = q.labels, .documents = q.documents, .n = q.n};
+        c->rows[i] = (int32_t)batch_rows(&s, &documents);
+        if (documents > 1 && !c->documents && !(c->documents = sys_alloc_array((size_t)n, sizeof *c->documents, "document counts", e))) return -1;
+        if (c->documents) c->documents[i] = (int32_t)documents;
     }
-    return rows;
+    return 0;
 }
 
 /* Walks all steps of the run and all evaluation batches: the largest number of rows, of sequences, and of chunks when a
  * chunk holds at most `capacity` rows (the greedy rule of batch_fill); the rows of all steps together. */
 struct extent { int64_t rows, seqs, chunks; double trained; };
-static void extend(struct extent *x, const int32_t *rows, const int64_t *index, int64_t first, int64_t n, int64_t capacity) {
-    int64_t sum = 0, chunk = 0, chunks = 1;
+static void extend(struct extent *x, const struct row_counts *c, const int64_t *index, int64_t first, int64_t n, int64_t capacity) {
+    int64_t sum = 0, chunk = 0, chunks = 1, seqs = 0;
     for (int64_t i = 0; i < n; i++) {
-        int64_t r = rows[index ? index[i] : first + i];
-        if (chunk + r > capacity) chunks++, chunk = 0;
-        sum += r, chunk += r;
+        const int64_t at = index ? index[i] : first + i, r = c->rows[at];
+        if (chunk + r > capacity) chunks++, chunk = 0; /* documents alone fill chunks as well or better */
+        sum += r, chunk += r, seqs += c->documents && c->documents[at] ? c->documents[at] : 1;
     }
     if (index) x->trained += (double)sum;
     if (sum > x->rows) x->rows = sum;
-    if (n > x->seqs) x->seqs = n;
+    if (seqs > x->seqs) x->seqs = seqs;
     if (chunks > x->chunks) x->chunks = chunks;
 }
 
@@ -82,23 +85,24 @@ static int walk(struct trainer *t, int64_t capacity, struct extent *x, struct er
     for (int64_t i = 0; i < t->total_steps; i++) {
         struct sampler_step s;
         if (sampler_get(t->sampler, i, &s, e)) return -1;
-        extend(x, t->rows, s.index, 0, s.sequences, capacity);
+        extend(x, &t->counts, s.index, 0, s.sequences, capacity);
     }
     int64_t n = t->eval ? data_count(t->eval) : 0, B = t->o->eval_batch;
-    for (int64_t i = 0; i < n; i += B) extend(x, t->eval_rows, NULL, i, i + B < n ? B : n - i, capacity);
+    for (int64_t i = 0; i < n; i += B) extend(x, &t->eval_counts, NULL, i, i + B < n ? B : n - i, capacity);
     return 0;
 }
 
 static int sizes(struct trainer *t, struct err *e) {
     struct extent x;
     double sum = 0, squares = 0;
-    if (!(t->rows = row_counts(t->train, e)) || !(t->eval_rows = row_counts(t->eval, e))) return -1;
+    if (count_rows(t->train, &t->counts, e) || count_rows(t->eval, &t->eval_counts, e)) return -1;
     for (int64_t i = 0; i < data_count(t->train); i++) {
-        const int64_t r = t->rows[i];
+        const int64_t r = t->counts.rows[i];
         if (r > t->longest) t->longest = r;
-        sum += (double)r, squares += (double)r * (double)r;
+        const int64_t documents = t->counts.documents && r ? t->counts.documents[i] : 1;
+        sum += (double)r, squares += (double)r * (double)r / (double)documents; /* as if they were equally long */
     }
-    for (int64_t i = 0; t->eval && i < data_count(t->eval); i++) t->longest = t->eval_rows[i] > t->longest ? t->eval_rows[i] : t->longest;
+    for (int64_t i = 0; t->eval && i < data_count(t->eval); i++) t->longest = t->eval_counts.rows[i] > t->longest ? t->eval_counts.rows[i] : t->longest;
     if (walk(t, INT64_MAX / 2, &x, e)) return -1;
     if (!t->longest) return err_set(e, ERR_INPUT, "no sequence has a labelled token to learn from; check the data set and --cutoff_len");
     t->max_rows = x.rows, t->max_seqs = x.seqs, t->all_rows = x.trained, t->reach = squares / sum;
@@ -286,6 +290,7 @@ int setup_model(struct trainer *t, const struct model_config *config, struct err
     if (t->train)
         log_info("attention %s", k->document_mask ? "stops at <eod>: records of a packed row, and turns of a conversation, do not see each other (config.json: use_flash_attention false, reset_attention_mask true)"
                                                   : "is plain causal across a row (config.json: use_flash_attention true, or reset_attention_mask false)");
+    if (t->train && o->data.neat_packing) log_info("neat_packing: records of a packed row are apart, whatever config.json says");
     if (adapter_shape(t, e) || params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, o->optimizer == OPT_ADAMW_8BIT, e)) return -1;
     if (setup_is_lora(t) && o->loraplus_lr_ratio > 0) params_loraplus(&t->params, o->loraplus_lr_ratio);
     return request(t, e);
@@ -334,6 +339,7 @@ void setup_close(struct trainer *t) {
     report_close(t->report);
     batch_close(&t->batch), engine_close(&t->engine), params_close(&t->params), lora_free(&t->lora), model_free(&t->model);
     sampler_close(t->sampler), data_free(t->train), data_free(t->eval), tok_close(t->tok);
-    sys_free(t->sequences), sys_free(t->rows), sys_free(t->eval_rows);
+    sys_free(t->sequences);
+    sys_free(t->counts.rows), sys_free(t->counts.documents), sys_free(t->eval_counts.rows), sys_free(t->eval_counts.documents);
     backend_close(t->be);
 }

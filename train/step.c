@@ -19,9 +19,9 @@ static int gather(struct trainer *t, const struct sampler_step *s, struct err *e
         for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) {
             struct sequence q;
             if (data_get(t->train, s->index[i], &q, e)) return -1;
-            t->sequences[i] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .n = q.n};
+            t->sequences[i] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .documents = q.documents, .n = q.n};
             if (q.n > longest) longest = q.n;
-            for (int64_t k = 1; k < q.n; k++) counted += q.labels[k] >= 0;
+            for (int64_t k = 1; k < q.n; k++) counted += batch_counts(&t->sequences[i], k);
         }
         if (!counted) log_warn("a micro-batch has no labelled token (all prompt, or cut away); it counts as loss 0");
         int64_t parts = t->o->data.compat_new ? s->micro_batches : t->o->accumulate;

@@ -25,6 +25,11 @@ struct progress { /* what a resumed run must know beside weights and moments; st
     int64_t best_step, worse; /* its step; evaluations since then */
 };
 
+struct row_counts {
+    int32_t *rows;      /* of each sequence of a data set */
+    int32_t *documents; /* that each is packed of; NULL: one */
+};
+
 struct trainer {
     const struct train_options *o;
     struct backend *be;
@@ -39,8 +44,8 @@ struct trainer {
     struct engine engine;
     struct batch batch;
     struct batch_sequence *sequences; /* [max_seqs] of the step */
-    int64_t max_seqs, max_rows, longest; /* of any step: sequences, rows; longest sequence in rows */
-    int32_t *rows, *eval_rows; /* of each sequence of the data sets */
+    int64_t max_seqs, max_rows, longest; /* of any step: sequences (documents), rows; longest sequence in rows */
+    struct row_counts counts, eval_counts;
     double all_rows;          /* of all steps */
     double reach, labelled;   /* length of a row's sequence on average; share of tokens that are labelled */
     int64_t chunks_at, chunks; /* most chunks of any step when a chunk holds chunks_at rows */

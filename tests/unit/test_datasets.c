@@ -1,6 +1,8 @@
 /* tests/unit/test_datasets.c - what comes in: files of every format, dataset_info.json, records; and what is
  * said when they are wrong. */
 #include "tests/data_make.h"
+#include "tests/unit/gzip_make.h"
+#include <sys/resource.h>
 
 /* ---- records ---- */
 
@@ -100,6 +102,47 @@ TEST(csv_files) {
     FAILS("a.csv", "q,a\n1,\"2\n3\n", ":2:1:", "never closed");
     FAILS("a.csv", "q,a\n1,\"2\"x\n", ":2:6:", "behind a closing quote");
     FAILS("a.csv", "q,a\n1,\xb0\xa1\n", ":2:3:", "not UTF-8");
+}
+
+/* Any file may be packed, under its own name or with .gz behind it. */
+TEST(packed_files) {
+    static const struct { const char *name, *text, *want; } k[] = {
+        {"a.json", "[{\"a\":1},\n {\"b\":2}]", "1@1:2 {\"a\":1}\n2@2:2 {\"b\":2}\n"},
+        {"a.jsonl.gz", "{\"a\":1}\n{\"b\":2}\n", "1@1:1 {\"a\":1}\n2@2:1 {\"b\":2}\n"},
+        {"a.csv.gz", "q\n1\n", "1@2:1 {\"q\":\"1\"}\n"},
+        {"a.txt.gz", "one\ntwo", "1@1:1 {\"text\":\"one\"}\n2@2:1 {\"text\":\"two\"}\n"},
+    };
+    for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
+        struct str file = {0};
+        add_member(&file, k[i].text, strlen(k[i].text));
+        const char *have = records(put_bytes(k[i].name, file.p, file.n));
+        CHECK(!strcmp(have, k[i].want), "%s:\n%s\nmust be\n%s", k[i].name, have, k[i].want);
+        have = records(put_bytes(k[i].name, file.p, file.n - 1));
+        CHECK(strstr(have, "error: ") && strstr(have, "ends in the middle"), "%s: %s", k[i].name, have);
+        str_free(&file);
+    }
+    FAILS("a.json.gz", "{\"a\":1}\n[", ":2:1:", "record 2 must be an object"); /* .gz that is plain */
+}
+
+/* A gigabyte of one record, and of nothing but white space, in a megabyte. */
+TEST(bombs_take_no_memory) {
+    static const struct { const char *head, *says; char fill; } k[] = {{"[{\"a\":\"", "record 1 is larger than 16 MiB", 'x'}, {"", "the file is empty", ' '}};
+    static char block[1 << 20];
+    struct rusage before, after;
+    getrusage(RUSAGE_SELF, &before);
+    for (int i = 0; i < 2; i++) {
+        struct str file = {0}, member = {0};
+        memset(block, k[i].fill, sizeof block);
+        add_member(&file, k[i].head, strlen(k[i].head));
+        add_member(&member, block, sizeof block);
+        for (int n = 0; n < 1 << 10; n++) str_add(&file, member.p, member.n);
+        const char *have = records(put_bytes("bomb.json.gz", file.p, file.n));
+        CHECK(strstr(have, k[i].says), "%s", have);
+        str_free(&file), str_free(&member);
+    }
+    getrusage(RUSAGE_SELF, &after);
+    long grown = after.ru_maxrss - before.ru_maxrss;
+    CHECK(grown < 100 << 10, "%ld KiB more", grown); /* twice a record, as the buffer grows */
 }
 
 TEST(records_may_straddle_any_buffer_and_be_16_mib_long) {

@@ -448,7 +448,6 @@ static const struct {
     {CMD_TRAIN, BASE "--compat old", "Please specify lora_target in LoRA training."},
     {CMD_TRAIN, NEW_BASE "--lora_target q_porj", "q_porj"},
     {CMD_TRAIN, NEW_BASE "--stage dpo", "choose from sft|pt"},
-    {CMD_TRAIN, NEW_BASE "--stage pt", "stage pt"},
     {CMD_TRAIN, NEW_BASE "--template llama2", "Template llama2 does not exist."},
     {CMD_TRAIN, NEW_BASE "--bf16 --fp16", "At most one of fp16 and bf16 can be True, but not both"},
     {CMD_TRAIN, NEW_BASE "--optim lion_32bit", "optim lion_32bit is not supported"},

@@ -33,6 +33,11 @@ static void walks(const struct sampler_config *c, const char *want) {
     CHECK(!strcmp(have, want), "%s\nmust be\n%s", have, want);
 }
 
+/* Rules are cited by the sections of LLaMA-Factory's description (spec 5.2, 5.3): with n sequences, batch B, accumulation G and
+ * E epochs, L = ceil(n/B) micro-batches an epoch, U updates an epoch, total = ceil(E*U). Expected orders are worked out by hand from the
+ * permutations given there: seed 42, n 10 -> 2 6 1 8 4 5 0 9 3 7; seed 43 -> 8 4 9 0 5 1 6 7 2 3. */
+
+/* 5.3, current: U = max(ceil(L/G), 1), a short last update closes each epoch. */
 TEST(short_last_update_in_new) {
     struct sampler_config c = {
         .count = 10, .batch = 2, .accumulate = 2, .epochs = 2, .seed = 42, .shuffle = 1, .compat_new = 1};
@@ -49,6 +54,7 @@ TEST(short_last_update_in_new) {
     walks(&c, "");
 }
 
+/* 5.3, of v0.5.0: U = max(L div G, 1); micro-batches left over are completed by the next epoch's, but for L <= G. */
 TEST(left_over_micro_batches_go_on_in_old) {
     struct sampler_config c = {
         .count = 10, .batch = 2, .accumulate = 2, .epochs = 2, .seed = 42, .shuffle = 1};
@@ -63,6 +69,53 @@ TEST(left_over_micro_batches_go_on_in_old) {
     walks(&c, "0 1|2 3|4 5|6 @1; 0 1|2 3|4 5|6 @2");
     c.drop_last = 1, c.accumulate = 2;
     walks(&c, "0 1|2 3 @0.6667; 4 5|0 1 @1.333");
+}
+
+/* Each rule of 5.3 alone, counted by hand: the numbers of updates an epoch and in all. */
+TEST(a_case_for_each_rule) {
+    static const struct {
+        const char *rule;
+        struct sampler_config c;
+        int64_t U, total;
+    } k[] = {
+        /* 10 sequences by 3: 4 micro-batches, the last of one; by 2 of them: 2 updates */
+        {"L = ceil(n/B)", {.count = 10, .batch = 3, .accumulate = 2, .epochs = 1, .compat_new = 1}, 2, 2},
+        /* the fourth is dropped: 3 micro-batches, ceil(3/2) */
+        {"drop_last: L = n div B", {.count = 10, .batch = 3, .accumulate = 2, .epochs = 1, .drop_last = 1, .compat_new = 1}, 2, 2},
+        {"drop_last, old: L = n div B, 3 div 2", {.count = 10, .batch = 3, .accumulate = 2, .epochs = 1, .drop_last = 1}, 1, 1},
+        /* 7 micro-batches by 3: 2 and a short one; of old 2 */
+        {"new: U = ceil(L/G)", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 1, .compat_new = 1}, 3, 3},
+        {"old: U = L div G", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 1}, 2, 2},
+        {"new: U is 1 at least", {.count = 2, .batch = 1, .accumulate = 8, .epochs = 5, .compat_new = 1}, 1, 5},
+        {"old: U is 1 at least", {.count = 2, .batch = 1, .accumulate = 8, .epochs = 5}, 1, 5},
+        /* ceil(0.5 * 3), ceil(1.5 * 3), ceil(2.01 * 3) */
+        {"total = ceil(E*U), half an epoch", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 0.5, .compat_new = 1}, 3, 2},
+        {"total = ceil(E*U), one and a half", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 1.5, .compat_new = 1}, 3, 5},
+        {"total = ceil(E*U), a little over two", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 2.01, .compat_new = 1}, 3, 7},
+        {"total = ceil(E*U), old", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 2.01}, 2, 5},
+        {"max_steps goes before epochs", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 9, .max_steps = 4, .compat_new = 1}, 3, 4},
+        {"max_steps -1: epochs", {.count = 7, .batch = 1, .accumulate = 3, .epochs = 2, .max_steps = -1, .compat_new = 1}, 3, 6},
+        /* of the size of the guide's runs: 8,669 blocks by 1 and 16, 3 epochs */
+        {"a large one, new", {.count = 8669, .batch = 1, .accumulate = 16, .epochs = 3, .compat_new = 1}, 542, 1626},
+        {"a large one, old", {.count = 8669, .batch = 1, .accumulate = 16, .epochs = 3}, 541, 1623},
+    };
+    for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
+        struct err e = {0};
+        struct sampler *s = sampler_open(&k[i].c, &e);
+        REQUIRE(s, "%s: %s", k[i].rule, e.text);
+        CHECK(sampler_steps_per_epoch(s) == k[i].U && sampler_total_steps(s) == k[i].total, "%s: %lld an epoch, %lld in all", k[i].rule,
+              (long long)sampler_steps_per_epoch(s), (long long)sampler_total_steps(s));
+        sampler_close(s);
+    }
+}
+
+/* 5.3: "epoch" in logs is the epoch's index and the share of its micro-batches that are done. 5.2: batches are consecutive
+ * slices of the order, which without shuffling is that of the file. */
+TEST(epochs_as_logged_and_slices) {
+    struct sampler_config c = {.count = 5, .batch = 2, .accumulate = 1, .epochs = 2, .compat_new = 1};
+    walks(&c, "0 1 @0.3333; 2 3 @0.6667; 4 @1; 0 1 @1.333; 2 3 @1.667; 4 @2");
+    c.drop_last = 1;
+    walks(&c, "0 1 @0.5; 2 3 @1; 0 1 @1.5; 2 3 @2");
 }
 
 TEST(counts_of_steps) {
@@ -115,7 +168,7 @@ TEST(senseless_settings_are_refused) {
     }
 }
 
-/* The reference is the published algorithm run in Python on the same permutations. */
+/* 5.2, group_by_length. The reference is the published algorithm run in Python on the same permutations. */
 TEST(grouping_by_length) {
     static const int64_t lengths[] = {5, 3, 9, 3, 7, 1, 5, 5, 2, 8, 6, 4, 9, 3, 1, 2, 7, 7, 5, 6};
     int64_t given[20];
