@@ -4,7 +4,6 @@
 #include "base/stop.h"
 #include "base/sys.h"
 #include "train/estimate.h"
-#include "train/schedule.h"
 #include "train/train_internal.h"
 #include <inttypes.h>
 #include <math.h>
@@ -74,7 +73,7 @@ static struct report_event event(const struct trainer *t, const struct step_resu
     const struct progress *p = &t->at;
     double seconds = p->seconds + (sys_seconds() - start), left = (double)(t->total_steps - p->step) * seconds / (double)(p->step ? p->step : 1);
     return (struct report_event){.step = p->step, .total_steps = t->total_steps, .loss = NAN, .eval_loss = NAN, .grad_norm = r->grad_norm, .epoch = r->epoch,
-                                 .learning_rate = t->o->learning_rate * schedule_factor(t->o->schedule, p->step, t->warmup, t->total_steps),
+                                 .learning_rate = t->o->learning_rate * schedule_factor(&t->curve, p->step),
                                  .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = seconds > 0 ? (double)p->tokens / seconds : 0, .tokens_seen = p->tokens};
 }
 

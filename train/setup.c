@@ -2,7 +2,6 @@
 #include "base/log.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
-#include "train/schedule.h"
 #include "train/train_internal.h"
 #include <math.h>
 #include <stdio.h>
@@ -38,7 +37,7 @@ int setup_data(struct trainer *t, struct err *e) {
     if (!t->sampler) return -1;
     t->total_steps = sampler_total_steps(t->sampler);
     t->labelled = r.tokens ? (double)r.labelled_tokens / (double)r.tokens : 1;
-    t->warmup = schedule_warmup(o->warmup_steps, o->warmup_ratio, t->total_steps);
+    if (schedule_make(&t->curve, o, t->total_steps, e)) return -1;
     int64_t epoch = sampler_steps_per_epoch(t->sampler);
     t->log_every = interval(o->logging_steps, t->total_steps);
     t->save_every = o->save_strategy == EVERY_STEPS ? interval(o->save_steps, t->total_steps) : o->save_strategy == EVERY_EPOCH ? epoch : 0;
@@ -113,6 +112,7 @@ void setup_shape(struct trainer *t) {
     const double rows = (double)t->max_seqs * (double)t->longest, most = 1e15; /* far more than setup_model accepts */
     t->max_rows = (int64_t)(rows < most ? rows : most);
     t->all_rows = rows * (double)t->total_steps, t->reach = (double)t->longest, t->labelled = 1;
+    (void)schedule_make(&t->curve, o, t->total_steps, NULL); /* the flags were checked */
 }
 
 void setup_show_example(const struct trainer *t) {

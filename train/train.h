@@ -8,7 +8,7 @@
 
 enum finetuning { FT_LORA, FT_FULL };
 enum optimizer { OPT_ADAMW, OPT_ADAMW_8BIT };
-enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP };
+enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP, LR_RESTARTS, LR_POLYNOMIAL, LR_INVERSE_SQRT, LR_COSINE_MIN, LR_STABLE_DECAY };
 enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH, EVERY_BEST /* new best evaluation: saving only */ };
 
 struct train_options { /* one field per flag; defaults are in the flag table (cli/flags.c) */
@@ -35,6 +35,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     int64_t max_steps;
     enum schedule schedule;
     double warmup_ratio, warmup_steps;
+    const char *schedule_args;  /* lr_scheduler_kwargs: a JSON object, or NULL */
     enum optimizer optimizer;
     int paged;                  /* optimizer state may live in host memory */
     int loss_per_token;         /* --loss_norm token: sum over all tokens / count, instead of the mean of means */

@@ -121,6 +121,9 @@ fails 2 chat "${m[@]}" --prompt a --ids 1 --backend cpu
 fails 2 score "${m[@]}" --ids "1 99999" --backend cpu
 fails 2 score "${m[@]}" --ids "1 x" --backend cpu
 
+fails 2 "${on[@]}" --lr_scheduler_kwargs '{"power": 2}'
+fails 2 "${on[@]}" --lr_scheduler_type cosine_with_min_lr
+
 # ---- files of flags, DeepSpeed ----
 fails 2 train none.yaml
 file a.yaml 'lerning_rate: 1'
@@ -133,7 +136,7 @@ file a.yaml $'seed: &x 1'
 fails 2 train a.yaml
 file a.json '[1]'
 fails 2 train a.json
-file a.json '{"seed": {"a": 1}}'
+file a.json '{"seed": [[1]]}'
 fails 2 train a.json
 file a.json '{"seed": 1,}'
 fails 2 train a.json
