@@ -70,7 +70,7 @@ void help_man(const struct command *commands, int n) {
     struct str s = {0};
     str_puts(&s, ".TH QLORA 1 \"\" \"qlora " QLORA_VERSION "\" \"User commands\"\n"
                  ".SH NAME\nqlora \\- fine\\-tune Yuan 2.0 models: QLoRA, LoRA, or in full\n"
-                 ".SH SYNOPSIS\n.B qlora\n.I COMMAND\n.RI [ FLAGS ]\n.br\n.B qlora train\n.I FILE.yaml\n.RI [ key=value \" ..]\"\n"
+                 ".SH SYNOPSIS\n.B qlora\n.I COMMAND\n.RI [ FLAGS ]\n.br\n.B qlora\n.I COMMAND FILE.yaml\n.RI [ key=value \" ..]\"\n"
                  ".SH DESCRIPTION\nTakes the command lines, data files and checkpoints that are used with LLaMA\\-Factory, PEFT, bitsandbytes and\n"
                  "DeepSpeed, and leaves adapters and checkpoints that load in them.\n"
                  "Flags are written \\-\\-name value or \\-\\-name=value; an underscore may be a hyphen, a name may be cut while it stays\n"

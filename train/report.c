@@ -193,7 +193,7 @@ struct report *report_open(const struct report_config *c, struct err *e) {
         err_errno(e, ERR_RUN, "cannot remove %s", r->log_path);
         goto fail;
     }
-    if (!(r->tf = tfevents_open(r->dir, c->append ? c->from_step : -1, e))) goto fail;
+    if (!c->no_events && !(r->tf = tfevents_open(r->dir, c->append ? c->from_step : -1, e))) goto fail;
     return r;
 fail:
     report_close(r);
@@ -262,6 +262,7 @@ static int add_scalars(struct report *r, const struct report_event *ev, struct e
                    {"train/grad_norm", ev->grad_norm},
                    {"train/epoch", ev->epoch},
                    {"eval/loss", ev->eval_loss}};
+    if (!r->tf) return 0;
     for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++)
         if (!isnan(scalars[i].value) && tfevents_scalar(r->tf, scalars[i].tag, ev->step, scalars[i].value, e))
             return -1;

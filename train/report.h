@@ -27,6 +27,7 @@ struct report_config {
     int compat_old;             /* OLD trainer_log keys (learning_rate, nulls) instead of NEW (lr, absent) */
     int with_throughput;        /* throughput, total_tokens keys */
     int plot_loss;
+    int no_events;              /* nothing for TensorBoard */
     int append;                 /* resumed run: history up to `from_step` is kept, later lines are cut */
     int64_t from_step;
     const char *state_dir;      /* resumed run: the checkpoint whose trainer_state.json holds the history; NULL =

@@ -48,7 +48,7 @@ static int claim_output_dir(struct trainer *t, struct err *e) {
 
 static int open_report(struct trainer *t, const char *resumed, struct err *e) {
     const struct train_options *o = t->o;
-    t->report = report_open(&(struct report_config){.dir = o->output_dir, .compat_old = !o->data.compat_new, .with_throughput = o->include_tokens_seen, .plot_loss = o->plot_loss,
+    t->report = report_open(&(struct report_config){.dir = o->output_dir, .compat_old = !o->data.compat_new, .with_throughput = o->include_tokens_seen, .plot_loss = o->plot_loss, .no_events = o->no_events,
                                                     .append = resumed[0] != 0, .from_step = t->at.step, .state_dir = resumed[0] ? resumed : NULL, .logging_steps = t->log_every,
                                                     .save_steps = t->save_every, .eval_steps = t->eval_every, .train_batch_size = o->batch, .max_steps = t->total_steps, .epochs = o->epochs}, e);
     return t->report ? 0 : -1;
@@ -98,7 +98,8 @@ static int note_step(struct trainer *t, const struct step_result *r, double star
     ev.loss = isfinite(r->loss) ? r->loss : INFINITY;
     if (!isfinite(ev.grad_norm)) ev.grad_norm = INFINITY;
     report_progress(&ev, p->step == t->total_steps);
-    if (!due(t->log_every, p->step) && !(t->o->logging_first_step && p->step == 1)) return 0;
+    const int end = t->o->log_strategy == EVERY_EPOCH && p->step == t->total_steps; /* of an epoch that is not whole */
+    if (!due(t->log_every, p->step) && !end && !(t->o->logging_first_step && p->step == 1)) return 0;
     double mean = p->window_sum / (double)p->window_steps;
     ev.loss = isfinite(mean) ? mean : INFINITY;
     p->window_sum = 0, p->window_steps = 0;

@@ -39,7 +39,7 @@ int setup_data(struct trainer *t, struct err *e) {
     t->labelled = r.tokens ? (double)r.labelled_tokens / (double)r.tokens : 1;
     if (schedule_make(&t->curve, o, t->total_steps, e)) return -1;
     int64_t epoch = sampler_steps_per_epoch(t->sampler);
-    t->log_every = interval(o->logging_steps, t->total_steps);
+    t->log_every = o->log_strategy == EVERY_STEPS ? interval(o->logging_steps, t->total_steps) : o->log_strategy == EVERY_EPOCH ? epoch : 0;
     t->save_every = o->save_strategy == EVERY_STEPS ? interval(o->save_steps, t->total_steps) : o->save_strategy == EVERY_EPOCH ? epoch : 0;
     double eval_steps = o->eval_steps > 0 ? o->eval_steps : o->logging_steps;
     t->eval_every = !t->eval ? 0 : o->eval_strategy == EVERY_STEPS ? interval(eval_steps, t->total_steps) : o->eval_strategy == EVERY_EPOCH ? epoch : 0;

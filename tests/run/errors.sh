@@ -84,6 +84,8 @@ fails 2 train "${m[@]}" --output_dir o
 fails 2 train "${m[@]}" --dataset questions --lora_target all
 fails 2 train "${m[@]}" --dataset questions --output_dir o --compat old
 fails 2 "${on[@]}" --template yaun
+fails 2 "${on[@]}" --template llama2
+fails 2 "${on[@]}" --report_to tensorbord
 fails 2 "${on[@]}" --lora_target q_porj
 fails 2 "${on[@]}" --quantization_bit 5
 fails 2 "${on[@]}" --quantization_bit 4 --finetuning_type full

@@ -449,6 +449,7 @@ static const struct {
     {CMD_TRAIN, NEW_BASE "--lora_target q_porj", "q_porj"},
     {CMD_TRAIN, NEW_BASE "--stage dpo", "choose from sft|pt"},
     {CMD_TRAIN, NEW_BASE "--stage pt", "stage pt"},
+    {CMD_TRAIN, NEW_BASE "--template yaun", "Template yaun does not exist, did you mean yuan?"},
     {CMD_TRAIN, NEW_BASE "--template llama2", "Template llama2 does not exist."},
     {CMD_TRAIN, NEW_BASE "--bf16 --fp16", "At most one of fp16 and bf16 can be True, but not both"},
     {CMD_TRAIN, NEW_BASE "--optim lion_32bit", "optim lion_32bit is not supported"},
@@ -457,6 +458,7 @@ static const struct {
     {CMD_TRAIN, NEW_BASE "--lr_scheduler_kwargs {\"power\":2}", "lr_scheduler_type linear has no parameters"},
     {CMD_TRAIN, NEW_BASE "--lr_scheduler_type cosine_with_min_lr", "One of min_lr or min_lr_rate should be set"},
     {CMD_TRAIN, NEW_BASE "--use_dora", "use_dora true is not supported: use plain LoRA"},
+    {CMD_TRAIN, NEW_BASE "--report_to tensorbord", "report_to tensorbord is not supported, did you mean tensorboard?"},
     {CMD_TRAIN, NEW_BASE "--save_safetensors false", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--no_save_safetensors", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--neft_alpha -1", "in the range"},
@@ -544,7 +546,7 @@ TEST(harmless_lines_are_accepted) {
         "--flash_attn auto --flash_attn False --upcast_layernorm True --overwrite_cache --ddp_timeout "
         "180000000",
         "--trust_remote_code True --cache_dir c --report_to none --run_name r --dataloader_num_workers 4",
-        "--report_to wandb,tensorboard --push_to_hub False --use_dora False --fsdp none --nnodes 1 --split "
+        "--report_to wandb,tensorboard,all --push_to_hub False --use_dora False --fsdp none --nnodes 1 --split "
         "train",
         "--use_unsloth true --use_galore false --streaming False --save_safetensors True --num_gpus 8 "
         "--local_rank 0",
@@ -673,17 +675,47 @@ TEST(several_adapters) {
 
 /* ---- files ---- */
 
-static int parse_file(const char *suffix, const char *text, const char *rest, struct options *o,
-                      struct err *e) {
+static int parse_file_of(enum command_id cmd, const char *suffix, const char *text, const char *rest, struct options *o,
+                         struct err *e) {
     char file[64], line[400];
     snprintf(file, sizeof file, "/tmp/qlora-flags-%d%s", (int)getpid(), suffix);
     FILE *f = fopen(file, "w");
     fputs(text, f);
     fclose(f);
     snprintf(line, sizeof line, "%s %s", file, rest);
-    int rc = parse_line(CMD_TRAIN, line, o, e);
+    int rc = parse_line(cmd, line, o, e);
     unlink(file);
     return rc;
+}
+static int parse_file(const char *suffix, const char *text, const char *rest, struct options *o, struct err *e) {
+    return parse_file_of(CMD_TRAIN, suffix, text, rest, o, e);
+}
+
+TEST(every_command_reads_a_file) {
+    static const struct { enum command_id cmd; const char *text, *rest; } lines[] = {
+        {CMD_PREVIEW, "model_name_or_path: .\ndataset: d\nlimit: 3\n", "seed=5"},
+        {CMD_SCORE, "model_name_or_path: .\nids: 1 2\n", "seed=5"},
+        {CMD_CHAT, "model_name_or_path: .\nprompt: hello\n", "seed=5 --quiet"},
+        {CMD_TOKENIZE, "model_name_or_path: .\ntext: a b\n", "decode=true"},
+        {CMD_QUANTIZE, "model_name_or_path: .\noutput_dir: o\n", "quantization_bit=4"},
+        {CMD_EXPORT, "model_name_or_path: .\nexport_dir: o\n", "export_size=2"},
+        {CMD_NEW, "config: yuan2-tiny\noutput_dir: o\n", "seed=5"},
+        {CMD_EVAL, "model_name_or_path: .\ntask: mmlu_test\nn_shot: 0\n", "lang=zh"},
+        {CMD_ESTIMATE, "config: yuan2-2b\ncard: l40s\n", "vram=8GiB"},
+        {CMD_BENCH, "config: yuan2-2b\nvram: 6,8\n", "max_steps=1"},
+        {CMD_DOCTOR, "json: true\n", "backend=cpu"},
+    };
+    struct options o;
+    struct err e;
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        CHECK(!parse_file_of(lines[i].cmd, ".yaml", lines[i].text, lines[i].rest, &o, &e), "%s: %s", lines[i].text, e.text);
+        options_free(&o);
+        CHECK(parse_file_of(lines[i].cmd, ".yaml", "modle_name: .\n", "", &o, &e) == -1 && strstr(e.text, ".yaml:1: unknown flag --modle_name"), "%s", e.text);
+        options_free(&o);
+    }
+    REQUIRE(!parse_file_of(CMD_NEW, ".json", "{\"config\": \"yuan2-tiny\", \"output_dir\": \"o\", \"seed\": 1}", "seed=7", &o, &e), "%s", e.text);
+    CHECK(o.train.seed == 7, "the override wins");
+    options_free(&o);
 }
 
 TEST(files_of_flags_with_overrides) {
