@@ -38,11 +38,12 @@ const char *flag_value_name(const struct flag *f) {
     return f->kind == FLAG_CHOICE ? f->range : names[f->kind];
 }
 
-/* "a|b|c" as ": a, b, c". */
-static void add_choices(struct str *words, const char *choices) {
-    for (const char *p = choices; *p; p += *p == '|') {
+int flag_many_choices(const struct flag *f) { return f->kind == FLAG_CHOICE && strlen(f->name) + strlen(f->range) + 5 > WIDTH; }
+
+void flag_add_choices(const struct flag *f, struct str *words) {
+    for (const char *p = f->range; *p; p += *p == '|') {
         size_t n = strcspn(p, "|");
-        str_printf(words, "%s %.*s", p == choices ? ":" : ",", (int)n, p);
+        str_printf(words, "%s %.*s", p == f->range ? ":" : ",", (int)n, p);
         p += n;
     }
 }
@@ -51,10 +52,9 @@ static void help_flag(struct str *s, const struct flag *f) {
     struct str words = {0};
     size_t from = s->n;
     const char *value = f->kind == FLAG_BOOL ? "" : flag_value_name(f);
-    const int many = f->kind == FLAG_CHOICE && strlen(f->name) + strlen(value) + 5 > WIDTH;
-    str_printf(s, "  --%s %s", f->name, many ? "NAME" : value);
+    str_printf(s, "  --%s %s", f->name, flag_many_choices(f) ? "NAME" : value);
     str_puts(&words, f->help);
-    if (many) add_choices(&words, f->range);
+    if (flag_many_choices(f)) flag_add_choices(f, &words);
     str_printf(&words, "%s%s%s", f->fallback ? " [" : "", f->fallback ? f->fallback : "", f->fallback ? "]" : "");
     if (f->aliases) str_printf(&words, " (also %s)", f->aliases);
     int column = (int)(s->n - from);

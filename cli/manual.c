@@ -51,10 +51,14 @@ static void roff(struct str *s, const char *text) {
 }
 
 static void roff_flag(struct str *s, const struct command *commands, int n, const struct flag *f) {
+    struct str words = {0};
+    str_puts(&words, f->help);
+    if (flag_many_choices(f)) flag_add_choices(f, &words);
     str_printf(s, ".TP\n.BI \\-\\-%s \" ", f->name);
-    if (f->status == USED && f->kind != FLAG_BOOL) roff(s, flag_value_name(f));
+    if (f->status == USED && f->kind != FLAG_BOOL) roff(s, flag_many_choices(f) ? "NAME" : flag_value_name(f));
     str_puts(s, "\"\n");
-    roff(s, f->help);
+    if (words.p) roff(s, words.p);
+    str_free(&words);
     str_puts(s, ".\n");
     if (f->range && f->status == USED && f->kind != FLAG_CHOICE) str_puts(s, "Range: "), roff(s, f->range), str_puts(s, ".\n");
     if (f->fallback && f->status == USED) str_puts(s, "Default: "), roff(s, f->fallback), str_puts(s, ".\n");
