@@ -142,6 +142,12 @@ file a.json '{"seed": [[1]]}'
 fails 2 train a.json
 file a.json '{"seed": 1,}'
 fails 2 train a.json
+file ds.json '{"amp": {"enabled": true}}'
+fails 2 "${on[@]}" --deepspeed ds.json
+file ds.json '{"zero_optimization": 2}'
+fails 2 "${on[@]}" --deepspeed ds.json
+file ds.json '{"zero_optimization": {"offload_optimizer": {"device": "disk"}}}'
+fails 2 "${on[@]}" --deepspeed ds.json
 file ds.json '{"train_batch_size": 7}'
 fails 2 "${on[@]}" --deepspeed ds.json
 file ds.json '{"optimizer": {"type": "Lion"}}'

@@ -1,11 +1,10 @@
 /* The flag table and its parser: every flag with good and bad values, the rules of argparse, old and new behaviour, cross
- * checks with their sentences, files of flags, and DeepSpeed JSON. */
+ * checks with their sentences, files of flags. */
 #include "base/log.h"
 #include "base/str.h"
 #include "base/sys.h"
 #include "cli/cli_internal.h"
 #include "tests/test.h"
-#include "train/deepspeed.h"
 #include <unistd.h>
 
 enum { COMMANDS = CMD_EVAL + 1, WORDS = 80 };
@@ -763,71 +762,6 @@ TEST(files_of_flags_with_overrides) {
     CHECK(parse_file(".yaml", "seed: 1\n", "nonsense=1", &o, &e) == -1 && strstr(e.text, "nonsense"), "%s",
           e.text);
     options_free(&o);
-}
-
-/* ---- DeepSpeed ---- */
-
-static int deepspeed(const char *json, struct train_options *o, struct err *e) {
-    *o = (struct train_options){.batch = 4,
-                                .accumulate = 4,
-                                .max_grad_norm = 1,
-                                .bf16 = 1,
-                                .learning_rate = 5e-5,
-                                .beta1 = 0.9,
-                                .beta2 = 0.999,
-                                .epsilon = 1e-8};
-    *e = (struct err){0};
-    return deepspeed_parse(json, strlen(json), "ds.json", o, e);
-}
-
-TEST(deepspeed_files_agree_with_the_flags) {
-    static const char *const good[] = {
-        "{\"gradient_clipping\": \"auto\"}",
-        "{\"gradient_clipping\": 1.0, \"train_batch_size\": 16, \"train_micro_batch_size_per_gpu\": 4}",
-        "{\"gradient_clipping\": 1, \"bf16\": {\"enabled\": true}, \"fp16\": {\"enabled\": false, "
-        "\"loss_scale\": 0}}",
-        "{\"gradient_clipping\": 1, \"unheard_of\": 3, \"zero_optimization\": {\"stage\": 3, "
-        "\"reduce_bucket_size\": 5e8}}",
-        "{\"gradient_clipping\": 1, \"optimizer\": {\"type\": \"AdamW\", \"params\": {\"lr\": \"auto\", "
-        "\"betas\": [0.9, 0.999], "
-        "\"weight_decay\": 0}}}",
-    };
-    static const char *const bad[][2] = {
-        {"{\"train_micro_batch_size_per_gpu\": 8}",
-         "ds train_micro_batch_size_per_gpu=8 vs hf per_device_train_batch_size=4"},
-        {"{\"train_batch_size\": 128}", "ds train_batch_size=128 vs hf train_batch_size (calculated)=16"},
-        {"{\"gradient_accumulation_steps\": 1}",
-         "Please correct the following DeepSpeed config values that mismatch "
-         "TrainingArguments values"},
-        {"{\"gradient_clipping\": 0.5}", "ds gradient_clipping=0.5 vs hf max_grad_norm=1"},
-        {"{\"bf16\": {\"enabled\": false}}", "ds bf16.enabled=False vs hf bf16=True"},
-        {"{\"fp16\": {\"enabled\": true}}", "ds fp16.enabled=True vs hf fp16=False"},
-        {"{\"optimizer\": {\"type\": \"Lamb\"}}", "optimizer \"Lamb\" is not supported"},
-        {"{\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"betas\": [0.8, 0.99]}}}", "betas"},
-        {"{\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"betas\": [0.8]}}}", "two numbers"},
-        {"{\"scheduler\": {\"type\": \"WarmupLR\"}}", "lr_scheduler_type"},
-        {"{\"zero_optimization\": {\"stage\": 4}}", "from 0 to 3"},
-        {"{\"train_batch_size\": \"many\"}", "must be a number"},
-        {"[]", "object"},
-        {"{", "ds.json:1:"},
-    };
-    struct train_options o;
-    struct err e;
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        CHECK(!deepspeed(good[i], &o, &e), "%s: %s", good[i], e.text);
-        CHECK(o.max_grad_norm == 1 && !o.paged && !o.profile, "%s", good[i]);
-    }
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        CHECK(deepspeed(bad[i][0], &o, &e) == -1 && e.code == ERR_INPUT && strstr(e.text, bad[i][1]),
-              "%s: \"%s\"", bad[i][0], e.text);
-    REQUIRE(!deepspeed("{}", &o, &e), "%s", e.text);
-    CHECK(o.max_grad_norm == 0, "without gradient_clipping nothing is clipped");
-    REQUIRE(
-        !deepspeed("{\"zero_optimization\": {\"stage\": 2, \"offload_optimizer\": {\"device\": \"cpu\"}}, "
-                   "\"flops_profiler\": {\"enabled\": true}}",
-                   &o, &e),
-        "%s", e.text);
-    CHECK(o.paged && o.profile, "offload and profiler");
 }
 
 TEST(survives_every_failing_allocation) {
