@@ -270,8 +270,13 @@ static int describe_model(struct trainer *t, const struct model_config *config, 
                                 .fp32 = !setup_is_lora(t), .resident_layers = -1};
     if (config) return model_sketch(&t->model, t->be, config, &t->how), 0;
     if (model_open(&t->model, t->be, o->model_name_or_path, &t->how, &c, e)) return -1;
+    struct ckpt_quant q = {0};
+    char name[80];
+    snprintf(name, sizeof name, "model.layers.0.self_attn.%s.weight", proj_name[0]);
+    int r = ckpt_quant(c, name, &q, e);
+    t->stored_bits = r < 0 ? 0 : q.bits;
     ckpt_close(c);
-    return 0;
+    return r < 0 ? -1 : 0;
 }
 
 int setup_model(struct trainer *t, const struct model_config *config, struct err *e) {

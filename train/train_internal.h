@@ -36,6 +36,7 @@ struct trainer {
     struct schedule_curve curve; /* of the learning rate */
     struct model model;
     struct model_how how;
+    int stored_bits;          /* 0, 4, 8: the checkpoint's projections */
     struct lora lora;
     struct params params;
     struct engine engine;
