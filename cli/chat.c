@@ -44,7 +44,7 @@ static void forget(struct talk *t) {
 /* Continues after t->said; the new tokens are appended there. The text goes to `out` and, with show, to the screen. */
 static int answer(struct talk *t, int show, struct str *out, struct err *e) {
     int64_t left = t->o->max_new_tokens, need = (int64_t)t->said.n + left;
-    struct tok_stream stream = {.flags = TOK_SKIP_SPECIAL};
+    struct tok_stream stream = {.flags = t->o->skip_special ? TOK_SKIP_SPECIAL : 0};
     int32_t stop = t->s.tok ? tok_eod(t->s.tok) : (int32_t)t->s.model.config.eod;
     if (need > t->s.model.config.max_positions) need = (int64_t)t->said.n >= t->s.model.config.max_positions ? (int64_t)t->said.n + 1 : t->s.model.config.max_positions;
     if (make_room(t, need, e)) return -1;
@@ -54,7 +54,10 @@ static int answer(struct talk *t, int show, struct str *out, struct err *e) {
         t->fed = t->said.n;
         int32_t id = sample_next(&t->how, t->g.logits, t->s.ids, t->said.p, (int64_t)t->said.n, e);
         if (id < 0) return -1;
-        if (id == stop) break;
+        if (id == stop) {
+            if (t->s.tok && !t->o->skip_special) tok_stream_id(t->s.tok, &stream, id, out);
+            break;
+        }
         if (ids_push(&t->said, id, e)) return -1;
         if (t->s.tok) tok_stream_id(t->s.tok, &stream, id, out);
         if (show && out->n > shown) fwrite(out->p + shown, 1, out->n - shown, stdout), fflush(stdout), shown = out->n;

@@ -6,7 +6,9 @@
 #include "base/str.h"
 #include "cli/cli_internal.h"
 #include "train/deepspeed.h"
+#include "train/schedule.h"
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -30,6 +32,26 @@ static int is_off(const struct flag *f, const char *value) {
     return !strcasecmp(value, f->fallback);
 }
 
+/* report_to: TensorBoard's files or none. Other programs are not spoken to; transformers refuses names that it does not know. */
+static int check_report(struct options *o, struct err *e) {
+    static const char *const known[] = {"tensorboard", "all",      "wandb",   "mlflow", "comet_ml", "swanlab", "azure_ml", "clearml",
+                                        "codecarbon",  "dagshub", "dvclive", "flyte",  "neptune",  "trackio", NULL};
+    const char *given = options_given(o, "report_to");
+    o->train.no_events = given && !o->report_to;
+    for (const char *p = o->report_to; p && *p; p += *p == ',') {
+        char name[40];
+        size_t n = strcspn(p, ","), k = 0;
+        snprintf(name, sizeof name, "%.*s", (int)(n < 39 ? n : 39), p);
+        while (known[k] && strcmp(known[k], name)) k++;
+        const char *near = known[k] ? NULL : nearest_word(name, known);
+        if (!known[k])
+            return err_set(e, ERR_INPUT, "report_to %s is not supported%s%s%s; choose from none, tensorboard, all", name, near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
+        if (k > 1) log_info("report_to %s: not here; output_dir gets events.out.tfevents files, which TensorBoard and many other programs read", name);
+        p += n;
+    }
+    return 0;
+}
+
 static int check_unused(enum command_id cmd, const struct options *o, struct err *e) {
     struct str line = {0};
     for (int i = 0; i < flag_count; i++) {
@@ -40,13 +62,6 @@ static int check_unused(enum command_id cmd, const struct options *o, struct err
             return err_set(e, ERR_INPUT, "%s %s is not supported: %s", f->name, o->given[i].value, f->help);
         }
         if (f->status == INERT) str_printf(&line, "%s%s (%s)", line.n ? ", " : "", f->name, f->help);
-    }
-    for (const char *p = o->report_to; p && *p; p += *p == ',') {
-        size_t n = strcspn(p, ",");
-        if (!(n == 3 && !strncmp(p, "all", n)) && !(n == 11 && !strncmp(p, "tensorboard", n)))
-            str_printf(&line, "%sreport_to %.*s (TensorBoard events are written)", line.n ? ", " : "", (int)n,
-                       p);
-        p += n;
     }
     if (line.n && !line.oom) log_info("ignored: %s", line.p);
     str_free(&line);
@@ -129,7 +144,9 @@ static int check_model(enum command_id cmd, const struct options *o, struct err 
 }
 
 static int check_template(const struct options *o, struct err *e) {
-    if (!o->template || !strcmp(o->template, "yuan")) return 0;
+    static const char *const names[] = {"yuan", NULL};
+    if (!o->template || !strcmp(o->template, names[0])) return 0;
+    if (nearest_word(o->template, names)) return err_set(e, ERR_INPUT, "Template %s does not exist, did you mean %s?", o->template, names[0]);
     return err_set(e, ERR_INPUT, "Template %s does not exist. The template of Yuan 2.0 is yuan", o->template);
 }
 
@@ -245,7 +262,12 @@ static int set_lora(struct options *o, struct err *e) {
     if (!target && o->train.do_train && !o->train.data.compat_new)
         return wrong(e, "Please specify lora_target in LoRA training.");
     l->alpha = o->lora_alpha ? (double)o->lora_alpha : 2.0 * (double)l->rank;
-    return lora_parse_targets(target ? target : "all", &l->targets, e);
+    if (lora_parse_targets(target ? target : "all", &l->targets, e)) return -1;
+    struct str names = {0};
+    for (int p = 0; p < PROJ_COUNT; p++) str_printf(&names, "%s%s", p ? "," : "", proj_name[p]);
+    if (!names.oom && (!target || !strcmp(target, "all"))) log_info("Found linear modules: %s", names.p);
+    str_free(&names);
+    return 0;
 }
 
 /* The metric by which evaluations are compared. */
@@ -327,24 +349,25 @@ static int check_estimate(enum command_id cmd, struct options *o, struct err *e)
     }
     if (!o->lora_target) o->lora_target = "all";
     if (!t->output_dir) t->output_dir = ".";
-    t->bf16 |= !t->fp16;
     if (cmd == CMD_BENCH && !table && !o->config && !t->model_name_or_path) return wrong(e, "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table guide.");
     return o->config || table || cmd == CMD_BENCH ? 0 : check_model(cmd, o, e);
 }
 
 static int check_train(enum command_id cmd, struct options *o, struct err *e) {
     struct train_options *t = &o->train;
+    struct schedule_curve curve;
     if (cmd == CMD_ESTIMATE || cmd == CMD_BENCH ? check_estimate(cmd, o, e) : check_model(cmd, o, e)) return -1;
     if (!options_given(o, "do_train") && !t->do_eval && !t->do_predict) t->do_train = 1;
     if (cmd == CMD_TRAIN && (t->do_train || !t->data.eval_dataset) && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
-    if (check_data(o, e) || check_quantization(o, e) || split_adapters(o, e) ||
-        set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e))
+    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || split_adapters(o, e) ||
+        set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e) || check_report(o, e) || schedule_make(&curve, t, 0, e))
         return -1;
     if (t->finetuning == FT_LORA && set_lora(o, e)) return -1;
     if (t->finetuning != FT_LORA && t->loraplus_lr_ratio > 0)
         return wrong(e, "loraplus_lr_ratio is only valid for the LoRA method.");
     if (t->bf16 && t->fp16) return wrong(e, "At most one of fp16 and bf16 can be True, but not both");
-    if (!t->bf16 && !t->fp16) log_info("We recommend enable mixed precision training.");
+    if (t->bf16) log_info("bf16: a card computes in bf16, the processor in fp32, with or without the flag; trained weights and moments are fp32");
+    if (t->fp16) log_warn("fp16: a card computes in bf16 instead, the processor in fp32; bf16 is as small as fp16 and has the range of fp32, so no loss is scaled and no step lost to overflow");
     if (!t->output_dir) return wrong(e, "Please provide output_dir.");
     t->gradient_checkpointing = !o->disable_gradient_checkpointing;
     if (!o->gradient_checkpointing && t->gradient_checkpointing)

@@ -3,8 +3,8 @@
  * Every flag of every command is one row of one table (cli/flags.c): its names, type, default, commands, meaning, and
  * where its value goes in struct options. Parsing, --help, docs/FLAGS.md and the tests are made from that table.
  * Names and rules are those of LLaMA-Factory and the Hugging Face argument parser: --a_b, --a-b, --a=b, unambiguous
- * prefixes, booleans with an optional value, --no_x for what is on by default, and for `train` a flat YAML or JSON file
- * in front, followed by key=value overrides.
+ * prefixes, booleans with an optional value, --no_x for what is on by default, and for every command a flat YAML or JSON
+ * file in front, followed by key=value overrides.
  *
  *     struct options o;
  *     if (options_parse(CMD_TRAIN, argc, argv, &o, &e)) ...;       argv without program and command
@@ -34,7 +34,7 @@ struct options {
     const char *text, *ids, *file, *prompt, *system, *config, *tokenizer, *card, *vram_list, *plot;
     const char *overrides[OVERRIDES_MAX]; /* --override, in order of appearance */
     int n_overrides;
-    int as_text, decode, json, do_sample, table;
+    int as_text, decode, json, do_sample, skip_special, table;
     int bench_table;              /* 0: none, 1: the guide's */
     int64_t limit, max_new_tokens, top_k, n_shot;
     const char *task, *task_dir, *save_dir;

@@ -42,6 +42,9 @@ extern const int flag_count;
 
 /* "N", "true|false", "a|b|c": what a flag takes, as help shows it. */
 const char *flag_value_name(const struct flag *f);
+/* Choices that fill more than a line stand behind the words of help instead: ": a, b, c". */
+int flag_many_choices(const struct flag *f);
+void flag_add_choices(const struct flag *f, struct str *words);
 
 /* Row of a name in either spelling for a command: exact or unambiguous prefix. -1 and e if there is none. *no: "no_x". */
 int flag_find(enum command_id cmd, const char *name, int *no, struct err *e);

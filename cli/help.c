@@ -38,12 +38,24 @@ const char *flag_value_name(const struct flag *f) {
     return f->kind == FLAG_CHOICE ? f->range : names[f->kind];
 }
 
+int flag_many_choices(const struct flag *f) { return f->kind == FLAG_CHOICE && strlen(f->name) + strlen(f->range) + 5 > WIDTH; }
+
+void flag_add_choices(const struct flag *f, struct str *words) {
+    for (const char *p = f->range; *p; p += *p == '|') {
+        size_t n = strcspn(p, "|");
+        str_printf(words, "%s %.*s", p == f->range ? ":" : ",", (int)n, p);
+        p += n;
+    }
+}
+
 static void help_flag(struct str *s, const struct flag *f) {
     struct str words = {0};
     size_t from = s->n;
-    str_printf(s, "  --%s %s", f->name, f->kind == FLAG_BOOL ? "" : flag_value_name(f));
-    str_printf(&words, "%s%s%s%s", f->help, f->fallback ? " [" : "", f->fallback ? f->fallback : "",
-               f->fallback ? "]" : "");
+    const char *value = f->kind == FLAG_BOOL ? "" : flag_value_name(f);
+    str_printf(s, "  --%s %s", f->name, flag_many_choices(f) ? "NAME" : value);
+    str_puts(&words, f->help);
+    if (flag_many_choices(f)) flag_add_choices(f, &words);
+    str_printf(&words, "%s%s%s", f->fallback ? " [" : "", f->fallback ? f->fallback : "", f->fallback ? "]" : "");
     if (f->aliases) str_printf(&words, " (also %s)", f->aliases);
     int column = (int)(s->n - from);
     if (column > TEXT_COLUMN - 1) str_putc(s, '\n'), column = 0;
@@ -68,11 +80,10 @@ void help_command(const struct command *c) {
     struct str s = {0};
     str_printf(&s, "Example:\n  %s\n\nqlora %s: %s. Defaults stand in brackets.\n", c->example, c->name,
                c->job);
-    if (c->id == CMD_TRAIN || c->id == CMD_ESTIMATE || c->id == CMD_BENCH || c->id == CMD_EXPORT || c->id == CMD_CHAT)
-        str_printf(&s,
-                   "\nFlags may stand in a file, too: qlora %s FILE.yaml [key=value ..]; .json likewise.\n"
-                   "An underscore may be written as a hyphen, and a name may be cut while it stays unique.\n",
-                   c->name);
+    str_printf(&s,
+               "\nFlags may stand in a file, too: qlora %s FILE.yaml [key=value ..]; .json likewise.\n"
+               "An underscore may be written as a hyphen, and a name may be cut while it stays unique.\n",
+               c->name);
     if (c->id == CMD_PREVIEW)
         str_puts(&s, "\nAll other flags of qlora train are accepted and not looked at.\n");
     if (c->id == CMD_ESTIMATE || c->id == CMD_BENCH)
@@ -150,8 +161,8 @@ void help_markdown(const struct command *commands, int n) {
                  "a test compares them.\n"
                  "Names, aliases and defaults follow LLaMA-Factory and transformers. `qlora COMMAND --help` "
                  "shows those of one command.\n"
-                 "`qlora train` also reads a flat YAML or JSON file of flags, followed by `key=value` "
-                 "overrides; `qlora preview` and\n"
+                 "Every command also reads a flat YAML or JSON file of flags in front, followed by `key=value` "
+                 "overrides; `qlora preview`,\n"
                  "`qlora estimate` and `qlora bench` accept every flag of `qlora train`, so that one command line serves all.\n");
     for (int g = 0; g < G_COUNT; g++) {
         str_printf(&s, "\n## %s\n\n| flag | value | default | commands | meaning |\n|---|---|---|---|---|\n",

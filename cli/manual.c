@@ -51,10 +51,14 @@ static void roff(struct str *s, const char *text) {
 }
 
 static void roff_flag(struct str *s, const struct command *commands, int n, const struct flag *f) {
+    struct str words = {0};
+    str_puts(&words, f->help);
+    if (flag_many_choices(f)) flag_add_choices(f, &words);
     str_printf(s, ".TP\n.BI \\-\\-%s \" ", f->name);
-    if (f->status == USED && f->kind != FLAG_BOOL) roff(s, flag_value_name(f));
+    if (f->status == USED && f->kind != FLAG_BOOL) roff(s, flag_many_choices(f) ? "NAME" : flag_value_name(f));
     str_puts(s, "\"\n");
-    roff(s, f->help);
+    if (words.p) roff(s, words.p);
+    str_free(&words);
     str_puts(s, ".\n");
     if (f->range && f->status == USED && f->kind != FLAG_CHOICE) str_puts(s, "Range: "), roff(s, f->range), str_puts(s, ".\n");
     if (f->fallback && f->status == USED) str_puts(s, "Default: "), roff(s, f->fallback), str_puts(s, ".\n");
@@ -70,7 +74,7 @@ void help_man(const struct command *commands, int n) {
     struct str s = {0};
     str_puts(&s, ".TH QLORA 1 \"\" \"qlora " QLORA_VERSION "\" \"User commands\"\n"
                  ".SH NAME\nqlora \\- fine\\-tune Yuan 2.0 models: QLoRA, LoRA, or in full\n"
-                 ".SH SYNOPSIS\n.B qlora\n.I COMMAND\n.RI [ FLAGS ]\n.br\n.B qlora train\n.I FILE.yaml\n.RI [ key=value \" ..]\"\n"
+                 ".SH SYNOPSIS\n.B qlora\n.I COMMAND\n.RI [ FLAGS ]\n.br\n.B qlora\n.I COMMAND FILE.yaml\n.RI [ key=value \" ..]\"\n"
                  ".SH DESCRIPTION\nTakes the command lines, data files and checkpoints that are used with LLaMA\\-Factory, PEFT, bitsandbytes and\n"
                  "DeepSpeed, and leaves adapters and checkpoints that load in them.\n"
                  "Flags are written \\-\\-name value or \\-\\-name=value; an underscore may be a hyphen, a name may be cut while it stays\n"

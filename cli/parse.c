@@ -166,15 +166,12 @@ static int is_flag_file(const char *arg) {
 
 static int read_arguments(enum command_id cmd, int argc, char **argv, struct options *o, struct err *e) {
     int i = 0, with_file = 0;
-    if (cmd == CMD_TRAIN || cmd == CMD_ESTIMATE || cmd == CMD_BENCH || cmd == CMD_PREVIEW || cmd == CMD_EXPORT || cmd == CMD_CHAT) {
-        for (; i < argc && (text_ends(argv[i], "train_bash.py") || text_ends(argv[i], "src/train.py") ||
-                            !strcmp(argv[i], "train"));
-             i++)
+    if (cmd == CMD_TRAIN || cmd == CMD_ESTIMATE || cmd == CMD_BENCH || cmd == CMD_PREVIEW || cmd == CMD_EXPORT || cmd == CMD_CHAT)
+        for (; i < argc && (text_ends(argv[i], "train_bash.py") || text_ends(argv[i], "src/train.py") || !strcmp(argv[i], "train")); i++)
             o->train_script |= text_ends(argv[i], "train_bash.py");
-        if (i < argc && argv[i][0] != '-' && is_flag_file(argv[i])) {
-            if (read_flag_file(cmd, argv[i++], o, e)) return -1;
-            with_file = 1;
-        }
+    if (i < argc && argv[i][0] != '-' && is_flag_file(argv[i])) {
+        if (read_flag_file(cmd, argv[i++], o, e)) return -1;
+        with_file = 1;
     }
     while (i < argc) {
         char *a = argv[i];

@@ -99,8 +99,9 @@ static int generate(struct writer *w, const struct sequence *q, struct err *e) {
         fed = w->said.n;
         int32_t id = sample_next(&w->how, w->g.logits, w->s->ids, w->said.p, (int64_t)w->said.n, e);
         if (id < 0) return -1;
-        if (id == tok_eod(w->s->tok)) break;
+        if (id == tok_eod(w->s->tok) && w->o->skip_special) break;
         if (ids_push(&w->said, id, e)) return -1;
+        if (id == tok_eod(w->s->tok)) break;
     }
     return 0;
 }
@@ -114,13 +115,14 @@ static void add_text(struct str *line, const char *open, const struct str *text)
 static int answer(struct writer *w, const struct sequence *q, struct err *e) {
     struct similarity one;
     size_t prompt = (size_t)prompt_length(q);
+    const int how = w->o->skip_special ? TOK_SKIP_SPECIAL : 0;
     if (generate(w, q, e)) return -1;
     str_clear(&w->line), str_clear(&w->answer), str_clear(&w->label);
     tok_decode(w->s->tok, q->ids, prompt, 0, &w->label);
     add_text(&w->line, "{\"prompt\": ", &w->label);
     str_clear(&w->label);
-    tok_decode(w->s->tok, q->ids + prompt, (size_t)q->n - prompt, TOK_SKIP_SPECIAL, &w->label);
-    if (w->said.n > prompt) tok_decode(w->s->tok, w->said.p + prompt, w->said.n - prompt, TOK_SKIP_SPECIAL, &w->answer);
+    tok_decode(w->s->tok, q->ids + prompt, (size_t)q->n - prompt, how, &w->label);
+    if (w->said.n > prompt) tok_decode(w->s->tok, w->said.p + prompt, w->said.n - prompt, how, &w->answer);
     add_text(&w->line, ", \"predict\": ", &w->answer);
     add_text(&w->line, ", \"label\": ", &w->label);
     str_puts(&w->line, "}\n");

@@ -124,6 +124,16 @@ static int is_null(const struct str *s) {
            !strcmp(s->p, "NULL");
 }
 
+/* A JSON object that ends on its line, as it stands (lr_scheduler_kwargs). 0: it is none. */
+static int read_object(struct yaml *y, struct str *out) {
+    const char *end = y->end;
+    while (end > y->p && end[-1] != '}') end--;
+    if (end == y->p || json_check(y->p, (size_t)(end - y->p), NULL, NULL)) return 0;
+    str_add(out, y->p, (size_t)(end - y->p));
+    y->p = end;
+    return 1;
+}
+
 /* One scalar; *null when it is a bare null. */
 static int read_scalar(struct yaml *y, int in_list, struct str *out, int *null) {
     static const char *const refused[][2] = {
@@ -132,13 +142,14 @@ static int read_scalar(struct yaml *y, int in_list, struct str *out, int *null) 
         {"!", "tags are not read"},
         {"|", "block texts are not read; write the text in quotes on one line"},
         {">", "block texts are not read; write the text in quotes on one line"},
-        {"{", "nested maps are not read; write key: value lines"},
+        {"{", "nested maps are not read; write key: value lines, and an object that a flag takes as JSON on one line"},
         {"%", "a value that begins with % must be quoted"},
         {"@", "a value that begins with @ must be quoted"},
         {"`", "a value that begins with ` must be quoted"},
     };
     str_clear(out);
     *null = 0;
+    if (!in_list && y->p < y->end && *y->p == '{' && read_object(y, out)) return 0;
     for (size_t i = 0; y->p < y->end && i < sizeof refused / sizeof *refused; i++)
         if (*y->p == *refused[i][0]) return bad(y, refused[i][1]);
     if (y->p < y->end && (*y->p == '"' || *y->p == '\'')) return read_quoted(y, out);
@@ -327,6 +338,22 @@ static int print_scalar(struct str *s, const struct cJSON *v) {
     return 0;
 }
 
+/* An object of plain values as JSON again (lr_scheduler_kwargs). */
+static int print_object(struct str *s, const struct cJSON *object) {
+    const struct cJSON *v;
+    int simple = 1;
+    str_putc(s, '{');
+    cJSON_ArrayForEach(v, object) {
+        if (v != object->child) str_putc(s, ',');
+        str_json(s, v->string, strlen(v->string));
+        str_putc(s, ':');
+        if (cJSON_IsString(v)) str_json(s, v->valuestring, strlen(v->valuestring));
+        else simple &= !print_scalar(s, v);
+    }
+    str_putc(s, '}');
+    return simple ? 0 : -1;
+}
+
 int json_pairs(const char *text, size_t n, const char *where, struct pairs *out, struct err *e) {
     struct str s = {0};
     int rc = -1;
@@ -346,7 +373,7 @@ int json_pairs(const char *text, size_t n, const char *where, struct pairs *out,
                 simple &= !print_scalar(&s, item);
             }
         } else if (!cJSON_IsNull(v)) {
-            simple = !print_scalar(&s, v);
+            simple = !(cJSON_IsObject(v) ? print_object(&s, v) : print_scalar(&s, v));
         }
         if (!simple) {
             err_set(e, ERR_INPUT,

@@ -193,7 +193,7 @@ struct report *report_open(const struct report_config *c, struct err *e) {
         err_errno(e, ERR_RUN, "cannot remove %s", r->log_path);
         goto fail;
     }
-    if (!(r->tf = tfevents_open(r->dir, c->append ? c->from_step : -1, e))) goto fail;
+    if (!c->no_events && !(r->tf = tfevents_open(r->dir, c->append ? c->from_step : -1, e))) goto fail;
     return r;
 fail:
     report_close(r);
@@ -262,6 +262,7 @@ static int add_scalars(struct report *r, const struct report_event *ev, struct e
                    {"train/grad_norm", ev->grad_norm},
                    {"train/epoch", ev->epoch},
                    {"eval/loss", ev->eval_loss}};
+    if (!r->tf) return 0;
     for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++)
         if (!isnan(scalars[i].value) && tfevents_scalar(r->tf, scalars[i].tag, ev->step, scalars[i].value, e))
             return -1;
@@ -287,8 +288,12 @@ int report_add(struct report *r, const struct report_event *ev, struct err *e) {
 }
 
 void report_progress(const struct report_event *ev, int done) {
-    enum { WIDTH = 20 };
-    char left[40] = "", speed[32], bar[WIDTH + 1];
+    enum { WIDTH = 10 };
+    static double shown = -1e9; /* on a terminal the log itself would show ten a second */
+    const double now = sys_seconds();
+    if (log_is_terminal() && !done && now - shown < 1) return;
+    shown = now;
+    char left[40] = "", speed[32], bar[WIDTH + 1], bytes[24], tail[80] = "";
     const int64_t total = ev->total_steps > 0 ? ev->total_steps : 1;
     const int full = (int)(ev->step >= total ? WIDTH : ev->step * WIDTH / total);
     memset(bar, '#', WIDTH);
@@ -296,9 +301,10 @@ void report_progress(const struct report_event *ev, int done) {
     bar[WIDTH] = 0;
     text_seconds(left, ev->remaining_seconds > 0 ? ev->remaining_seconds : 0);
     text_thousands(speed, isfinite(ev->tokens_per_second) ? (int64_t)ev->tokens_per_second : 0);
-    log_progress(done, "%s %lld/%lld  loss %.4f  lr %.3g  norm %.3g  %s tokens/s  %s left", bar,
-                 (long long)ev->step, (long long)ev->total_steps, ev->loss, ev->learning_rate, ev->grad_norm,
-                 speed, left);
+    if (ev->share > 0) snprintf(tail, sizeof tail, "  %.3g %% of peak", 100 * ev->share);
+    if (ev->device_bytes > 0) snprintf(tail + strlen(tail), sizeof tail - strlen(tail), "  %s", text_bytes(bytes, ev->device_bytes));
+    log_progress(done, "%s %lld/%lld  loss %.4f  lr %.3g  norm %.3g  %s tokens/s  %s left%s", bar, (long long)ev->step, (long long)ev->total_steps, ev->loss, ev->learning_rate,
+                 ev->grad_norm, speed, left, tail);
 }
 
 /* ---- trainer_state.json ---- */

@@ -17,6 +17,8 @@ struct report_event {
     double elapsed_seconds, remaining_seconds;
     double tokens_per_second;
     int64_t tokens_seen;
+    double share;               /* of the progress line: the model's FLOPs of a second over the backend's rate; 0: not known */
+    int64_t device_bytes;       /* likewise: memory taken on the device; 0: not known */
     /* of an evaluation: share of right tokens (NaN: not measured), seconds (0: nothing is said of speed), rates */
     double eval_accuracy, eval_runtime, eval_samples_per_second, eval_steps_per_second;
 };
@@ -27,6 +29,7 @@ struct report_config {
     int compat_old;             /* OLD trainer_log keys (learning_rate, nulls) instead of NEW (lr, absent) */
     int with_throughput;        /* throughput, total_tokens keys */
     int plot_loss;
+    int no_events;              /* nothing for TensorBoard */
     int append;                 /* resumed run: history up to `from_step` is kept, later lines are cut */
     int64_t from_step;
     const char *state_dir;      /* resumed run: the checkpoint whose trainer_state.json holds the history; NULL =
@@ -39,7 +42,8 @@ struct report *report_open(const struct report_config *c, struct err *e);
 /* Appends to trainer_log.jsonl and the events file, remembers it for the state and the plot, and prints the dictionary
  * line of transformers ({'loss': 1.2345, 'grad_norm': .., 'learning_rate': .., 'epoch': ..}) on standard output. */
 int report_add(struct report *r, const struct report_event *ev, struct err *e);
-/* The progress line on standard error: step, loss, rate, gradient norm, tokens/s, time left. `done`: the last one. */
+/* The progress line on standard error, once a second: step, loss, learning rate, gradient norm, tokens/s, time left, share of the
+ * card's rate, memory on the card. A narrow terminal cuts it behind the time left. `done`: the last one, always shown. */
 void report_progress(const struct report_event *ev, int done);
 /* The best evaluation so far, for trainer_state.json; checkpoint: the folder of its state, NULL if there is none. */
 void report_best(struct report *r, double metric, const char *checkpoint);

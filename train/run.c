@@ -4,7 +4,6 @@
 #include "base/stop.h"
 #include "base/sys.h"
 #include "train/estimate.h"
-#include "train/schedule.h"
 #include "train/train_internal.h"
 #include <inttypes.h>
 #include <math.h>
@@ -49,10 +48,15 @@ static int claim_output_dir(struct trainer *t, struct err *e) {
 
 static int open_report(struct trainer *t, const char *resumed, struct err *e) {
     const struct train_options *o = t->o;
-    t->report = report_open(&(struct report_config){.dir = o->output_dir, .compat_old = !o->data.compat_new, .with_throughput = o->include_tokens_seen, .plot_loss = o->plot_loss,
+    t->report = report_open(&(struct report_config){.dir = o->output_dir, .compat_old = !o->data.compat_new, .with_throughput = o->include_tokens_seen, .plot_loss = o->plot_loss, .no_events = o->no_events,
                                                     .append = resumed[0] != 0, .from_step = t->at.step, .state_dir = resumed[0] ? resumed : NULL, .logging_steps = t->log_every,
                                                     .save_steps = t->save_every, .eval_steps = t->eval_every, .train_batch_size = o->batch, .max_steps = t->total_steps, .epochs = o->epochs}, e);
     return t->report ? 0 : -1;
+}
+
+/* FLOPs that a token takes in products and attention, forward and backward; nothing that is recomputed. */
+static double model_flops(const struct plan_request *q) {
+    return (q->forward.products + q->forward.attention + q->backward.products + q->backward.attention + q->rest.products) / (double)q->step_rows;
 }
 
 static void announce(const struct trainer *t) {
@@ -63,6 +67,8 @@ static void announce(const struct trainer *t) {
              "  Total optimization steps = %s\n  Number of trainable parameters = %s",
              text_thousands(a, data_count(t->train)), (long long)ceil((double)t->total_steps / (double)sampler_steps_per_epoch(t->sampler)), (long long)o->batch,
              (long long)(o->batch * o->accumulate), (long long)o->accumulate, text_thousands(b, t->total_steps), text_thousands(c, t->params.total));
+    const struct plan_request *q = &t->request;
+    if (q->flops > 0) log_info("  Peak = about %.3g TFLOP/s of products; its share below counts %.3g GFLOP a token, nothing that is recomputed", q->flops * 1e-12, model_flops(q) * 1e-9);
     if (!t->at.step) return;
     int64_t per_epoch = sampler_steps_per_epoch(t->sampler);
     log_info("  Continuing training from checkpoint, will skip to saved global_step\n  Continuing training from epoch %lld\n  Continuing training from global step %lld\n"
@@ -70,12 +76,24 @@ static void announce(const struct trainer *t) {
              (long long)(t->at.step % per_epoch * o->accumulate));
 }
 
+/* The lines by which LLaMA-Factory says what is trained, and how. */
+static void say_method(const struct trainer *t) {
+    static const char *const names[] = {[FT_LORA] = "LoRA", [FT_FULL] = "Full"};
+    const struct train_options *o = t->o;
+    const int packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8;
+    if (packed && o->quantization_bit && !t->stored_bits) log_info("Quantizing model to %d bit.", o->quantization_bit);
+    if (t->plan.choice.keep_layers < t->model.config.L) log_info("Gradient checkpointing enabled.");
+    log_info("Fine-tuning method: %s", names[o->finetuning]);
+}
+
 static struct report_event event(const struct trainer *t, const struct step_result *r, double start) {
     const struct progress *p = &t->at;
-    double seconds = p->seconds + (sys_seconds() - start), left = (double)(t->total_steps - p->step) * seconds / (double)(p->step ? p->step : 1);
+    const struct plan_request *q = &t->request;
+    double seconds = p->seconds + (sys_seconds() - start), speed = seconds > 0 ? (double)p->tokens / seconds : 0, left = (double)(t->total_steps - p->step) * seconds / (double)(p->step ? p->step : 1);
     return (struct report_event){.step = p->step, .total_steps = t->total_steps, .loss = NAN, .eval_loss = NAN, .grad_norm = r->grad_norm, .epoch = r->epoch,
-                                 .learning_rate = t->o->learning_rate * schedule_factor(t->o->schedule, p->step, t->warmup, t->total_steps),
-                                 .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = seconds > 0 ? (double)p->tokens / seconds : 0, .tokens_seen = p->tokens};
+                                 .learning_rate = t->o->learning_rate * schedule_factor(&t->curve, p->step),
+                                 .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = speed, .tokens_seen = p->tokens,
+                                 .share = q->flops > 0 ? speed * model_flops(q) / q->flops : 0, .device_bytes = t->plan.device};
 }
 
 /* Epochs that are done after a step. */
@@ -99,7 +117,8 @@ static int note_step(struct trainer *t, const struct step_result *r, double star
     ev.loss = isfinite(r->loss) ? r->loss : INFINITY;
     if (!isfinite(ev.grad_norm)) ev.grad_norm = INFINITY;
     report_progress(&ev, p->step == t->total_steps);
-    if (!due(t->log_every, p->step) && !(t->o->logging_first_step && p->step == 1)) return 0;
+    const int end = t->o->log_strategy == EVERY_EPOCH && p->step == t->total_steps; /* of an epoch that is not whole */
+    if (!due(t->log_every, p->step) && !end && !(t->o->logging_first_step && p->step == 1)) return 0;
     double mean = p->window_sum / (double)p->window_steps;
     ev.loss = isfinite(mean) ? mean : INFINITY;
     p->window_sum = 0, p->window_steps = 0;
@@ -296,6 +315,7 @@ int train_run(const struct train_options *o, struct err *e) {
         r = 0;
         goto out;
     }
+    say_method(&t);
     if (dir_make(o->output_dir, e) || state_find(&t, resumed, sizeof resumed, e) || setup_memory(&t, e)) goto out;
     if (resumed[0] ? state_load(&t, resumed, e) : claim_output_dir(&t, e)) goto out;
     if (open_report(&t, resumed, e)) goto out;

@@ -2,7 +2,6 @@
 #include "base/log.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
-#include "train/schedule.h"
 #include "train/train_internal.h"
 #include <math.h>
 #include <stdio.h>
@@ -38,9 +37,9 @@ int setup_data(struct trainer *t, struct err *e) {
     if (!t->sampler) return -1;
     t->total_steps = sampler_total_steps(t->sampler);
     t->labelled = r.tokens ? (double)r.labelled_tokens / (double)r.tokens : 1;
-    t->warmup = schedule_warmup(o->warmup_steps, o->warmup_ratio, t->total_steps);
+    if (schedule_make(&t->curve, o, t->total_steps, e)) return -1;
     int64_t epoch = sampler_steps_per_epoch(t->sampler);
-    t->log_every = interval(o->logging_steps, t->total_steps);
+    t->log_every = o->log_strategy == EVERY_STEPS ? interval(o->logging_steps, t->total_steps) : o->log_strategy == EVERY_EPOCH ? epoch : 0;
     t->save_every = o->save_strategy == EVERY_STEPS ? interval(o->save_steps, t->total_steps) : o->save_strategy == EVERY_EPOCH ? epoch : 0;
     double eval_steps = o->eval_steps > 0 ? o->eval_steps : o->logging_steps;
     t->eval_every = !t->eval ? 0 : o->eval_strategy == EVERY_STEPS ? interval(eval_steps, t->total_steps) : o->eval_strategy == EVERY_EPOCH ? epoch : 0;
@@ -117,6 +116,7 @@ void setup_shape(struct trainer *t) {
     const double rows = (double)t->max_seqs * (double)t->longest, most = 1e15; /* far more than setup_model accepts */
     t->max_rows = (int64_t)(rows < most ? rows : most);
     t->all_rows = rows * (double)t->total_steps, t->reach = (double)t->longest, t->labelled = 1;
+    (void)schedule_make(&t->curve, o, t->total_steps, NULL); /* the flags were checked */
 }
 
 void setup_show_example(const struct trainer *t) {
@@ -274,8 +274,13 @@ static int describe_model(struct trainer *t, const struct model_config *config, 
                                 .fp32 = !setup_is_lora(t), .resident_layers = -1};
     if (config) return model_sketch(&t->model, t->be, config, &t->how), 0;
     if (model_open(&t->model, t->be, o->model_name_or_path, &t->how, &c, e)) return -1;
+    struct ckpt_quant q = {0};
+    char name[80];
+    snprintf(name, sizeof name, "model.layers.0.self_attn.%s.weight", proj_name[0]);
+    int r = ckpt_quant(c, name, &q, e);
+    t->stored_bits = r < 0 ? 0 : q.bits;
     ckpt_close(c);
-    return 0;
+    return r < 0 ? -1 : 0;
 }
 
 int setup_model(struct trainer *t, const struct model_config *config, struct err *e) {

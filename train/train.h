@@ -8,7 +8,7 @@
 
 enum finetuning { FT_LORA, FT_FULL };
 enum optimizer { OPT_ADAMW, OPT_ADAMW_8BIT };
-enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP };
+enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP, LR_RESTARTS, LR_POLYNOMIAL, LR_INVERSE_SQRT, LR_COSINE_MIN, LR_STABLE_DECAY };
 enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH, EVERY_BEST /* new best evaluation: saving only */ };
 
 struct train_options { /* one field per flag; defaults are in the flag table (cli/flags.c) */
@@ -35,12 +35,13 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     int64_t max_steps;
     enum schedule schedule;
     double warmup_ratio, warmup_steps;
+    const char *schedule_args;  /* lr_scheduler_kwargs: a JSON object, or NULL */
     enum optimizer optimizer;
     int paged;                  /* optimizer state may live in host memory */
     int loss_per_token;         /* --loss_norm token: sum over all tokens / count, instead of the mean of means */
     double logging_steps;       /* < 1: a fraction of all steps */
     int logging_first_step;
-    enum interval save_strategy, eval_strategy;
+    enum interval log_strategy, save_strategy, eval_strategy;
     double save_steps, eval_steps; /* eval_steps 0 = logging_steps */
     double eval_delay;          /* no evaluation before so many steps, or epochs */
     int eval_on_start;
@@ -57,6 +58,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     int bf16, fp16;
     int gradient_checkpointing; /* 1: the plan may recompute (default); 0: keep everything or refuse */
     int plot_loss;
+    int no_events;              /* report_to none: no files for TensorBoard */
     int include_tokens_seen;    /* throughput and total_tokens in trainer_log.jsonl */
     int nan_skip;               /* --nan skip */
     /* machine */

@@ -8,6 +8,7 @@
 #include "train/eval.h"
 #include "train/params.h"
 #include "train/report.h"
+#include "train/schedule.h"
 #include "train/train.h"
 
 struct progress { /* what a resumed run must know beside weights and moments; stored as facts of a checkpoint */
@@ -36,9 +37,11 @@ struct trainer {
     struct tok *tok;
     struct dataset *train, *eval;
     struct sampler *sampler;
-    int64_t total_steps, warmup, log_every, save_every, eval_every; /* 0 = never */
+    int64_t total_steps, log_every, save_every, eval_every; /* 0 = never */
+    struct schedule_curve curve; /* of the learning rate */
     struct model model;
     struct model_how how;
+    int stored_bits;          /* 0, 4, 8: the checkpoint's projections */
     struct lora lora;
     struct params params;
     struct engine engine;

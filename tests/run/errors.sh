@@ -84,6 +84,8 @@ fails 2 train "${m[@]}" --output_dir o
 fails 2 train "${m[@]}" --dataset questions --lora_target all
 fails 2 train "${m[@]}" --dataset questions --output_dir o --compat old
 fails 2 "${on[@]}" --template yaun
+fails 2 "${on[@]}" --template llama2
+fails 2 "${on[@]}" --report_to tensorbord
 fails 2 "${on[@]}" --lora_target q_porj
 fails 2 "${on[@]}" --quantization_bit 5
 fails 2 "${on[@]}" --quantization_bit 4 --finetuning_type full
@@ -121,6 +123,9 @@ fails 2 chat "${m[@]}" --prompt a --ids 1 --backend cpu
 fails 2 score "${m[@]}" --ids "1 99999" --backend cpu
 fails 2 score "${m[@]}" --ids "1 x" --backend cpu
 
+fails 2 "${on[@]}" --lr_scheduler_kwargs '{"power": 2}'
+fails 2 "${on[@]}" --lr_scheduler_type cosine_with_min_lr
+
 # ---- files of flags, DeepSpeed ----
 fails 2 train none.yaml
 file a.yaml 'lerning_rate: 1'
@@ -133,10 +138,16 @@ file a.yaml $'seed: &x 1'
 fails 2 train a.yaml
 file a.json '[1]'
 fails 2 train a.json
-file a.json '{"seed": {"a": 1}}'
+file a.json '{"seed": [[1]]}'
 fails 2 train a.json
 file a.json '{"seed": 1,}'
 fails 2 train a.json
+file ds.json '{"amp": {"enabled": true}}'
+fails 2 "${on[@]}" --deepspeed ds.json
+file ds.json '{"zero_optimization": 2}'
+fails 2 "${on[@]}" --deepspeed ds.json
+file ds.json '{"zero_optimization": {"offload_optimizer": {"device": "disk"}}}'
+fails 2 "${on[@]}" --deepspeed ds.json
 file ds.json '{"train_batch_size": 7}'
 fails 2 "${on[@]}" --deepspeed ds.json
 file ds.json '{"optimizer": {"type": "Lion"}}'

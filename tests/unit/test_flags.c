@@ -1,11 +1,10 @@
 /* The flag table and its parser: every flag with good and bad values, the rules of argparse, old and new behaviour, cross
- * checks with their sentences, files of flags, and DeepSpeed JSON. */
+ * checks with their sentences, files of flags. */
 #include "base/log.h"
 #include "base/str.h"
 #include "base/sys.h"
 #include "cli/cli_internal.h"
 #include "tests/test.h"
-#include "train/deepspeed.h"
 #include <unistd.h>
 
 enum { COMMANDS = CMD_EVAL + 1, WORDS = 80 };
@@ -448,12 +447,16 @@ static const struct {
     {CMD_TRAIN, BASE "--compat old", "Please specify lora_target in LoRA training."},
     {CMD_TRAIN, NEW_BASE "--lora_target q_porj", "q_porj"},
     {CMD_TRAIN, NEW_BASE "--stage dpo", "choose from sft|pt"},
+    {CMD_TRAIN, NEW_BASE "--template yaun", "Template yaun does not exist, did you mean yuan?"},
     {CMD_TRAIN, NEW_BASE "--template llama2", "Template llama2 does not exist."},
     {CMD_TRAIN, NEW_BASE "--bf16 --fp16", "At most one of fp16 and bf16 can be True, but not both"},
     {CMD_TRAIN, NEW_BASE "--optim lion_32bit", "optim lion_32bit is not supported"},
-    {CMD_TRAIN, NEW_BASE "--lr_scheduler_type polynomial",
+    {CMD_TRAIN, NEW_BASE "--lr_scheduler_type reduce_lr_on_plateau",
      "choose from linear|cosine|constant|constant_with_warmup"},
+    {CMD_TRAIN, NEW_BASE "--lr_scheduler_kwargs {\"power\":2}", "lr_scheduler_type linear has no parameters"},
+    {CMD_TRAIN, NEW_BASE "--lr_scheduler_type cosine_with_min_lr", "One of min_lr or min_lr_rate should be set"},
     {CMD_TRAIN, NEW_BASE "--use_dora", "use_dora true is not supported: use plain LoRA"},
+    {CMD_TRAIN, NEW_BASE "--report_to tensorbord", "report_to tensorbord is not supported, did you mean tensorboard?"},
     {CMD_TRAIN, NEW_BASE "--save_safetensors false", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--no_save_safetensors", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--neft_alpha -1", "in the range"},
@@ -541,7 +544,7 @@ TEST(harmless_lines_are_accepted) {
         "--flash_attn auto --flash_attn False --upcast_layernorm True --overwrite_cache --ddp_timeout "
         "180000000",
         "--trust_remote_code True --cache_dir c --report_to none --run_name r --dataloader_num_workers 4",
-        "--report_to wandb,tensorboard --push_to_hub False --use_dora False --fsdp none --nnodes 1 --split "
+        "--report_to wandb,tensorboard,all --push_to_hub False --use_dora False --fsdp none --nnodes 1 --split "
         "train",
         "--use_unsloth true --use_galore false --streaming False --save_safetensors True --num_gpus 8 "
         "--local_rank 0",
@@ -670,17 +673,47 @@ TEST(several_adapters) {
 
 /* ---- files ---- */
 
-static int parse_file(const char *suffix, const char *text, const char *rest, struct options *o,
-                      struct err *e) {
+static int parse_file_of(enum command_id cmd, const char *suffix, const char *text, const char *rest, struct options *o,
+                         struct err *e) {
     char file[64], line[400];
     snprintf(file, sizeof file, "/tmp/qlora-flags-%d%s", (int)getpid(), suffix);
     FILE *f = fopen(file, "w");
     fputs(text, f);
     fclose(f);
     snprintf(line, sizeof line, "%s %s", file, rest);
-    int rc = parse_line(CMD_TRAIN, line, o, e);
+    int rc = parse_line(cmd, line, o, e);
     unlink(file);
     return rc;
+}
+static int parse_file(const char *suffix, const char *text, const char *rest, struct options *o, struct err *e) {
+    return parse_file_of(CMD_TRAIN, suffix, text, rest, o, e);
+}
+
+TEST(every_command_reads_a_file) {
+    static const struct { enum command_id cmd; const char *text, *rest; } lines[] = {
+        {CMD_PREVIEW, "model_name_or_path: .\ndataset: d\nlimit: 3\n", "seed=5"},
+        {CMD_SCORE, "model_name_or_path: .\nids: 1 2\n", "seed=5"},
+        {CMD_CHAT, "model_name_or_path: .\nprompt: hello\n", "seed=5 --quiet"},
+        {CMD_TOKENIZE, "model_name_or_path: .\ntext: a b\n", "decode=true"},
+        {CMD_QUANTIZE, "model_name_or_path: .\noutput_dir: o\n", "quantization_bit=4"},
+        {CMD_EXPORT, "model_name_or_path: .\nexport_dir: o\n", "export_size=2"},
+        {CMD_NEW, "config: yuan2-tiny\noutput_dir: o\n", "seed=5"},
+        {CMD_EVAL, "model_name_or_path: .\ntask: mmlu_test\nn_shot: 0\n", "lang=zh"},
+        {CMD_ESTIMATE, "config: yuan2-2b\ncard: l40s\n", "vram=8GiB"},
+        {CMD_BENCH, "config: yuan2-2b\nvram: 6,8\n", "max_steps=1"},
+        {CMD_DOCTOR, "json: true\n", "backend=cpu"},
+    };
+    struct options o;
+    struct err e;
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        CHECK(!parse_file_of(lines[i].cmd, ".yaml", lines[i].text, lines[i].rest, &o, &e), "%s: %s", lines[i].text, e.text);
+        options_free(&o);
+        CHECK(parse_file_of(lines[i].cmd, ".yaml", "modle_name: .\n", "", &o, &e) == -1 && strstr(e.text, ".yaml:1: unknown flag --modle_name"), "%s", e.text);
+        options_free(&o);
+    }
+    REQUIRE(!parse_file_of(CMD_NEW, ".json", "{\"config\": \"yuan2-tiny\", \"output_dir\": \"o\", \"seed\": 1}", "seed=7", &o, &e), "%s", e.text);
+    CHECK(o.train.seed == 7, "the override wins");
+    options_free(&o);
 }
 
 TEST(files_of_flags_with_overrides) {
@@ -728,71 +761,6 @@ TEST(files_of_flags_with_overrides) {
     CHECK(parse_file(".yaml", "seed: 1\n", "nonsense=1", &o, &e) == -1 && strstr(e.text, "nonsense"), "%s",
           e.text);
     options_free(&o);
-}
-
-/* ---- DeepSpeed ---- */
-
-static int deepspeed(const char *json, struct train_options *o, struct err *e) {
-    *o = (struct train_options){.batch = 4,
-                                .accumulate = 4,
-                                .max_grad_norm = 1,
-                                .bf16 = 1,
-                                .learning_rate = 5e-5,
-                                .beta1 = 0.9,
-                                .beta2 = 0.999,
-                                .epsilon = 1e-8};
-    *e = (struct err){0};
-    return deepspeed_parse(json, strlen(json), "ds.json", o, e);
-}
-
-TEST(deepspeed_files_agree_with_the_flags) {
-    static const char *const good[] = {
-        "{\"gradient_clipping\": \"auto\"}",
-        "{\"gradient_clipping\": 1.0, \"train_batch_size\": 16, \"train_micro_batch_size_per_gpu\": 4}",
-        "{\"gradient_clipping\": 1, \"bf16\": {\"enabled\": true}, \"fp16\": {\"enabled\": false, "
-        "\"loss_scale\": 0}}",
-        "{\"gradient_clipping\": 1, \"unheard_of\": 3, \"zero_optimization\": {\"stage\": 3, "
-        "\"reduce_bucket_size\": 5e8}}",
-        "{\"gradient_clipping\": 1, \"optimizer\": {\"type\": \"AdamW\", \"params\": {\"lr\": \"auto\", "
-        "\"betas\": [0.9, 0.999], "
-        "\"weight_decay\": 0}}}",
-    };
-    static const char *const bad[][2] = {
-        {"{\"train_micro_batch_size_per_gpu\": 8}",
-         "ds train_micro_batch_size_per_gpu=8 vs hf per_device_train_batch_size=4"},
-        {"{\"train_batch_size\": 128}", "ds train_batch_size=128 vs hf train_batch_size (calculated)=16"},
-        {"{\"gradient_accumulation_steps\": 1}",
-         "Please correct the following DeepSpeed config values that mismatch "
-         "TrainingArguments values"},
-        {"{\"gradient_clipping\": 0.5}", "ds gradient_clipping=0.5 vs hf max_grad_norm=1"},
-        {"{\"bf16\": {\"enabled\": false}}", "ds bf16.enabled=False vs hf bf16=True"},
-        {"{\"fp16\": {\"enabled\": true}}", "ds fp16.enabled=True vs hf fp16=False"},
-        {"{\"optimizer\": {\"type\": \"Lamb\"}}", "optimizer \"Lamb\" is not supported"},
-        {"{\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"betas\": [0.8, 0.99]}}}", "betas"},
-        {"{\"optimizer\": {\"type\": \"AdamW\", \"params\": {\"betas\": [0.8]}}}", "two numbers"},
-        {"{\"scheduler\": {\"type\": \"WarmupLR\"}}", "lr_scheduler_type"},
-        {"{\"zero_optimization\": {\"stage\": 4}}", "from 0 to 3"},
-        {"{\"train_batch_size\": \"many\"}", "must be a number"},
-        {"[]", "object"},
-        {"{", "ds.json:1:"},
-    };
-    struct train_options o;
-    struct err e;
-    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
-        CHECK(!deepspeed(good[i], &o, &e), "%s: %s", good[i], e.text);
-        CHECK(o.max_grad_norm == 1 && !o.paged && !o.profile, "%s", good[i]);
-    }
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        CHECK(deepspeed(bad[i][0], &o, &e) == -1 && e.code == ERR_INPUT && strstr(e.text, bad[i][1]),
-              "%s: \"%s\"", bad[i][0], e.text);
-    REQUIRE(!deepspeed("{}", &o, &e), "%s", e.text);
-    CHECK(o.max_grad_norm == 0, "without gradient_clipping nothing is clipped");
-    REQUIRE(
-        !deepspeed("{\"zero_optimization\": {\"stage\": 2, \"offload_optimizer\": {\"device\": \"cpu\"}}, "
-                   "\"flops_profiler\": {\"enabled\": true}}",
-                   &o, &e),
-        "%s", e.text);
-    CHECK(o.paged && o.profile, "offload and profiler");
 }
 
 TEST(survives_every_failing_allocation) {

@@ -22,6 +22,7 @@ static char *flat(int json, const char *text, size_t n, struct err *e) {
 static const char *const yaml_good[][2] = {
     {"", ""},
     {"a: 1", "a=1;"},
+    {"a: {\"b\": 1.5e-4, \"c\": \"x\"}  # JSON\n", "a={\"b\": 1.5e-4, \"c\": \"x\"};"},
     {"a: 1\nb: x y\n", "a=1;b=x y;"},
     {"\xef\xbb\xbf"
      "a: 1\r\nb: 2\r\n",
@@ -129,7 +130,7 @@ TEST(reads_flat_json) {
     };
     static const char *const bad[][2] = {
         {"[]", "one JSON object"},
-        {"{\"a\": {}}", "\"a\" must be"},
+        {"{\"a\": {\"b\": {}}}", "\"a\" must be"},
         {"{\"a\": [[1]]}", "\"a\" must be"},
         {"{\"a\": [null]}", "\"a\" must be"},
         {"{\"a\": 1", "f:1:"},
