@@ -2,6 +2,7 @@
  *
  * Inputs wait until a group of some thousand tokens is full, then go through the layers together. */
 #include "base/json.h"
+#include "base/print.h"
 #include "base/stop.h"
 #include "base/sys.h"
 #include "cli/cli_internal.h"
@@ -88,7 +89,7 @@ static int flush(struct scorer *c, struct err *e) {
         if (other) r = labelled_loss(c, in, &loss, e);
         print(in, nll + start[i], n, loss, counted, &out);
         if (out.oom) r = err_set(e, ERR_RUN, "out of memory: an output line");
-        else if (!r) fwrite(out.p, 1, out.n, stdout);
+        else if (!r) print_bytes(out.p, out.n);
     }
     sys_free(nll), str_free(&out);
     for (int i = 0; i < c->n; i++) ids_free(&c->in[i].ids), ids_free(&c->in[i].labels);
