@@ -154,7 +154,7 @@ static int check_file(const char *dir, const char *line, char seen[256], struct 
     else if (path_bytes(path) != bytes)
         err_set(e, ERR_INPUT, "%s has %lld bytes, %lld were written", path, (long long)path_bytes(path),
                 bytes);
-    else if (sha1_file(path, hex, e))
+    else if (sha1_check(path, hex, e))
         return -1;
     else if (strcmp(hex, expected))
         err_set(e, ERR_INPUT, "%s is damaged: its checksum is another one", path);

@@ -158,7 +158,7 @@ int cmd_score(struct options *o, struct err *e) {
     if (session_open(&c->s, o, e)) goto out;
     if (o->file) r = score_file(c, o->file, e);
     else r = (o->text ? session_encode(&c->s, o->text, strlen(o->text), &c->in[0].ids, e) : cli_read_ids(o->ids, c->s.model.config.V, &c->in[0].ids, e)) || take(c, e) ? -1 : 0;
-    if (!r) r = flush(c, e);
+    if (!r && !stop_requested()) r = flush(c, e);
 out:
     for (int i = 0; i <= c->n && i < GROUP; i++) ids_free(&c->in[i].ids), ids_free(&c->in[i].labels);
     batch_close(&c->b), engine_close(&c->g), session_close(&c->s);

@@ -151,7 +151,9 @@ static int run_stream(struct stream *s, struct err *e) {
     for (int64_t n; (n = fill(s, e)) != 0;) {
         if (n < 0 || make_tasks(s, (size_t)n, e)) return -1;
 #pragma omp parallel for schedule(dynamic)
-        for (int i = 0; i < s->n_tasks; i++) run_task(s, &s->tasks[i]);
+        for (int i = 0; i < s->n_tasks; i++)
+            if (!stop_requested()) run_task(s, &s->tasks[i]);
+        if (stop_requested()) return 128 + stop_requested();
         for (int i = 0; i < s->n_tasks; i++) {
             struct task *t = &s->tasks[i];
             if (print_bytes(t->out.p, t->out.n)) return print_end(e);
@@ -159,7 +161,6 @@ static int run_stream(struct stream *s, struct err *e) {
         }
         s->have -= (size_t)n;
         memmove(s->buf, s->buf + n, s->have);
-        if (stop_requested()) return 128 + stop_requested();
         if (s->at_end) break;
     }
     return 0;
