@@ -1,5 +1,7 @@
 /* qlora.c - the program: a table of commands. No maths. */
 #include "base/log.h"
+#include "base/print.h"
+#include "base/record.h"
 #include "base/stop.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -78,10 +80,8 @@ static int help(const char *topic) {
 
 /* Results that could not be written are a failed run. */
 static int close_output(int code) {
-    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
     struct err e = {0};
-    err_errno(&e, ERR_RUN, "standard output cannot be written");
-    return err_print(&e);
+    return print_end(&e) ? err_print(&e) : code;
 }
 
 /* OpenMP threads that wait spin for milliseconds by default, which on a machine with other work to do slows everybody down
@@ -98,10 +98,11 @@ int main(int argc, char **argv) {
     struct options o;
     const char *name = argc > 1 ? argv[1] : "help";
     sys_fault_env();
+    record_env();
     if (!strcmp(name, "help") || !strcmp(name, "--help") || !strcmp(name, "-h"))
         return close_output(help(argc > 2 ? argv[2] : NULL));
     if (!strcmp(name, "version") || !strcmp(name, "--version"))
-        return puts("qlora " QLORA_VERSION), close_output(0);
+        return print_text("qlora " QLORA_VERSION "\n"), close_output(0);
     const struct command *c = find(name);
     if (!c) return unknown(name, &e);
     int skip = c->id == CMD_TRAIN && strcmp(c->name, name) ? 1 : 2; /* that of train is the parser's to see */
@@ -113,6 +114,7 @@ int main(int argc, char **argv) {
         code = c->run(&o, &e);
     }
     options_free(&o);
-    if (e.code) return err_print(&e);
-    return close_output(code);
+    code = e.code ? print_flush(), err_print(&e) : close_output(code);
+    sys_fault_report();
+    return code;
 }

@@ -321,7 +321,7 @@ static const char plugin_name[] = "libqlora-cuda.so";
 int backend_find_plugin(char *path, size_t size) {
     static const char *const folders[] = {"", "../lib/qlora/"};
     char program[4096];
-    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    ssize_t n = sys_readlink("/proc/self/exe", program, sizeof program - 1);
     if (n <= 0) return -1;
     program[n] = 0;
     strrchr(program, '/')[1] = 0;
@@ -333,7 +333,7 @@ int backend_find_plugin(char *path, size_t size) {
 }
 
 static struct backend *open_plugin(const char *path, struct err *e) {
-    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void *library = sys_library(path);
     if (!library) {
         const char *why = dlerror();
         err_set(e, ERR_RUN, "backend %s cannot be loaded: %s%s", path, why, strstr(why, "libcublas") ? "; add the CUDA toolkit's lib64 to LD_LIBRARY_PATH" : "");

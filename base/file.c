@@ -3,14 +3,11 @@
 #include "base/file.h"
 #include "base/sha1.h"
 #include "base/sys.h"
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 /* Opening fails for what the user named (2) or for what the machine lacks (1). */
@@ -38,7 +35,7 @@ struct file *file_open(const char *path, struct err *e) {
         err_errno(e, open_error(), "cannot open %s", path);
         goto fail;
     }
-    if (fstat(f->fd, &st)) {
+    if (sys_fstat(f->fd, &st)) {
         err_errno(e, ERR_RUN, "cannot look at %s", path);
         goto fail;
     }
@@ -120,7 +117,7 @@ struct out *out_open(const char *path, struct err *e) {
     struct stat st;
     char tail[40];
     snprintf(tail, sizeof tail, ".tmp.%ld", (long)getpid());
-    if (!stat(path, &st) && !S_ISREG(st.st_mode)) {
+    if (!sys_stat(path, &st) && !S_ISREG(st.st_mode)) {
         err_set(e, ERR_INPUT, "cannot write %s: it exists and is not a regular file", path);
         return NULL;
     }
@@ -163,9 +160,9 @@ int out_write(struct out *o, const void *p, size_t n, struct err *e) {
 
 int out_reserve(struct out *o, int64_t bytes, struct err *e) {
     if (bytes <= o->bytes || !sys_reserve(o->fd, bytes)) return 0;
-    struct statvfs v;
+    int64_t room;
     if (errno == EOPNOTSUPP || errno == ENOSYS) { /* this file system cannot promise; ask what it has */
-        if (fstatvfs(o->fd, &v) || (double)v.f_bavail * (double)v.f_frsize >= (double)(bytes - o->bytes)) return 0;
+        if (sys_froom(o->fd, &room) || room >= bytes - o->bytes) return 0;
         errno = ENOSPC;
     }
     return err_errno(e, ERR_RUN, "cannot write %s: it needs %lld bytes", o->path, (long long)bytes);
@@ -246,7 +243,7 @@ int file_append_line(const char *path, const char *line, struct err *e) {
     if (!text) return -1;
     if ((fd = sys_open(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, 0666)) < 0)
         err_errno(e, open_error(), "cannot open %s", path);
-    else if (fstat(fd, &st) || !S_ISREG(st.st_mode))
+    else if (sys_fstat(fd, &st) || !S_ISREG(st.st_mode))
         err_set(e, ERR_INPUT, "cannot append to %s: it is not a regular file", path);
     else if (write_fully(fd, text, n) != n)
         err_errno(e, ERR_RUN, "cannot append %zu bytes to %s", n, path);
@@ -280,24 +277,32 @@ out:
 
 /* ---- paths and directories ---- */
 
+/* A broken disk is not "nothing there": it counts as there, so that who asks opens it and hears what is wrong. */
+static int broken(void) { return errno == EIO || errno == ENOMEM || errno == ESTALE; }
+
 int path_exists(const char *path) {
     struct stat st;
-    return !stat(path, &st);
+    return !sys_stat(path, &st) || broken();
 }
 
 int path_is_dir(const char *path) {
     struct stat st;
-    return !stat(path, &st) && S_ISDIR(st.st_mode);
+    return sys_stat(path, &st) ? broken() : S_ISDIR(st.st_mode);
 }
 
 int path_is_file(const char *path) {
     struct stat st;
-    return !stat(path, &st) && S_ISREG(st.st_mode);
+    return sys_stat(path, &st) ? broken() : S_ISREG(st.st_mode);
 }
 
 int64_t path_bytes(const char *path) {
     struct stat st;
-    return stat(path, &st) ? -1 : st.st_size;
+    return sys_stat(path, &st) ? -1 : st.st_size;
+}
+
+int path_is_same(const char *a, const char *b) {
+    struct stat x, y;
+    return !sys_stat(a, &x) && !sys_stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 int path_join(char *buf, size_t size, const char *dir, const char *name, struct err *e) {
@@ -348,25 +353,20 @@ int dir_sync(const char *path, struct err *e) {
 
 /* Removes `name` in the directory `at`, whatever it is; `path` is for the message. A link is removed, not followed. */
 static int remove_at(int at, const char *name, const char *path, struct err *e) {
-    int rc = -1, fd = openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int rc = -1, fd = sys_openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) {
         if (errno == ENOENT || !sys_unlinkat(at, name, 0)) return 0;
         return err_errno(e, ERR_RUN, "cannot remove %s under %s", name, path);
     }
-    DIR *d = fdopendir(fd);
-    if (!d) {
-        close(fd);
-        return err_errno(e, ERR_RUN, "cannot read the directory %s under %s", name, path);
-    }
-    for (struct dirent *entry; errno = 0, (entry = readdir(d));) {
-        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
-        if (remove_at(fd, entry->d_name, path, e)) goto out;
-    }
+    DIR *d = sys_opendir(fd);
+    if (!d) return err_errno(e, ERR_RUN, "cannot read the directory %s under %s", name, path);
+    for (const char *entry; (entry = sys_readdir(d));)
+        if (remove_at(fd, entry, path, e)) goto out;
     if (errno) err_errno(e, ERR_RUN, "cannot read the directory %s under %s", name, path);
     else if (sys_unlinkat(at, name, AT_REMOVEDIR)) err_errno(e, ERR_RUN, "cannot remove %s under %s", name, path);
     else rc = 0;
 out:
-    closedir(d);
+    sys_closedir(d);
     return rc;
 }
 
@@ -386,21 +386,16 @@ int dir_list(const char *path, char ***names, int *count, struct err *e) {
     char **list = NULL;
     int n = 0, cap = 0;
     int fd = sys_open(path, O_RDONLY | O_DIRECTORY | O_NONBLOCK, 0);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    if (!d) {
-        err_errno(e, open_error(), "cannot read the directory %s", path);
-        if (fd >= 0) sys_close(fd);
-        return -1;
-    }
-    for (struct dirent *entry; errno = 0, (entry = readdir(d));) {
-        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..")) continue;
+    DIR *d = fd < 0 ? NULL : sys_opendir(fd);
+    if (!d) return err_errno(e, open_error(), "cannot read the directory %s", path);
+    for (const char *entry; (entry = sys_readdir(d));) {
         if (n == cap) {
             cap = cap ? cap * 2 : 16;
             char **more = sys_grow(list, (size_t)cap * sizeof *list, "list of files", e);
             if (!more) goto fail;
             list = more;
         }
-        if (!(list[n] = copy_path(entry->d_name, "", e))) goto fail;
+        if (!(list[n] = copy_path(entry, "", e))) goto fail;
         n++;
     }
     if (errno) {
@@ -408,11 +403,11 @@ int dir_list(const char *path, char ***names, int *count, struct err *e) {
         goto fail;
     }
     if (n) qsort(list, (size_t)n, sizeof *list, by_bytes);
-    closedir(d);
+    sys_closedir(d);
     *names = list, *count = n;
     return 0;
 fail:
-    closedir(d);
+    sys_closedir(d);
     dir_list_free(list, n);
     return -1;
 }
@@ -423,6 +418,6 @@ void dir_list_free(char **names, int count) {
 }
 
 int64_t dir_free_bytes(const char *path) {
-    struct statvfs v;
-    return statvfs(path, &v) ? -1 : (int64_t)v.f_bavail * (int64_t)v.f_frsize;
+    int64_t room;
+    return sys_room(path, &room) ? -1 : room;
 }

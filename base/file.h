@@ -49,6 +49,7 @@ int path_exists(const char *path);
 int path_is_dir(const char *path);
 int path_is_file(const char *path);
 int64_t path_bytes(const char *path); /* -1 if there is none */
+int path_is_same(const char *a, const char *b); /* both are there and are one file or folder */
 /* "dir/name" into buf; -1 and e when it does not fit. */
 int path_join(char *buf, size_t size, const char *dir, const char *name, struct err *e);
 /* 1 if name is one plain file name: not empty, no '/', not "." or "..", no NUL or control characters. */

@@ -2,6 +2,7 @@
 #include "base/sha1.h"
 #include "base/file.h"
 #include "base/sha1_internal.h"
+#include "base/stop.h"
 #include "base/sys.h"
 #include <stdio.h>
 #include <string.h>
@@ -59,7 +60,7 @@ void sha1_hex(struct sha1 *s, char hex[41]) {
     for (int i = 0; i < 5; i++) snprintf(hex + 8 * i, 9, "%08x", s->h[i]);
 }
 
-int sha1_file(const char *path, char hex[41], struct err *e) {
+static int of_file(const char *path, int may_stop, char hex[41], struct err *e) {
     enum { CHUNK = 1 << 18 };
     struct sha1 s;
     int rc = -1;
@@ -69,7 +70,7 @@ int sha1_file(const char *path, char hex[41], struct err *e) {
     sha1_init(&s);
     for (int64_t at = 0; at < f->bytes;) {
         size_t n = f->bytes - at < CHUNK ? (size_t)(f->bytes - at) : CHUNK;
-        if (file_pread(f, buf, n, at, e)) goto out;
+        if ((may_stop && stop_check("while a file was verified", e)) || file_pread(f, buf, n, at, e)) goto out;
         sha1_add(&s, buf, n);
         at += (int64_t)n;
     }
@@ -80,3 +81,6 @@ out:
     sys_free(buf);
     return rc;
 }
+
+int sha1_file(const char *path, char hex[41], struct err *e) { return of_file(path, 0, hex, e); }
+int sha1_check(const char *path, char hex[41], struct err *e) { return of_file(path, 1, hex, e); }

@@ -1,13 +1,16 @@
 /* base/sys.c - see sys.h */
 #define _GNU_SOURCE
 #include "base/sys.h"
+#include "base/record.h"
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/mman.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef _OPENMP
@@ -19,15 +22,26 @@ struct sys_fault sys_fault;
 void sys_fault_env(void) {
     const char *s = getenv("QLORA_FAULT");
     if (!s || !strncmp(s, "cuda:", 5)) return;
-    char error[16] = "", sticky[16] = "";
-    long long at = 0;
-    if (sscanf(s, "%15[a-z]:%lld:%15[A-Z]:%15s", sys_fault.kinds, &at, error, sticky) < 3) return;
     static const struct { const char *name; int value; } names[] = {
-        {"ENOSPC", ENOSPC}, {"EIO", EIO}, {"EINTR", EINTR}, {"ENOMEM", ENOMEM}, {"SHORT", SYS_SHORT}, {"KILL", SYS_KILL}};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (!strcmp(names[i].name, error)) sys_fault.error = names[i].value;
-    sys_fault.at = at;
-    sys_fault.sticky = !strcmp(sticky, "sticky");
+        {"ENOSPC", ENOSPC}, {"EIO", EIO}, {"EINTR", EINTR}, {"ENOMEM", ENOMEM}, {"EMFILE", EMFILE}, {"SHORT", SYS_SHORT}, {"KILL", SYS_KILL}};
+    char kinds[16], error[16] = "", sticky[16] = "";
+    long long at = -1;
+    int known = 0;
+    if (sscanf(s, "%15[a-z]:%lld:%15[A-Z]:%15s", kinds, &at, error, sticky) >= 2)
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+            if (!strcmp(names[i].name, error)) sys_fault.error = names[i].value, known = 1;
+    if (at < 0 || (at && !known) || (*sticky && strcmp(sticky, "sticky"))) {
+        fprintf(stderr, "warning: QLORA_FAULT=%s is not understood and does nothing (base/sys.h)\n", s);
+        return;
+    }
+    memcpy(sys_fault.kinds, kinds, sizeof kinds);
+    sys_fault.at = at ? at : INT64_MAX;
+    sys_fault.sticky = *sticky != 0;
+}
+
+void sys_fault_report(void) {
+    if (!sys_fault.at) return;
+    fprintf(stderr, "QLORA_FAULT: %lld calls, %lld blocks and %d descriptors left\n", (long long)sys_fault.calls, (long long)sys_blocks(), sys_open_files());
 }
 
 /* How many of n bytes this call may move: all, half of them (SYS_SHORT), or -1 and errno when it must fail. */
@@ -48,6 +62,8 @@ static int faulty(char kind) { return allowed(kind, 0) < 0; }
     do (result) = (call);                                                                                              \
     while ((result) < 0 && errno == EINTR)
 
+static int64_t blocks;
+
 void *sys_alloc(size_t bytes, const char *what, struct err *e) {
     void *p = NULL;
     size_t want = (bytes + 63) / 64 * 64;
@@ -56,6 +72,7 @@ void *sys_alloc(size_t bytes, const char *what, struct err *e) {
         return NULL;
     }
     memset(p, 0, want ? want : 64);
+    __atomic_add_fetch(&blocks, 1, __ATOMIC_RELAXED);
     return p;
 }
 
@@ -70,14 +87,27 @@ void *sys_alloc_array(size_t count, size_t size, const char *what, struct err *e
 void *sys_grow(void *p, size_t bytes, const char *what, struct err *e) {
     void *q = faulty('a') ? NULL : realloc(p, bytes ? bytes : 1);
     if (!q) err_set(e, ERR_RUN, "out of memory: %s needs %zu bytes", what, bytes);
+    else if (!p) __atomic_add_fetch(&blocks, 1, __ATOMIC_RELAXED);
     return q;
 }
 
-void sys_free(void *p) { free(p); }
+void sys_free(void *p) {
+    if (p) __atomic_sub_fetch(&blocks, 1, __ATOMIC_RELAXED);
+    free(p);
+}
+
+int64_t sys_blocks(void) { return __atomic_load_n(&blocks, __ATOMIC_RELAXED); }
 
 int sys_open(const char *path, int flags, int mode) {
     int fd;
     RETRY(fd, faulty('o') ? -1 : open(path, flags | O_CLOEXEC, mode));
+    if (fd >= 0 && record_on) record_open(fd, path, flags);
+    return fd;
+}
+
+int sys_openat(int dir_fd, const char *name, int flags) {
+    int fd;
+    RETRY(fd, faulty('o') ? -1 : openat(dir_fd, name, flags | O_CLOEXEC));
     return fd;
 }
 
@@ -96,6 +126,13 @@ ssize_t sys_pread(int fd, void *p, size_t n, int64_t offset) {
 ssize_t sys_write(int fd, const void *p, size_t n) {
     ssize_t r, m;
     RETRY(r, (m = allowed('w', n)) < 0 ? -1 : write(fd, p, (size_t)m));
+    if (r > 0 && record_on) record_write(fd, p, (size_t)r);
+    return r;
+}
+
+ssize_t sys_write_out(const void *p, size_t n) {
+    ssize_t r, m;
+    RETRY(r, (m = allowed('p', n)) < 0 ? -1 : write(STDOUT_FILENO, p, (size_t)m));
     return r;
 }
 
@@ -114,6 +151,7 @@ void sys_write_behind(int fd, int64_t offset, int64_t bytes) {
 int sys_fsync(int fd) {
     int r;
     RETRY(r, faulty('s') ? -1 : fsync(fd));
+    if (!r && record_on) record_sync(fd);
     return r;
 }
 
@@ -123,10 +161,96 @@ int sys_close(int fd) { /* never retried: Linux has closed it, whatever it says 
     return bad || (r < 0 && errno != EINTR) ? -1 : 0;
 }
 
-int sys_rename(const char *from, const char *to) { return faulty('n') ? -1 : rename(from, to); }
-int sys_unlink(const char *path) { return faulty('u') ? -1 : unlink(path); }
-int sys_unlinkat(int dir_fd, const char *name, int flags) { return faulty('u') ? -1 : unlinkat(dir_fd, name, flags); }
-int sys_mkdir(const char *path, int mode) { return faulty('m') ? -1 : mkdir(path, (mode_t)mode); }
+int sys_rename(const char *from, const char *to) {
+    int r;
+    RETRY(r, faulty('n') ? -1 : rename(from, to));
+    if (!r && record_on) record_rename(from, to);
+    return r;
+}
+
+int sys_unlink(const char *path) { return sys_unlinkat(AT_FDCWD, path, 0); }
+int sys_rmdir(const char *path) { return sys_unlinkat(AT_FDCWD, path, AT_REMOVEDIR); }
+
+int sys_unlinkat(int dir_fd, const char *name, int flags) {
+    int r;
+    RETRY(r, faulty('u') ? -1 : unlinkat(dir_fd, name, flags));
+    if (!r && record_on) record_unlink(dir_fd, name);
+    return r;
+}
+
+int sys_mkdir(const char *path, int mode) {
+    int r;
+    RETRY(r, faulty('m') ? -1 : mkdir(path, (mode_t)mode));
+    if (!r && record_on) record_mkdir(path);
+    return r;
+}
+
+int sys_stat(const char *path, struct stat *st) {
+    int r;
+    RETRY(r, faulty('t') ? -1 : stat(path, st));
+    return r;
+}
+
+int sys_fstat(int fd, struct stat *st) {
+    int r;
+    RETRY(r, faulty('t') ? -1 : fstat(fd, st));
+    return r;
+}
+
+int sys_room(const char *path, int64_t *bytes) {
+    struct statvfs v;
+    int r;
+    RETRY(r, faulty('t') ? -1 : statvfs(path, &v));
+    if (!r) *bytes = (int64_t)v.f_bavail * (int64_t)v.f_frsize;
+    return r;
+}
+
+int sys_froom(int fd, int64_t *bytes) {
+    struct statvfs v;
+    int r;
+    RETRY(r, faulty('t') ? -1 : fstatvfs(fd, &v));
+    if (!r) *bytes = (int64_t)v.f_bavail * (int64_t)v.f_frsize;
+    return r;
+}
+
+ssize_t sys_readlink(const char *path, char *to, size_t size) { return faulty('t') ? -1 : readlink(path, to, size); }
+
+DIR *sys_opendir(int fd) {
+    DIR *d = faulty('d') ? NULL : fdopendir(fd);
+    if (d) return d;
+    int why = errno;
+    close(fd);
+    errno = why;
+    return NULL;
+}
+
+const char *sys_readdir(DIR *d) {
+    if (faulty('d')) return NULL;
+    for (struct dirent *entry; errno = 0, (entry = readdir(d));)
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..")) return entry->d_name;
+    return NULL;
+}
+
+void sys_closedir(DIR *d) { closedir(d); }
+
+void *sys_map(int fd, size_t bytes) {
+    void *p = faulty('x') ? MAP_FAILED : mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+void sys_unmap(const void *p, size_t bytes) { munmap((void *)(uintptr_t)p, bytes); }
+void sys_forget(const void *p, size_t bytes) { madvise((void *)(uintptr_t)p, bytes, MADV_DONTNEED); }
+
+/* A failure has its text from the loader: a path that cannot be there. */
+void *sys_library(const char *path) { return dlopen(faulty('l') ? "/proc/self/fd/no library" : path, RTLD_NOW | RTLD_LOCAL); }
+
+int sys_open_files(void) {
+    int n = -1; /* the one that reads */
+    DIR *d = opendir("/proc/self/fd");
+    for (struct dirent *entry; d && (entry = readdir(d));) n += entry->d_name[0] != '.';
+    if (d) closedir(d);
+    return n;
+}
 
 double sys_seconds(void) {
     struct timespec t;

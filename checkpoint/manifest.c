@@ -224,7 +224,7 @@ static int check_file(const char *dir, const char *line, int glance, char seen[2
                 bytes);
     else if (glance)
         return 1;
-    else if (sha1_file(path, hex, e))
+    else if (sha1_check(path, hex, e))
         return -1;
     else if (strcmp(hex, expected))
         err_set(e, ERR_INPUT, "%s is damaged: its checksum is another one", path);

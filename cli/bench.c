@@ -1,7 +1,9 @@
 /* cli/bench.c - qlora bench: runs of random weights, timed: one, a curve over budgets, or the rows of the guide's table. */
 #include "base/file.h"
 #include "base/log.h"
+#include "base/print.h"
 #include "base/str.h"
+#include "base/sys.h"
 #include "cli/cli_internal.h"
 #include "cli/guide.h"
 #include "train/bench.h"
@@ -184,12 +186,12 @@ static int guide_rows(struct options *o, struct row *x, int *n, struct err *e) {
 }
 
 int cmd_bench(struct options *o, struct err *e) {
-    struct row *x = calloc(ROWS_MAX, sizeof *x);
+    struct row *x = sys_alloc_array(ROWS_MAX, sizeof *x, "the rows of a table", e);
     struct str s = {0}, svg = {0};
     struct model_config c = {0};
     double ceiling = 0;
     int n = 0, r = -1;
-    if (!x) return err_set(e, ERR_RUN, "out of memory: the rows of a table"), e->code;
+    if (!x) return e->code;
     if (bench_ceiling(o->train.backend, 2, &ceiling, e)) goto out;
     log_info("ceiling: %.3g TFLOP/s", ceiling * 1e-12);
     if (o->bench_table) {
@@ -201,7 +203,7 @@ int cmd_bench(struct options *o, struct err *e) {
     const char *machine = x->r.predicted.machine;
     (o->json ? json_rows : text_rows)(x, n, machine, ceiling, &s);
     if (s.oom) { err_set(e, ERR_RUN, "out of memory: the table"); goto out; }
-    fwrite(s.p, 1, s.n, stdout);
+    print_bytes(s.p, s.n);
     if (o->plot) {
         curve(x, n, machine, &svg);
         if (svg.oom) { err_set(e, ERR_RUN, "out of memory: the curve"); goto out; }
@@ -210,6 +212,6 @@ int cmd_bench(struct options *o, struct err *e) {
     }
     r = 0;
 out:
-    model_config_free(&c), str_free(&s), str_free(&svg), free(x);
+    model_config_free(&c), str_free(&s), str_free(&svg), sys_free(x);
     return r ? e->code : 0;
 }

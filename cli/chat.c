@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/print.h"
 #include "base/stop.h"
 #include "base/sys.h"
 #include "cli/cli_internal.h"
@@ -9,6 +10,7 @@
 #include "model/generate.h"
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { CONTEXT = 4096 };
 
@@ -60,11 +62,11 @@ static int answer(struct talk *t, int show, struct str *out, struct err *e) {
         }
         if (ids_push(&t->said, id, e)) return -1;
         if (t->s.tok) tok_stream_id(t->s.tok, &stream, id, out);
-        if (show && out->n > shown) fwrite(out->p + shown, 1, out->n - shown, stdout), fflush(stdout), shown = out->n;
+        if (show && out->n > shown) print_bytes(out->p + shown, out->n - shown), print_flush(), shown = out->n;
         if (stop_requested()) break;
     }
     if (t->s.tok) tok_stream_end(t->s.tok, &stream, out);
-    if (show && out->n > shown) fwrite(out->p + shown, 1, out->n - shown, stdout);
+    if (show && out->n > shown) print_bytes(out->p + shown, out->n - shown);
     return out->oom ? err_set(e, ERR_RUN, "out of memory: the answer") : 0;
 }
 
@@ -83,7 +85,17 @@ static int print_json(struct talk *t, const char *prompt, size_t first, const st
     cli_add_ids(&out, "\"ids\":[", t->said.p + first, (int64_t)(t->said.n - first));
     str_puts(&out, "}\n");
     int r = out.oom ? err_set(e, ERR_RUN, "out of memory: the answer") : 0;
-    if (!r) fwrite(out.p, 1, out.n, stdout), fflush(stdout);
+    if (!r) print_bytes(out.p, out.n), print_flush();
+    str_free(&out);
+    return r;
+}
+
+/* Of a model without a tokenizer: "5 17 3". */
+static int print_ids(const struct talk *t, size_t first, struct err *e) {
+    struct str out = {0};
+    for (size_t i = first; i < t->said.n; i++) str_printf(&out, "%d%c", t->said.p[i], i + 1 < t->said.n ? ' ' : '\n');
+    int r = out.oom ? err_set(e, ERR_RUN, "out of memory: the answer") : 0;
+    if (!r) print_bytes(out.p, out.n);
     str_free(&out);
     return r;
 }
@@ -95,9 +107,8 @@ static int one(struct talk *t, const char *prompt, struct err *e) {
     if (!first) return err_set(e, ERR_INPUT, "the prompt is empty");
     int r = answer(t, !t->o->json, &text, e);
     if (!r && t->o->json) r = print_json(t, prompt, first, &text, e);
-    else if (!r && t->s.tok) puts("");
-    else if (!r)
-        for (size_t i = first; i < t->said.n; i++) printf("%d%c", t->said.p[i], i + 1 < t->said.n ? ' ' : '\n');
+    else if (!r && t->s.tok) print_text("\n");
+    else if (!r) r = print_ids(t, first, e);
     str_free(&text);
     return r;
 }
@@ -231,21 +242,51 @@ static int say(struct talk *t, const char *line, size_t n, struct err *e) {
     if (ask(t, line, n, e)) return -1;
     fprintf(stderr, "Assistant: ");
     int r = answer(t, 1, &text, e);
-    puts(""), fflush(stdout);
+    print_text("\n"), print_flush();
     str_printf(&t->history, "User: %s\nAssistant: %s\n", line, text.p ? text.p : "");
     str_free(&text);
     return r;
 }
 
+/* The next line of standard input without its end; one that is too long comes in pieces. 0: there is none, or a signal. */
+struct input { char p[1 << 16]; size_t n, used; };
+static int next_line(struct input *in, char **line, struct err *e) {
+    in->n -= in->used;
+    memmove(in->p, in->p + in->used, in->n);
+    in->used = 0;
+    for (;;) {
+        char *end = memchr(in->p, '\n', in->n);
+        if (end || in->n == sizeof in->p - 1) {
+            in->used = end ? (size_t)(end + 1 - in->p) : in->n;
+            break;
+        }
+        if (stop_wait_input(STDIN_FILENO)) return 0;
+        ssize_t r = sys_read(STDIN_FILENO, in->p + in->n, sizeof in->p - 1 - in->n);
+        if (r < 0) return err_errno(e, ERR_RUN, "standard input cannot be read");
+        if (!r && !in->n) return 0;
+        if (!r) in->p[in->n++] = '\n'; /* the last line has no end */
+        in->n += (size_t)r;
+    }
+    size_t length = in->used;
+    while (length && (in->p[length - 1] == '\n' || in->p[length - 1] == '\r')) length--;
+    if (length == in->used) { /* a piece: make room for its end */
+        memmove(in->p + length + 1, in->p + length, in->n - length);
+        in->n++, in->used++;
+    }
+    in->p[length] = 0;
+    *line = in->p;
+    return 1;
+}
+
 static int converse(struct talk *t, struct err *e) {
-    char line[1 << 16];
+    struct input in = {.n = 0};
+    char *line;
     fprintf(stderr, "Type a message; /help lists commands, /exit leaves.\n");
     for (;;) {
         fprintf(stderr, "\nUser: ");
-        if (!fgets(line, sizeof line, stdin) || stop_requested()) return 0;
-        size_t n = strcspn(line, "\r\n");
-        line[n] = 0;
-        if (!n) continue;
+        int got = next_line(&in, &line, e);
+        if (got <= 0) return got;
+        if (!*line) continue;
         int word = !strcmp(line, "exit") || !strcmp(line, "clear");
         if (word || (line[0] == '/' && line[1] != '/')) {
             struct err problem = {0}; /* the user is there: say it and go on */

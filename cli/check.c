@@ -359,7 +359,7 @@ static int check_train(enum command_id cmd, struct options *o, struct err *e) {
     if (cmd == CMD_ESTIMATE || cmd == CMD_BENCH ? check_estimate(cmd, o, e) : check_model(cmd, o, e)) return -1;
     if (!options_given(o, "do_train") && !t->do_eval && !t->do_predict) t->do_train = 1;
     if (cmd == CMD_TRAIN && (t->do_train || !t->data.eval_dataset) && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
-    if (check_data(CMD_TRAIN, o, e) || check_quantization(o, e) || split_adapters(o, e) ||
+    if (check_data(o, e) || check_quantization(o, e) || split_adapters(o, e) ||
         set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e) || check_report(o, e) || schedule_make(&curve, t, 0, e))
         return -1;
     if (t->finetuning == FT_LORA && set_lora(o, e)) return -1;

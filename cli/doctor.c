@@ -3,11 +3,12 @@
 #define _GNU_SOURCE
 #include "backend/backend.h"
 #include "base/file.h"
+#include "base/print.h"
 #include "base/str.h"
 #include "base/sys.h"
 #include "cli/cli.h"
-#include <dirent.h>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,19 +39,20 @@ static void problem(struct report *r, const char *text) {
     row(r, key, text);
 }
 
-/* The first line of a file of /proc or /sys that begins with `key`, from behind it and its ":"; NULL without one. Such files
+/* The first line near the beginning of a file of /proc or /sys that begins with `key`, from behind it and its ":"; NULL without one. Such files
  * have no length, and base/file.h reads files that do. */
 static const char *line_of(const char *path, const char *key, char line[400]) {
-    FILE *f = fopen(path, "r");
-    const char *found = NULL;
-    while (f && !found && fgets(line, 400, f)) {
-        line[strcspn(line, "\n")] = 0;
-        if (!text_starts(line, key)) continue;
-        found = line + strlen(key);
-        found += strspn(found, " \t:");
+    char text[8192];
+    int fd = sys_open(path, O_RDONLY, 0);
+    ssize_t n = fd < 0 ? -1 : sys_read(fd, text, sizeof text - 1);
+    if (fd >= 0) sys_close(fd);
+    text[n > 0 ? n : 0] = 0;
+    for (const char *p = text; *p; p += strcspn(p, "\n"), p += *p == '\n') {
+        if (!text_starts(p, key)) continue;
+        snprintf(line, 400, "%.*s", (int)strcspn(p, "\n"), p);
+        return line + strlen(key) + strspn(line + strlen(key), " \t:");
     }
-    if (f) fclose(f);
-    return found;
+    return NULL;
 }
 
 static const char *vector_width(void) {
@@ -117,15 +119,16 @@ static void report_locale(struct report *r) {
 static int card_on_bus(void) {
     static const char devices[] = "/sys/bus/pci/devices";
     char path[400], line[400];
-    int found = 0;
-    DIR *d = opendir(devices);
-    for (struct dirent *entry; d && !found && (entry = readdir(d));) {
-        snprintf(path, sizeof path, "%s/%.200s/vendor", devices, entry->d_name);
+    char **names;
+    int found = 0, n;
+    if (dir_list(devices, &names, &n, NULL)) return 0;
+    for (int i = 0; i < n && !found; i++) {
+        snprintf(path, sizeof path, "%s/%.200s/vendor", devices, names[i]);
         if (!line_of(path, "0x10de", line)) continue;
-        snprintf(path, sizeof path, "%s/%.200s/class", devices, entry->d_name);
+        snprintf(path, sizeof path, "%s/%.200s/class", devices, names[i]);
         found = line_of(path, "0x03", line) != NULL;
     }
-    if (d) closedir(d);
+    dir_list_free(names, n);
     return found;
 }
 
@@ -146,7 +149,7 @@ static int report_card(struct report *r) {
         problem(r, "the program was built without CUDA: install the CUDA toolkit (nvcc), then make; the card is not used until then");
     void *library = NULL; /* stays loaded: what its start allocated would be lost with it */
     size_t i = 0;
-    while (i < sizeof libraries / sizeof *libraries && !(library = dlopen(libraries[i], RTLD_LAZY | RTLD_LOCAL))) i++;
+    while (i < sizeof libraries / sizeof *libraries && !(library = sys_library(libraries[i]))) i++;
     row(r, "cublasLt", library ? libraries[i] : "none");
     if (!library && card)
         problem(r, "libcublasLt is not found: install it (libcublas of the CUDA toolkit), or export LD_LIBRARY_PATH=/usr/local/cuda/lib64");
@@ -189,7 +192,7 @@ int cmd_doctor(struct options *o, struct err *e) {
         report_backend(&r, o->train.backend, 1, 1);
     if (!r.json && !r.problems) row(&r, "problems", "none");
     if (r.json) str_puts(&r.s, "}\n");
-    if (!r.s.oom) fwrite(r.s.p, 1, r.s.n, stdout);
+    if (!r.s.oom) print_bytes(r.s.p, r.s.n);
     int rc = r.s.oom ? err_set(e, ERR_RUN, "out of memory") : 0;
     str_free(&r.s);
     return rc ? e->code : 0;

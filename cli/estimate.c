@@ -1,4 +1,5 @@
 /* cli/estimate.c - qlora estimate: memory and speed of a run before it is started; the hardware table of the guide. */
+#include "base/print.h"
 #include "base/str.h"
 #include "cli/cli_internal.h"
 #include "cli/guide.h"
@@ -131,7 +132,7 @@ int cmd_estimate(struct options *o, struct err *e) {
     struct str s = {0};
     int r = o->table ? table(o, &s, e) : one(o, &s, e);
     if (!r && s.oom) r = err_set(e, ERR_RUN, "out of memory: the estimate");
-    if (!r) fwrite(s.p, 1, s.n, stdout);
+    if (!r) print_bytes(s.p, s.n);
     str_free(&s);
     return r ? e->code : 0;
 }

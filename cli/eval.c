@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/print.h"
 #include "base/stop.h"
 #include "base/sys.h"
 #include "cli/cli_internal.h"
@@ -231,7 +232,7 @@ static int conclude(struct exam *x, struct err *e) {
             str_printf(&log, "%s%15s: %.2f", log.n ? "\n" : "", x->category[i].name, 100 * (double)x->category[i].right / (double)x->category[i].asked);
     str_puts(&x->results, x->results.n > 1 ? "\n}" : "}");
     int r = log.oom || x->results.oom ? err_set(e, ERR_RUN, "out of memory: results") : save(x, &log, e);
-    if (!r && log.n) puts(log.p);
+    if (!r && log.n) print_bytes(log.p, log.n), print_text("\n");
     if (x->shortened) log_warn("%lld questions were asked with fewer than n_shot examples: all would not fit the model's %lld positions", (long long)x->shortened, (long long)x->s.model.config.max_positions);
     if (x->secret) log_warn("%lld questions have no answer in their file and are not counted; save_dir/results.json holds the model's", (long long)x->secret);
     str_free(&log);

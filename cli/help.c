@@ -1,4 +1,5 @@
 /* cli/help.c - help texts and docs/FLAGS.md, made from the table of flags and the table of commands. */
+#include "base/print.h"
 #include "base/str.h"
 #include "cli/cli_internal.h"
 #include <stdio.h>
@@ -7,7 +8,7 @@
 enum { TEXT_COLUMN = 38, WIDTH = 110 };
 
 static void out(const struct str *s) {
-    fwrite(s->p ? s->p : "", 1, s->n, stdout);
+    print_bytes(s->p, s->n);
 }
 
 /* Appends words at TEXT_COLUMN, broken at WIDTH; `column` is where the line stands now. */

@@ -1,13 +1,14 @@
 /* cli/manual.c - the manual page qlora.1 and the completions of bash and zsh, made from the table of flags and the table of
  * commands. The manual is in the macros of man(7). Flags that are only accepted or refused are offered by a completion when
  * nothing else begins as what was typed. */
+#include "base/print.h"
 #include "base/str.h"
 #include "cli/cli_internal.h"
 #include <stdio.h>
 #include <string.h>
 
 static void print(struct str *s) {
-    fwrite(s->p ? s->p : "", 1, s->n, stdout);
+    print_bytes(s->p, s->n);
     str_free(s);
 }
 

@@ -103,7 +103,7 @@ static int generate(struct writer *w, const struct sequence *q, struct err *e) {
         if (ids_push(&w->said, id, e)) return -1;
         if (id == tok_eod(w->s->tok)) break;
     }
-    return 0;
+    return stop_check("while an answer was generated", e);
 }
 
 static void add_text(struct str *line, const char *open, const struct str *text) {
@@ -159,7 +159,11 @@ static int predict(struct session *s, const struct options *o, struct err *e) {
     for (struct sequence q; done < n; done++) {
         if (data_get(d, done, &q, e)) goto out;
         if (stop_requested()) break;
-        if (answer(&w, &q, e)) goto out;
+        if (answer(&w, &q, e)) {
+            if (!stop_requested()) goto out;
+            *e = (struct err){0};
+            break;
+        }
         log_progress(done + 1 == n, "predicting %lld of %lld", (long long)done + 1, (long long)n);
     }
     rc = out_commit(w.file, e);

@@ -2,6 +2,7 @@
  * Keys and their order are those of the golden files: input_ids, labels, and with packing by records position_ids and
  * attention_mask. No padding is shown: none takes part in training. */
 #include "base/log.h"
+#include "base/print.h"
 #include "base/stop.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -44,9 +45,7 @@ static int print_sequence(const struct options *o, const struct dataset *d, int6
     else
         add_json(s, &q);
     if (s->oom) return err_set(e, ERR_RUN, "out of memory for a line of output");
-    if (fwrite(s->p, 1, s->n, stdout) != s->n)
-        return err_errno(e, ERR_RUN, "standard output cannot be written");
-    return 0;
+    return print_bytes(s->p, s->n) ? print_end(e) : 0;
 }
 
 /* Lengths of all sequences, for group_by_length. */

@@ -2,6 +2,7 @@
  *
  * Inputs wait until a group of some thousand tokens is full, then go through the layers together. */
 #include "base/json.h"
+#include "base/print.h"
 #include "base/stop.h"
 #include "base/sys.h"
 #include "cli/cli_internal.h"
@@ -89,7 +90,7 @@ static int flush(struct scorer *c, struct err *e) {
         if (other) r = labelled_loss(c, in, &loss, e);
         print(in, nll + start[i], n, loss, counted, &out);
         if (out.oom) r = err_set(e, ERR_RUN, "out of memory: an output line");
-        else if (!r) fwrite(out.p, 1, out.n, stdout);
+        else if (!r) print_bytes(out.p, out.n);
     }
     sys_free(nll), str_free(&out);
     for (int i = 0; i < c->n; i++) ids_free(&c->in[i].ids), ids_free(&c->in[i].labels);
@@ -158,7 +159,7 @@ int cmd_score(struct options *o, struct err *e) {
     if (session_open(&c->s, o, e)) goto out;
     if (o->file) r = score_file(c, o->file, e);
     else r = (o->text ? session_encode(&c->s, o->text, strlen(o->text), &c->in[0].ids, e) : cli_read_ids(o->ids, c->s.model.config.V, &c->in[0].ids, e)) || take(c, e) ? -1 : 0;
-    if (!r) r = flush(c, e);
+    if (!r && !stop_requested()) r = flush(c, e);
 out:
     for (int i = 0; i <= c->n && i < GROUP; i++) ids_free(&c->in[i].ids), ids_free(&c->in[i].labels);
     batch_close(&c->b), engine_close(&c->g), session_close(&c->s);

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/stop.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include <fcntl.h>
@@ -90,6 +91,7 @@ int lines_open(struct lines *l, const char *path, struct err *e) {
             if (!p) return err_set(e, ERR_INPUT, "standard input is longer than %d bytes", FILE_MAX);
             l->text = p;
         }
+        if (stop_wait_input(0)) return stop_check("while it waited for input", e);
         ssize_t r = sys_read(0, l->text + l->n, 1 << 16);
         if (r < 0) return err_errno(e, ERR_RUN, "standard input cannot be read");
         if (!r) return 0;

@@ -4,6 +4,7 @@
  * the file; one line may have up to 16 MB. Blank lines are skipped. */
 #define _GNU_SOURCE
 #include "base/json.h"
+#include "base/print.h"
 #include "base/stop.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -138,6 +139,7 @@ static int64_t fill(struct stream *s, struct err *e) {
             if (!p) return -1;
             s->buf = p, s->cap = cap;
         }
+        if (stop_wait_input(s->fd)) return stop_check("while it waited for input", e);
         ssize_t got = sys_read(s->fd, s->buf + s->have, s->cap - s->have);
         if (got < 0) return err_errno(e, ERR_RUN, "%s cannot be read", s->file);
         s->at_end = got == 0;
@@ -149,16 +151,16 @@ static int run_stream(struct stream *s, struct err *e) {
     for (int64_t n; (n = fill(s, e)) != 0;) {
         if (n < 0 || make_tasks(s, (size_t)n, e)) return -1;
 #pragma omp parallel for schedule(dynamic)
-        for (int i = 0; i < s->n_tasks; i++) run_task(s, &s->tasks[i]);
+        for (int i = 0; i < s->n_tasks; i++)
+            if (!stop_requested()) run_task(s, &s->tasks[i]);
+        if (stop_requested()) return 128 + stop_requested();
         for (int i = 0; i < s->n_tasks; i++) {
             struct task *t = &s->tasks[i];
-            if (t->out.n && fwrite(t->out.p, 1, t->out.n, stdout) != t->out.n)
-                return err_errno(e, ERR_RUN, "standard output cannot be written");
+            if (print_bytes(t->out.p, t->out.n)) return print_end(e);
             if (t->err.code) return err_set(e, t->err.code, "%s", t->err.text);
         }
         s->have -= (size_t)n;
         memmove(s->buf, s->buf + n, s->have);
-        if (stop_requested()) return 128 + stop_requested();
         if (s->at_end) break;
     }
     return 0;
@@ -190,7 +192,7 @@ static int run_argument(const struct tok *t, const struct options *o, struct err
         if (!rc) add_ids(&out, &ids);
     }
     if (!rc && out.oom) rc = err_set(e, ERR_RUN, "out of memory");
-    if (!rc) fwrite(out.p, 1, out.n, stdout);
+    if (!rc) print_bytes(out.p, out.n);
     str_free(&out);
     str_free(&scratch);
     ids_free(&ids);

@@ -1,6 +1,7 @@
 /* cli/train.c - qlora train: the flags are a run's options already (cli/check.c). Predictions, and evaluations without
  * training, come after it (cli/predict.c). */
 #include "base/log.h"
+#include "base/print.h"
 #include "base/str.h"
 #include "cli/cli_internal.h"
 #include <stdio.h>
@@ -12,7 +13,7 @@ static int print_settings(const struct options *o, struct err *e) {
     for (int i = 0; i < flag_count; i++)
         if (flags[i].commands >> CMD_TRAIN & 1 && flags[i].status == USED && strcmp(flags[i].name, "dry_run")) flag_print(o, &flags[i], &s);
     int r = s.oom ? err_set(e, ERR_RUN, "out of memory: the settings") : 0;
-    if (!r) printf("# settings\n%s", s.p);
+    if (!r) print_text("# settings\n"), print_bytes(s.p, s.n);
     str_free(&s);
     return r;
 }

@@ -125,7 +125,7 @@ static int check_sha1(const struct source *s, const struct data_config *c, struc
         log_warn("Checksum failed: too many files (data set %s).", s->name);
         return 0;
     }
-    if (sha1_file(s->files[0], hex, e)) return -1;
+    if (sha1_check(s->files[0], hex, e)) return -1;
     if (strcmp(hex, s->sha1)) log_warn("Checksum failed: mismatched SHA-1 hash value at %s.", s->files[0]);
     return 0;
 }

@@ -146,10 +146,7 @@ static int load_file(struct loader *l, const struct source *s, const char *path,
     if (!reader) return -1;
     for (int64_t done = 0;; done += l->batch->n) {
         struct err late = {0}; /* what is wrong with a record before comes first */
-        if (stop_requested()) {
-            err_set(e, 128 + stop_requested(), "stopped by a signal while reading %s", path);
-            goto out;
-        }
+        if (stop_check("while a data set was read", e)) goto out;
         broken = read_batch(l->batch, reader, most - done, &late);
         if (l->batch->n && take_batch(l, s, rows, seen, keys, e)) goto out;
         if (broken) err_set(e, late.code, "%s", late.text);
@@ -253,6 +250,7 @@ static int make_dataset(const struct loader *l, const struct list *in, const cha
         d->store = store_ref(l->store);
         for (int64_t i = 0; i < in->n; i++) {
             const struct row *x = store_row(l->store, in->p[i]);
+            if (stop_check("while a data set was made", e)) goto fail;
             report_row(l->c, x, r);
             if (!x->drop && list_add(&d->rows, in->p[i], e)) goto fail;
             store_walked(l->store, x);
@@ -441,9 +439,9 @@ int data_get(const struct dataset *d, int64_t i, struct sequence *s, struct err 
 
 int data_hash(const struct dataset *d, char hex[41], struct err *e) {
     struct sha1 h;
-    (void)e;
     sha1_init(&h);
     for (int64_t i = 0; i < d->rows.n; i++) {
+        if (stop_check("while the data set was read", e)) return -1;
         const struct row *r = store_row(d->store, d->rows.p[i]);
         const size_t columns = r->flags & ROW_PACKED ? 4 : 2;
         sha1_add(&h, &r->n, sizeof r->n);

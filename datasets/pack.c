@@ -9,6 +9,7 @@
  *     bins     --packing, --neat_packing: whole records; the longest that still fits goes into the open bin;
  *              when none fits the bin is padded with <eod> (label -100) to cutoff_len, by one token at least
  */
+#include "base/stop.h"
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
 #include <string.h>
@@ -131,7 +132,7 @@ static int pack_bins(struct packer *p, const int64_t *at, int64_t count, struct 
             add_record(p, store_row(p->from, at[i]), ++document);
             left--;
         }
-        if (close_bin(p, e)) return -1;
+        if (stop_check("while sequences were packed", e) || close_bin(p, e)) return -1;
     }
     for (int64_t i = 0; i < count; i++) store_walked(p->from, store_row(p->from, at[i]));
     return 0;
@@ -160,6 +161,7 @@ int pack_rows(const struct data_config *c, const struct tok *t, const struct sto
         int64_t end = start + n / shards + (k < n % shards);
         for (; start < end; start += group < end - start ? group : end - start) {
             int64_t count = group < end - start ? group : end - start;
+            if (stop_check("while sequences were packed", e)) goto out;
             if (bins ? pack_bins(&p, in->p + start, count, e) : pack_chunks(&p, in->p + start, count, e))
                 goto out;
         }

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 enum {
@@ -51,7 +50,7 @@ struct store *store_ref(struct store *s) {
 
 void store_unref(struct store *s) {
     if (!s || --s->refs) return;
-    if (s->map) munmap((void *)(uintptr_t)s->map, (size_t)s->filed * sizeof *s->map);
+    if (s->map) sys_unmap(s->map, (size_t)s->filed * sizeof *s->map);
     if (s->fd >= 0) sys_close(s->fd);
     sys_free(s->mem);
     sys_free(s);
@@ -132,8 +131,8 @@ int store_seal(struct store *s, struct err *e) {
     if (flush(s, e)) return -1;
     sys_free(s->mem);
     s->mem = NULL, s->cap = 0;
-    const int32_t *p = mmap(NULL, (size_t)s->filed * sizeof *p, PROT_READ, MAP_SHARED, s->fd, 0);
-    if (p == MAP_FAILED)
+    const int32_t *p = sys_map(s->fd, (size_t)s->filed * sizeof *p);
+    if (!p)
         return err_errno(e, ERR_RUN, "cannot map the temporary file of sequences in %s", s->dir);
     s->map = p;
     return 0;
@@ -151,5 +150,5 @@ void store_walked(const struct store *s, const struct row *r) {
     size_t columns = r->flags & ROW_PACKED ? 4 : 2, from = (size_t)((const char *)r - (const char *)s->map);
     size_t start = from / WALK_BYTES * WALK_BYTES;
     size_t end = (from + sizeof *r + (size_t)r->n * columns * sizeof(int32_t)) / WALK_BYTES * WALK_BYTES;
-    if (end > start) madvise((char *)(uintptr_t)s->map + start, end - start, MADV_DONTNEED);
+    if (end > start) sys_forget((const char *)s->map + start, end - start);
 }

@@ -5,6 +5,7 @@
 #include "lora/lora.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/stop.h"
 #include "base/str.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
@@ -428,8 +429,8 @@ int lora_load(const char *dir, const struct model_config *m, struct lora *l, str
         for (int p = 0; !r && p < PROJ_COUNT; p++)
             if (l->config.targets >> p & 1) {
                 float *data = l->data + layer * l->layer_floats;
-                r = lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p),
-                                   data + lora_offset_b(l, (enum proj)p), e);
+                r = stop_check("while an adapter was loaded", e) || lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p),
+                                   data + lora_offset_b(l, (enum proj)p), e) ? -1 : 0;
             }
     lora_file_close(&f);
     if (r) lora_free(l);

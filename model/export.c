@@ -182,7 +182,7 @@ int model_export(const char *from, const char *to, const struct export_how *how,
                      text_bytes(in, j.read_bytes), to);
     if (j.out) ckpt_abort(j.out);
     dir_remove(tmp, NULL);
-    if (rc && !existed) rmdir(to);
+    if (rc && !existed) sys_rmdir(to);
     ckpt_close(j.in);
     for (int i = 0; i < j.adapters; i++) lora_file_close(&j.adapter[i]);
     sys_free(j.piece);

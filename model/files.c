@@ -5,7 +5,6 @@
 #include "base/sys.h"
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 static int is_side_file(const char *name) {
     static const char *const names[] = {
@@ -30,16 +29,11 @@ int model_copy_files(const char *from, const char *to, struct err *e) {
     return rc ? -1 : 0;
 }
 
-static int is_same(const char *a, const char *b) {
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 int model_output_dir(const char *dir, const char *from, int overwrite, struct err *e) {
     char **names;
     int n, rc = 0;
     if (dir_make(dir, e)) return -1;
-    if (from && is_same(dir, from))
+    if (from && path_is_same(dir, from))
         return err_set(e, ERR_INPUT, "%s is the folder of the input; give another one for the output", dir);
     if (overwrite) return 0;
     if (dir_list(dir, &names, &n, e)) return -1;

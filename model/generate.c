@@ -2,6 +2,7 @@
 #include "model/generate.h"
 #include "base/half.h"
 #include "base/rng.h"
+#include "base/stop.h"
 #include "base/sys.h"
 #include "model/engine.h"
 #include <math.h>
@@ -85,7 +86,7 @@ static void piece(struct generator *g, const int32_t *ids, int64_t n) {
     pages_put(m->outer_page, 0, 0);
     struct engine_config ec = {.lora = g->lora};
     struct engine view = {.c = ec, .m = m};
-    for (int64_t l = 0; l < c->L; l++) {
+    for (int64_t l = 0; l < c->L && !stop_requested(); l++) { /* generator_feed then says so */
         struct layer w;
         struct adapter lora[PROJ_COUNT];
         model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
@@ -110,6 +111,7 @@ int generator_feed(struct generator *g, const int32_t *ids, int64_t n, struct er
     for (int64_t i = 0; i < n; i += last) {
         last = n - i < g->rows ? n - i : g->rows;
         piece(g, ids + i, last);
+        if (stop_check("while the prompt was read", e)) return -1;
         if (i + last < n && g->be->sync(g->be->self, e)) return -1; /* host arrays are reused */
     }
     int32_t one[2] = {0, 1};

@@ -2,6 +2,7 @@
  * pieces; see lora/merge.c for the arithmetic and model/export.h for the same over files. */
 #include "base/half.h"
 #include "base/log.h"
+#include "base/stop.h"
 #include "base/sys.h"
 #include "model/model.h"
 #include <math.h>
@@ -72,7 +73,7 @@ int model_merge(struct model *m, const char *adapters, struct err *e) {
     if (m->lay.proj != W_F32 && m->lay.proj != W_BF16) return err_set(e, ERR_INPUT, "Cannot merge adapters to a quantized model.");
     int r = open_files(&g, adapters, e);
     for (int64_t l = 0; !r && l < m->config.L; l++)
-        for (int p = 0; !r && p < PROJ_COUNT; p++) r = merge_matrix(&g, l, (enum proj)p, e);
+        for (int p = 0; !r && p < PROJ_COUNT; p++) r = stop_check("while adapters were merged; nothing was written", e) || merge_matrix(&g, l, (enum proj)p, e) ? -1 : 0;
     if (!r) log_info("Merged %d adapter(s) into the model: %s", g.n, adapters);
     for (int k = 0; k < g.n; k++) lora_file_close(&g.file[k]), sys_free(g.a[k]), sys_free(g.b[k]);
     sys_free(g.wide), sys_free(g.narrow);

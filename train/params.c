@@ -1,4 +1,5 @@
 /* train/params.c - see params.h */
+#include "base/stop.h"
 #include "train/params.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
@@ -289,7 +290,7 @@ static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, struct p
     int r = buf ? 0 : -1;
     for (int64_t i = 0; !r && i < t->count; i += piece) {
         int64_t n = t->count - i < piece ? t->count - i : piece;
-        r = ckpt_read_range(c, t, i, n, t->type, buf, e) || pages_write(pages, page, at + (size_t)i * size, buf, (size_t)n * size, e) ? -1 : 0;
+        r = stop_check("while a checkpoint was loaded", e) || ckpt_read_range(c, t, i, n, t->type, buf, e) || pages_write(pages, page, at + (size_t)i * size, buf, (size_t)n * size, e) ? -1 : 0;
     }
     sys_free(buf);
     return r;

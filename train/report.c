@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/print.h"
 #include "base/sys.h"
 #include <errno.h>
 #include <math.h>
@@ -93,8 +94,7 @@ static int write_text(const char *dir, const char *name, struct str *s, struct e
 /* Prints a dictionary begun with put_item. */
 static int print_line(struct str *s, struct err *e) {
     int r = s->oom ? err_set(e, ERR_RUN, "out of memory: a log line") : 0;
-    if (!r) printf("%s}\n", s->p);
-    fflush(stdout);
+    if (!r) print_bytes(s->p, s->n), print_text("}\n"), print_flush();
     str_free(s);
     return r;
 }
@@ -445,8 +445,7 @@ static int print_metrics(const char *split, const struct report_metrics *t, stru
                 str_printf(&table, "  %-*s = %*s\n", (int)key_width, t->m[i].key, (int)value_width, text.p);
         }
     int r = lost || table.oom ? err_set(e, ERR_RUN, "out of memory: the %s metrics", split) : 0;
-    if (!r) printf("***** %s metrics *****\n%s", split, table.p);
-    fflush(stdout);
+    if (!r) print_text("***** "), print_text(split), print_text(" metrics *****\n"), print_bytes(table.p, table.n), print_flush();
     str_free(&text);
     str_free(&table);
     return r;
@@ -496,8 +495,7 @@ static int write_plot(const struct report *r, const char *key, size_t field, str
     if (path_join(path, sizeof path, r->dir, name, e) ||
         plot_png(path, title.p, "step", key, xy, xy + r->n, n, e))
         goto out;
-    printf("Figure saved at: %s\n", path);
-    fflush(stdout);
+    print_text("Figure saved at: "), print_text(path), print_text("\n"), print_flush();
     result = 0;
 out:
     str_free(&title);

@@ -1,5 +1,6 @@
 /* train/setup.c - from options to a run that can take its first step: data, model headers, the plan, memory. */
 #include "base/log.h"
+#include "base/print.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include "train/train_internal.h"
@@ -135,7 +136,7 @@ void setup_show_example(const struct trainer *t) {
             if (run) tok_decode(t->tok, s.labels + i - run, (size_t)run, 0, &out);
             run = 0;
         } else run++;
-    if (!out.oom) fprintf(stdout, "%s\n", out.p), fflush(stdout);
+    if (!out.oom) print_bytes(out.p, out.n), print_text("\n"), print_flush();
     str_free(&out);
 }
 

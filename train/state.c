@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/stop.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include "train/train_internal.h"
@@ -67,17 +68,19 @@ static int read_facts(const char *dir, struct progress *p, char run[33], struct 
     return 0;
 }
 
-/* The id of the run that output_dir belongs to. */
-static void run_of(const char *output_dir, char run[33]) {
+/* The id of the run that output_dir belongs to; empty where no run.json says so. */
+static int run_of(const char *output_dir, char run[33], struct err *e) {
     char path[1200], *text = NULL;
     size_t n;
     run[0] = 0;
     snprintf(path, sizeof path, "%s/run.json", output_dir);
-    if (!path_is_file(path) || file_read_all(path, 1 << 20, &text, &n, NULL)) return;
+    if (!path_is_file(path)) return 0;
+    if (file_read_all(path, 1 << 20, &text, &n, e)) return -1;
     struct cJSON *j = json_parse(text, n, path, NULL);
     const char *id;
     if (j && json_str(j, "run", &id, path, NULL) == 1) snprintf(run, 33, "%s", id);
     json_free(j), sys_free(text);
+    return 0;
 }
 
 int state_find(struct trainer *t, char *dir, size_t size, struct err *e) {
@@ -93,18 +96,23 @@ int state_find(struct trainer *t, char *dir, size_t size, struct err *e) {
     }
     if (!want && o->overwrite_output_dir) return 0;
     int64_t *steps;
-    int n, others = 0;
-    if (state_list(o->output_dir, &steps, &n, e)) return -1;
-    run_of(o->output_dir, own);
-    for (int i = n - 1; i >= 0 && !dir[0]; i--) {
+    int n, others = 0, r = 0;
+    struct err machine = {0}; /* it may not be the checkpoint's fault */
+    if (run_of(o->output_dir, own, e) || state_list(o->output_dir, &steps, &n, e)) return -1;
+    for (int i = n - 1; i >= 0 && !dir[0] && !r; i--) {
         struct err why = {0};
         char path[1200];
         snprintf(path, sizeof path, "%s/checkpoint-%lld", o->output_dir, (long long)steps[i]);
-        if (read_facts(path, &p, run, NULL, &why)) log_warn("skipping a checkpoint that is not whole: %s", why.text);
-        else if (own[0] && strcmp(own, run)) others++, log_warn("skipping %s: it belongs to an earlier run in this folder", path);
+        if (read_facts(path, &p, run, NULL, &why)) {
+            if (why.code == ERR_RUN) err_set(&machine, why.code, "%s", why.text);
+            if (stop_requested()) r = err_set(e, why.code, "%s", why.text);
+            else log_warn("skipping a checkpoint that is not whole: %s", why.text);
+        } else if (own[0] && strcmp(own, run)) others++, log_warn("skipping %s: it belongs to an earlier run in this folder", path);
         else snprintf(dir, size, "%s", path);
     }
     sys_free(steps);
+    if (!r && !dir[0] && machine.code) r = err_set(e, machine.code, "no checkpoint can be resumed, and one could not be read: %s; mend that, or start anew in another output_dir", machine.text);
+    if (r) return -1;
     if (dir[0] && !want) log_info("Resuming training from %s. Change output_dir or use overwrite_output_dir to avoid.", dir);
     if (!dir[0] && want) log_info("no checkpoint to resume from in %s%s; starting from the first step", o->output_dir, others ? " that belongs to this run" : "");
     return 0;
