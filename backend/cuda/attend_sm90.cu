@@ -36,6 +36,7 @@ template <int K, int P> struct plan {
         REGS = K == 128 ? P == DQ ? 224 : 232 : P == DQ ? 152 : 160, FETCH_REGS = P == DQ ? 56 : K == 128 ? 40 : 32, /* GROUPS * REGS + FETCH_REGS <= 512 */
         OWN_BYTES = OWN * K * 2, TILE_BYTES = N * K * 2,
         RING = BUFS * OWNS * OWN_BYTES,           /* where in shared memory: own tiles lie at 0 */
+        BESIDE = P == DKV,                        /* numbers come with the ring's first tiles, too */
         QUERIES = P == DKV ? STAGES * N : BUFS * OWN,
         LSE = RING + 2 * STAGES * TILE_BYTES,     /* of the queries in the room: lse in units of log2, delta, first */
         DELTA = LSE + (P == FWD ? 0 : QUERIES * 4),
@@ -179,7 +180,8 @@ struct ring { int stage; uint32_t parity; };
 template <int STAGES> DEV void advance(struct ring &r) {
     if (++r.stage == STAGES) r.stage = 0, r.parity ^= 1;
 }
-/* Barriers of a ring of tiles and of the own tiles: full = the bytes are there, empty = every consumer warp is through. */
+/* Barriers of a ring of tiles and of the own tiles: full = the bytes are there, empty = every consumer is through. Who wrote or read
+ * shared memory by itself arrives itself; of tiles, which copies fill and products read, one lane speaks for its warp. */
 template <class L> struct bars {
     uint32_t at;
     DEV uint32_t own_full(int buf) { return at + 8 * buf; }
@@ -248,7 +250,7 @@ template <int K, int P> DEV void fetch_items(const struct problem &a, const stru
 /* Beside it in DKV, a warp for 32 rows of a tile: lse, delta, first of the queries, which count as part of the first tile. */
 template <int K> DEV void fetch_rows(const struct problem &a, char *room, struct bars<plan<K, DKV>> bars, int64_t rows) {
     using L = plan<K, DKV>;
-    int lane = threadIdx.x % 32, r = threadIdx.x % 128 - 32;
+    int r = threadIdx.x % 128 - 32;
     struct ring at = {0, 1};
     for (struct ring own = {};; advance<L::BUFS>(own)) {
         bar_wait(bars.own_full(own.stage), own.parity);
@@ -259,11 +261,9 @@ template <int K> DEV void fetch_rows(const struct problem &a, char *room, struct
             float lse = a.lse[(int64_t)t * a.H + it.head], delta = a.delta[it.head * rows + t];
             bar_wait(bars.empty(0, at.stage), at.parity);
             ((float *)(room + L::LSE))[to] = lse * LOG2E, ((float *)(room + L::DELTA))[to] = delta, ((int *)(room + L::LOW))[to] = low;
-            __syncwarp();
-            if (lane == 0) bar_arrive(bars.full(0, at.stage));
+            bar_arrive(bars.full(0, at.stage));
         }
-        __syncwarp();
-        if (lane == 0) bar_arrive(bars.own_empty(own.stage));
+        bar_arrive(bars.own_empty(own.stage));
     }
 }
 
@@ -296,8 +296,7 @@ template <int K> DEV void make_delta(const struct problem &a, char *room, struct
             if (piece == 0) delta[r] = sum;
             if (piece == 0 && it.own + r == t) a.delta[it.head * rows + t] = sum;
         }
-        __syncwarp();
-        if (lane == 0) bar_arrive(bars.info(own.stage)), bar_arrive(bars.own_empty(own.stage));
+        bar_arrive(bars.info(own.stage)), bar_arrive(bars.own_empty(own.stage));
     }
 }
 
@@ -313,8 +312,9 @@ template <class L> struct consumer {
     DEV uint32_t tile(int which) { return shared_at(room) + L::RING + (2 * at[which].stage + which) * L::TILE_BYTES; }
     DEV void wait(int which) { bar_wait(bars.full(which, at[which].stage), at[which].parity); }
     DEV void release(int which, int stage) {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) bar_arrive(bars.empty(which, stage));
+        const int each = L::BESIDE && which == 0; /* has read numbers of its own; tiles are read by products alone */
+        if (!each) __syncwarp();
+        if (each || threadIdx.x % 32 == 0) bar_arrive(bars.empty(which, stage));
     }
     DEV void release(int which) {
         release(which, at[which].stage);
@@ -325,8 +325,7 @@ template <class L> struct consumer {
     }
     DEV void release_own(int buf) {
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) bar_arrive(bars.own_empty(buf));
+        bar_arrive(bars.own_empty(buf));
     }
     DEV void skip() { /* a tile that this warpgroup does not need */
         wait(0), release(0), wait(1), release(1);
@@ -544,9 +543,9 @@ attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ st
     extern __shared__ __align__(1024) char room[];
     struct bars<L> bars = {shared_at(room) + L::BARS};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 32), bar_init(bars.own_empty(i), 4 * L::GROUPS + L::HELPERS), bar_init(bars.info(i), P == DQ ? L::HELPERS : 1);
+        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 32), bar_init(bars.own_empty(i), 32 * (4 * L::GROUPS + L::HELPERS)), bar_init(bars.info(i), P == DQ ? 32 * L::HELPERS : 1);
         for (int i = 0; i < L::STAGES; i++)
-            for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), P == DKV && w == 0 ? 1 + L::HELPERS : 1), bar_init(bars.empty(w, i), 4 * L::GROUPS);
+            for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), L::BESIDE && w == 0 ? 1 + 32 * L::HELPERS : 1), bar_init(bars.empty(w, i), (L::BESIDE && w == 0 ? 128 : 4) * L::GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
