@@ -2,6 +2,7 @@
 #include "backend/card.h"
 #include "base/str.h"
 #include "base/sys.h"
+#include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -106,4 +107,30 @@ struct backend *backend_card(const struct card *c, struct err *e) {
     if (!p) return NULL;
     *p = (struct paper){.table = {.version = BACKEND_VERSION, .self = p, .info = paper_info, .workspace = paper_workspace, .sync = paper_sync, .close = paper_close}, .card = c};
     return &p->table;
+}
+
+int64_t card_used_bytes(void) {
+    struct { unsigned long long total, free, used; } memory; /* nvmlMemory_t */
+    int (*start)(void), (*stop)(void), (*count)(unsigned *), (*at)(unsigned, void **), (*ask)(void *, void *);
+    void *const to[] = {&start, &stop, &count, &at, &ask};
+    static const char *const names[] = {"nvmlInit_v2", "nvmlShutdown", "nvmlDeviceGetCount_v2", "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetMemoryInfo"};
+    int64_t sum = 0;
+    unsigned n = 0;
+    void *lib = dlopen("libnvidia-ml.so.1", RTLD_NOW); /* stays loaded */
+    int bad = !lib;
+    for (size_t i = 0; i < sizeof names / sizeof *names && !bad; i++) {
+        void *symbol = dlsym(lib, names[i]);
+        bad = !symbol;
+        memcpy(to[i], &symbol, sizeof symbol);
+    }
+    if (!bad && !(bad = start())) {
+        bad = count(&n);
+        for (unsigned i = 0; i < n && !bad; i++) {
+            void *device;
+            bad = at(i, &device) || ask(device, &memory);
+            if (!bad) sum += (int64_t)memory.used;
+        }
+        stop();
+    }
+    return bad ? -1 : sum;
 }

@@ -24,6 +24,10 @@ const struct card *card_named(const char *name); /* either name, with or without
 void card_info(const struct card *c, struct backend_info *out);
 struct backend *backend_card(const struct card *c, struct err *e);
 
+/* Bytes in use on all cards of the machine together, by the driver's management library, which needs no context; -1: it is not there.
+ * The difference around backend_open is what the context takes, if nobody else comes or goes meanwhile. */
+int64_t card_used_bytes(void);
+
 /* Bytes of the CUDA ops' workspace, part by part (what for: backend/cuda/cuda_internal.h); each begins at 256 bytes. */
 struct card_work { size_t lt, w16, rank, dropped, partial, turns, taps, bias, pieces, loss_e, slices; };
 void card_work(const struct backend_limits *l, struct card_work *w);

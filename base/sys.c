@@ -280,6 +280,36 @@ int64_t sys_resident_bytes(void) {
     return resident * sysconf(_SC_PAGESIZE);
 }
 
+static int64_t number_in(const char *path) {
+    long long v = -1;
+    FILE *f = fopen(path, "re");
+    if (!f) return -1;
+    if (fscanf(f, "%lld", &v) != 1) v = -1;
+    fclose(f);
+    return v;
+}
+
+void sys_memory(struct sys_memory *m) {
+    const struct { const char *name; int64_t *to; } lines[] = {{"VmRSS:", &m->resident}, {"VmHWM:", &m->most_resident}, {"VmLck:", &m->locked}, {"VmPin:", &m->pinned}};
+    char line[200], group[160] = "", path[200];
+    *m = (struct sys_memory){-1, -1, -1, -1, -1};
+    FILE *f = fopen("/proc/self/status", "re");
+    while (f && fgets(line, sizeof line, f))
+        for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+            const size_t n = strlen(lines[i].name);
+            long long kib;
+            if (!strncmp(line, lines[i].name, n) && sscanf(line + n, "%lld kB", &kib) == 1) *lines[i].to = kib * 1024;
+        }
+    if (f) fclose(f);
+    if ((f = fopen("/proc/self/cgroup", "re"))) { /* version 2: "0::/path" */
+        while (fgets(line, sizeof line, f))
+            if (sscanf(line, "0::%159[^\n]", group) == 1) break;
+        fclose(f);
+    }
+    snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.current", group);
+    m->cgroup = group[0] ? number_in(path) : -1;
+}
+
 int sys_threads(void) {
 #ifdef _OPENMP
     return omp_get_max_threads();

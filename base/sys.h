@@ -57,6 +57,9 @@ void sys_write_behind(int fd, int64_t offset, int64_t bytes);
 double sys_seconds(void);        /* monotonic clock */
 int64_t sys_free_memory(void);   /* bytes of memory the machine could still give, 0 if unknown */
 int64_t sys_resident_bytes(void); /* of this process, 0 if unknown */
+/* What the kernel counts for this process; -1: it does not say. Memory that a driver pins may stand in none of the first four. */
+struct sys_memory { int64_t resident, most_resident, locked, pinned, cgroup; }; /* cgroup: of all its processes, page cache included */
+void sys_memory(struct sys_memory *m);
 int sys_threads(void);           /* OpenMP threads in force */
 
 /* Fault injection. Calls are counted from 1; while armed, call number `at` (and all later ones if sticky) of the chosen

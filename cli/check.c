@@ -339,6 +339,8 @@ static int check_estimate(enum command_id cmd, struct options *o, struct err *e)
     if (o->card && t->backend) return wrong(e, "card plans for a card that need not be here, backend for what is here: give one");
     const int table = o->table || o->bench_table;
     if (table && (o->config || t->model_name_or_path)) return wrong(e, "table has models of its own: leave out config and model_name_or_path");
+    if (o->plot && !text_ends(o->plot, ".svg") && !text_ends(o->plot, ".png")) return wrong(e, "plot: the name of the file must end in .svg or .png");
+    if (o->table && options_given(o, "memory")) return wrong(e, "table shows the plans of all three: leave out memory");
     if (o->config && t->model_name_or_path) return wrong(e, "give model_name_or_path or config, not both");
     if (table) t->finetuning = FT_LORA; /* and in full, in turn */
     if (table || cmd == CMD_BENCH) {     /* the guide's setting, where the command line has no other */

@@ -36,6 +36,7 @@ struct options {
     int n_overrides;
     int as_text, decode, json, do_sample, skip_special, table;
     int bench_table;              /* 0: none, 1: the guide's */
+    int memory;                   /* enum estimate_memory (train/estimate.h) */
     int64_t limit, max_new_tokens, top_k, n_shot;
     const char *task, *task_dir, *save_dir;
     int lang;                     /* of eval: 0 en, 1 zh */

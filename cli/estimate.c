@@ -53,7 +53,7 @@ static int one(const struct options *o, struct str *s, struct err *e) {
     struct estimate x;
     struct model_config c = {0};
     if (o->config && model_config_find(o->config, &c, e)) return -1;
-    const int r = train_estimate(&(struct estimate_options){.train = &o->train, .config = o->config ? &c : NULL, .card = o->card}, &x, e);
+    const int r = train_estimate(&(struct estimate_options){.train = &o->train, .config = o->config ? &c : NULL, .card = o->card, .memory = (enum estimate_memory)o->memory}, &x, e);
     model_config_free(&c);
     if (r) return -1;
     if (o->json) as_json(&x, s);

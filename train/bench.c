@@ -1,5 +1,6 @@
 /* train/bench.c - see bench.h */
 #include "train/bench.h"
+#include "backend/card.h"
 #include "base/half.h"
 #include "base/log.h"
 #include "base/rng.h"
@@ -65,8 +66,9 @@ static int run(struct trainer *t, struct bench_result *r, struct err *e) {
     if (!status) {
         flops = counted_flops();
         qsort(seconds, (size_t)n, sizeof *seconds, ascending);
-        r->steps = n, r->step_seconds = seconds[n / 2];
+        r->warm_steps = WARM_STEPS, r->steps = n, r->step_seconds = seconds[n / 2];
         r->tokens_per_second = (double)t->batch.N / r->step_seconds;
+        r->slowest = (double)t->batch.N / seconds[n - 1], r->fastest = (double)t->batch.N / seconds[0];
         r->flops = flops / (double)n / r->step_seconds;
     }
     sys_free(seconds);
@@ -84,7 +86,7 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
     t.free_before = info.free_bytes;
     if (!info.unified) t.host_bytes = sys_free_memory();
     setup_shape(&t);
-    if (setup_model(&t, o->config, e) || setup_plan(&t, e)) goto out;
+    if (setup_model(&t, o->config, e) || estimate_plan(&t, o->memory, 0, e)) goto out;
     estimate_of(&t, &r->predicted);
     if (o->train->max_steps <= 0 && t.plan.seconds > TOO_LONG) {
         char text[40];
@@ -98,12 +100,24 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
     if (setup_run(&t, e) || fill(&t, &ids, e) || run(&t, r, e)) goto out;
     t.be->info(t.be->self, &info);
     if (!info.unified) r->device_bytes = t.free_before - info.free_bytes;
-    r->host_bytes = sys_resident_bytes();
+    sys_memory(&r->host);
     status = 0;
 out:
     sys_free(ids);
     setup_close(&t);
     return status;
+}
+
+int bench_context(const char *backend, int64_t *bytes, struct err *e) {
+    struct backend_info info;
+    const int64_t before = card_used_bytes();
+    struct backend *be = backend_open(backend, e);
+    if (!be) return -1;
+    be->info(be->self, &info);
+    const int64_t after = info.unified ? 0 : card_used_bytes();
+    *bytes = info.unified ? 0 : before < 0 || after < before ? -1 : after - before;
+    backend_close(be);
+    return 0;
 }
 
 /* Random values: a card computes zeros with less power, and so faster. */

@@ -48,14 +48,18 @@ static int model(struct trainer *t, const struct estimate_options *o, struct err
     return r;
 }
 
-static int plan(struct trainer *t, enum estimate_memory memory, struct err *e) {
+int estimate_plan(struct trainer *t, enum estimate_memory memory, int any_card, struct err *e) {
     struct plan_request *r = &t->request;
     struct err none = {0};
-    if (memory == ESTIMATE_RESIDENT) r->budget = INT64_MAX, r->keep_budget = 0, r->must = PLAN_ACTS, r->may &= PLAN_ACTS | PLAN_APART;
+    const int64_t budget = r->budget;
+    if (memory == ESTIMATE_RESIDENT) {
+        r->keep_budget = 0, r->may &= PLAN_ACTS | PLAN_APART, r->must = PLAN_ACTS & r->may;
+        if (any_card) r->budget = INT64_MAX;
+    }
     if (memory == ESTIMATE_LEAST) {
         r->budget = 0;
         (void)setup_plan(t, &none); /* fails, and says what would not */
-        r->budget = t->plan.device;
+        r->budget = any_card || t->plan.device < budget ? t->plan.device : budget;
     }
     return setup_plan(t, e);
 }
@@ -67,7 +71,7 @@ int train_estimate(const struct estimate_options *o, struct estimate *x, struct 
     if (!(t.be = machine(o, e))) return -1;
     t.be->info(t.be->self, &info);
     if (!o->card && !info.unified && !o->any_host) t.host_bytes = sys_free_memory();
-    if (!sequences(&t, o, e) && !model(&t, o, e) && !plan(&t, o->memory, e)) r = 0, estimate_of(&t, x);
+    if (!sequences(&t, o, e) && !model(&t, o, e) && !estimate_plan(&t, o->memory, 1, e)) r = 0, estimate_of(&t, x);
     setup_close(&t);
     return r;
 }

@@ -37,6 +37,9 @@ int train_estimate(const struct estimate_options *o, struct estimate *x, struct 
 
 /* The same of a run that is set up. */
 struct trainer;
+/* The plan of a choice of memory. any_card: larger than the card that is there, or smaller than it must be; else one that does not fit
+ * is an error, as any other. */
+int estimate_plan(struct trainer *t, enum estimate_memory memory, int any_card, struct err *e);
 void estimate_of(const struct trainer *t, struct estimate *x);
 void estimate_print(const struct estimate *x, struct str *out);
 #endif

@@ -258,6 +258,15 @@ static struct axis fit_axis(const double *v, int64_t n, int ticks) {
     return a;
 }
 
+/* From 0 to a little above the largest. */
+static struct axis from_zero(const double *v, int64_t n, int ticks) {
+    double ends[2] = {0, 0};
+    for (int64_t i = 0; i < n; i++) ends[1] = fmax(ends[1], v[i]);
+    struct axis a = fit_axis(ends, 2, ticks);
+    a.low = 0;
+    return a;
+}
+
 static double at_axis(const struct axis *a, double v, double from, double to) {
     return from + (v - a->low) / (a->high - a->low) * (to - from);
 }
@@ -355,6 +364,17 @@ void plot_smooth(const double *y, int64_t n, double *out) {
     for (int64_t i = 0; i < n; i++) out[i] = (i ? out[i - 1] : y[0]) * weight + (1 - weight) * y[i];
 }
 
+static void blank(struct canvas *c) {
+    for (int row = 0; row < H; row++) memset(&c->rgb[row][1], 255, 3 * W);
+}
+
+static void draw_labels(struct canvas *c, const char *title, const char *x_label, const char *y_label) {
+    const double width = text_width(title, 1), room = W - 40;
+    write_text(c, title, (LEFT + W - RIGHT) / 2.0, 29, 0.5, fmin(12, 12 * room / width), 0);
+    write_text(c, x_label, (LEFT + W - RIGHT) / 2.0, H - 16, 0.5, 10, 0);
+    write_text(c, y_label, 22, (TOP + H - BOTTOM) / 2.0, 0.5, 10, 1);
+}
+
 int plot_png(const char *path, const char *title, const char *x_label, const char *y_label, const double *x,
              const double *y, int64_t n, struct err *e) {
     ASSERT(n > 0, "%lld points", (long long)n);
@@ -362,20 +382,40 @@ int plot_png(const char *path, const char *title, const char *x_label, const cha
     struct canvas *c = sys_alloc(sizeof *c, "picture", e);
     double *smooth = sys_alloc_array((size_t)n, sizeof *smooth, "smoothed curve", e);
     if (!c || !smooth) goto out;
-    for (int row = 0; row < H; row++) memset(&c->rgb[row][1], 255, 3 * W);
+    blank(c);
     plot_smooth(y, n, smooth);
     const struct axis ax = fit_axis(x, n, 8), ay = fit_axis(y, n, 7);
     draw_axes(c, &ax, &ay);
     draw_curve(c, &ax, &ay, x, y, n, 0.75, 0.4);
     draw_curve(c, &ax, &ay, x, smooth, n, 1.0, 1);
     draw_legend(c);
-    const double width = text_width(title, 1), room = W - 40;
-    write_text(c, title, (LEFT + W - RIGHT) / 2.0, 29, 0.5, fmin(12, 12 * room / width), 0);
-    write_text(c, x_label, (LEFT + W - RIGHT) / 2.0, H - 16, 0.5, 10, 0);
-    write_text(c, y_label, 22, (TOP + H - BOTTOM) / 2.0, 0.5, 10, 1);
+    draw_labels(c, title, x_label, y_label);
     r = write_png(path, c, e);
 out:
     sys_free(smooth);
+    sys_free(c);
+    return r;
+}
+
+int plot_dots_png(const char *path, const char *title, const char *x_label, const char *y_label, const double *x, const double *y,
+                  const int *hollow, int64_t n, struct err *e) {
+    ASSERT(n > 0, "%lld points", (long long)n);
+    struct canvas *c = sys_alloc(sizeof *c, "picture", e);
+    if (!c) return -1;
+    blank(c);
+    const struct axis ax = from_zero(x, n, 8), ay = from_zero(y, n, 7);
+    draw_axes(c, &ax, &ay);
+    if (n > 1) draw_curve(c, &ax, &ay, x, y, n, 1.0, 1);
+    for (int64_t i = 0; i < n; i++) {
+        const struct point p = {at_axis(&ax, x[i], LEFT, W - RIGHT), at_axis(&ay, y[i], H - BOTTOM, TOP)};
+        stroke(c, p, p, 4.5);
+        ink_in(c, blue, 1);
+        if (!hollow[i]) continue;
+        stroke(c, p, p, 3);
+        ink_in(c, 0xffffff, 1);
+    }
+    draw_labels(c, title, x_label, y_label);
+    int r = write_png(path, c, e);
     sys_free(c);
     return r;
 }

@@ -75,6 +75,9 @@ int report_write(const struct report_metrics *t, const char *dir, const char *sp
 /* A line chart as PNG (zlib + own rasteriser and font): raw curve in grey-blue, smoothed on top. */
 int plot_png(const char *path, const char *title, const char *x_label, const char *y_label, const double *x,
              const double *y, int64_t n, struct err *e);
+/* Dots joined by a line, in the order of x, over axes that begin at 0; hollow where hollow[i]. */
+int plot_dots_png(const char *path, const char *title, const char *x_label, const char *y_label, const double *x, const double *y,
+                  const int *hollow, int64_t n, struct err *e);
 /* LLaMA-Factory's smoothing: exponential moving average, weight 1.8 * (sigmoid(0.05 n) - 0.5). */
 void plot_smooth(const double *y, int64_t n, double *out);
 
