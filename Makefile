@@ -165,7 +165,7 @@ help:
 #? make asan         the tests under AddressSanitizer and UBSan
 #? make valgrind     the unit tests under valgrind
 #? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each
-#? make bench        kernels and whole steps, timed
+#? make bench        kernels and whole steps, timed; added to bench/results/DEVICE-DATE.jsonl (RESULTS=FILE, RESULTS= for none)
 #? make install      to PREFIX=/usr/local, below DESTDIR: program, plugin, manual, completions, docs; make uninstall
 #? make deb          a Debian package in the build folder
 #? make format       clang-format over all sources
