@@ -4,9 +4,10 @@
  *
  * The backend is $QLORA_PLUGIN (a path) or "cuda". Ceilings first: a device copy of 2 GB, counting what is read and written, and
  * an 8192^3 bf16 product, once cold and once after two seconds of load (clocks fall). Then, for each op: a small case of the
- * same code against the CPU backend, which must agree, and the real shapes, timed: many calls between two syncs, median of
- * several rounds, buffers taken in turn so that no cache holds them. "share" = time at the ceilings / time measured, where time
- * at the ceilings is the larger of FLOPs over product rate and bytes over copy rate, both as the wrappers count them. */
+ * same code against the CPU backend, which must agree (unpack and join to the bit, from the weights' definition), and the real
+ * shapes, timed: many calls between two syncs, median of several rounds, buffers taken in turn so that no cache holds them.
+ * "share" = time at the ceilings / time measured, where time at the ceilings is the larger of FLOPs over product rate and bytes
+ * over copy rate, both as the wrappers count them. */
 #define _GNU_SOURCE
 #include "backend/backend.h"
 #include "base/half.h"
@@ -296,6 +297,46 @@ static int validate(const struct op *op, int v, double *host_sums) {
     return wrong;
 }
 
+static uint16_t stored(const struct weight *w, int64_t i) {
+    if (w->format == W_BF16) return ((const uint16_t *)w->data)[i];
+    return f32_to_bf16(w->format == W_INT8 ? (float)((const int8_t *)w->data)[i] * int8_unit(w->scale[i / w->cols]) : q4_value(&w->q4, i));
+}
+/* What join makes of a linear that is laid out on the CPU (backend.h, join_args), rows of `ld`. */
+static void joined(const struct linear_args *a, uint16_t *want, int64_t ld) {
+    const int64_t in = a->out[0].w.cols;
+    int64_t row = 0, rank = 0;
+    for (int i = 0; i < a->n; i++) {
+        const struct linear_out *l = &a->out[i];
+        const int64_t R = l->lora.A.rows;
+        for (int64_t r = 0; r < l->w.rows; r++, row++) {
+            for (int64_t c = 0; c < in; c++) want[row * ld + c] = stored(&l->w, r * in + c);
+            for (int64_t c = 0; c < R; c++) want[row * ld + in + rank + c] = f32_to_bf16(l->lora.scale * ((const float *)l->lora.B.data)[r * R + c]);
+        }
+        rank += R;
+    }
+    for (int i = 0; i < a->n; i++)
+        for (int64_t r = 0; r < a->out[i].lora.A.rows; r++, row++)
+            for (int64_t c = 0; c < in; c++) want[row * ld + c] = f32_to_bf16(((const float *)a->out[i].lora.A.data)[r * in + c]);
+}
+/* unpack and join, which the CPU has not: to the bit, from the same weights. */
+static int validate_bits(const struct op *op, int v) {
+    struct machine *const both[] = {&cpu, &card};
+    const int join = op->run == call_join;
+    int64_t wrong = 0;
+    for (int k = 0; k < 2; k++) begin(both[k], NULL), op->lay(&SMALL, &calls[k], v);
+    op->run(card.b, &calls[1]);
+    const int64_t rows = join ? calls[1].join.to.rows : calls[1].unpack.w.rows, ld = join ? calls[1].join.to.ld : calls[1].unpack.ld, cols = join ? ld : calls[1].unpack.w.cols;
+    uint16_t *have = malloc((size_t)(rows * ld) * 2), *want = calloc((size_t)(rows * ld), 2);
+    card.b->get(card.b->self, have, join ? calls[1].join.to.data : calls[1].unpack.to, (size_t)(rows * ld) * 2, Q_COMPUTE);
+    if (card.b->sync(card.b->self, &e)) exit(err_print(&e));
+    if (join) joined(&calls[0].linear, want, ld);
+    for (int64_t i = 0; !join && i < rows * cols; i++) want[i / cols * ld + i % cols] = stored(&calls[0].unpack.w, i);
+    for (int64_t i = 0; i < rows * ld; i++) wrong += i % ld < cols && have[i] != want[i];
+    if (wrong) fprintf(stderr, "✗ %s (%s): %lld of %lld numbers are wrong\n", op->name, text, (long long)wrong, (long long)(rows * cols));
+    free(have), free(want);
+    return wrong != 0;
+}
+
 /* Milliseconds a call: median of ROUNDS, each long enough for the clock, sets in turn. */
 static int by_size(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
 static double time_calls(const struct op *op, int sets, double seconds) {
@@ -428,12 +469,12 @@ int main(int argc, char **argv) {
         for (int k = 0; k < OPS_COUNT; k++) {
             int wanted = first == argc;
             for (int j = first; j < argc; j++) wanted |= !strcmp(argv[j], OPS[k].name);
-            if (!wanted || (i < 0 && OPS[k].run == call_join) || (OPS[k].run == call_unpack && (!unpack_to || i < 0))) continue; /* their bits: tests/ops/test_cuda.c */
+            if (!wanted || (OPS[k].run == call_unpack && !unpack_to)) continue;
             if (i > 0 && OPS[k].once && SIZES[i].D == SIZES[i - 1].D) continue;
             if (i == 2 && OPS[k].run != call_attend && OPS[k].run != call_attend_bwd) continue; /* long sequences matter there only */
             for (int v = 0; v < OPS[k].variants; v++) {
                 sums = host_sums;
-                if (i < 0) failed += validate(&OPS[k], v, host_sums);
+                if (i < 0) failed += OPS[k].run == call_join || OPS[k].run == call_unpack ? validate_bits(&OPS[k], v) : validate(&OPS[k], v, host_sums);
                 else measure(&OPS[k], &SIZES[i], v);
             }
         }
