@@ -117,6 +117,9 @@ fails 2 "${on[@]}" --finetuning_type full --loraplus_lr_ratio 16
 fails 2 export "${m[@]}"
 fails 2 export "${m[@]}" --export_dir x --export_quantization_bit 3
 fails 2 quantize "${m[@]}" --output_dir x
+fails 2 quantize "${m[@]}" --output_dir x --quantization_bit 8 --lfa_bits 4
+fails 2 bench --config yuan2-tiny --plot x.gif
+fails 2 estimate --table --memory smallest
 fails 2 tokenize "${m[@]}"
 fails 2 score "${m[@]}" --backend cpu
 fails 2 chat "${m[@]}" --prompt a --ids 1 --backend cpu
@@ -260,6 +263,8 @@ fails 2 new --config yuan2-tiny --output_dir n --override hidden_size
 fails 2 "${on[@]}" --output_dir a
 fails 2 quantize "${m[@]}" --output_dir m --quantization_bit 4
 fails 2 quantize "${m[@]}" --output_dir m4 --quantization_bit 4
+"$QLORA" quantize "${m[@]}" --output_dir m4f --quantization_bit 4 --lfa_bits 4 --quiet 2>.setup || { cat .setup; failed=$((failed + 1)); }
+fails 2 export --model_name_or_path m4f --export_dir x
 fails 1 "${on[@]}" --vram 1MiB
 fails 2 "${on[@]}" --output_dir o2 --resume_from_checkpoint o2/checkpoint-7
 file taken x
