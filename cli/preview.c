@@ -49,12 +49,12 @@ static int print_sequence(const struct options *o, const struct dataset *d, int6
 }
 
 /* Lengths of all sequences, for group_by_length. */
-static int64_t *lengths_of(const struct dataset *d, struct err *e) {
-    int64_t *n = sys_alloc_array((size_t)data_count(d), sizeof *n, "lengths", e);
+static int32_t *lengths_of(const struct dataset *d, struct err *e) {
+    int32_t *n = sys_alloc_array((size_t)data_count(d), sizeof *n, "lengths", e);
     struct sequence q;
     for (int64_t i = 0; n && i < data_count(d); i++) {
         if (data_get(d, i, &q, e)) return sys_free(n), NULL;
-        n[i] = q.n;
+        n[i] = (int32_t)q.n;
     }
     return n;
 }
@@ -70,7 +70,8 @@ static int print_all(const struct options *o, const struct dataset *d, const str
                                .shuffle = !r->disable_shuffling,
                                .group_by_length = r->group_by_length,
                                .compat_new = 1};
-    int64_t left = o->limit ? o->limit : INT64_MAX, *lengths = NULL;
+    int64_t left = o->limit ? o->limit : INT64_MAX;
+    int32_t *lengths = NULL;
     struct sampler *order = NULL;
     struct str s = {0};
     int rc = -1;

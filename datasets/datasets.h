@@ -69,6 +69,7 @@ struct dataset;
 int data_load(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval,
               struct data_report *r, struct err *e);
 int64_t data_count(const struct dataset *d);
+/* One thread at a time. Of sequences that wait in a file only those asked for last stay in memory. */
 int data_get(const struct dataset *d, int64_t i, struct sequence *s, struct err *e);
 int64_t data_tokens(const struct dataset *d);
 int64_t data_longest(const struct dataset *d);
@@ -86,7 +87,7 @@ struct sampler_config {
     uint64_t seed;
     int shuffle, drop_last;
     int group_by_length;    /* needs lengths */
-    const int64_t *lengths; /* [count] or NULL; copied */
+    const int32_t *lengths; /* [count] or NULL; copied */
     int compat_new;         /* 1: a short last update closes each epoch; 0: left-over micro-batches join the next epoch's */
 };
 struct sampler;

@@ -148,9 +148,9 @@ static inline const int32_t *row_ids(const struct row *r) {
 static inline const int32_t *row_labels(const struct row *r) {
     return row_ids(r) + r->n;
 }
-/* The reader walked on: pages of the mapped file before it need not stay resident. Cheap; call it once a row.
- * */
-void store_walked(const struct store *s, const struct row *r);
+/* A row is about to be read: of the mapped file only what was read last stays resident, 16 MiB. Cheap, for rows in any order;
+ * one thread at a time. */
+void store_walked(struct store *s, const struct row *r);
 
 /* ---- encode.c ---- */
 struct encoder {
@@ -184,8 +184,8 @@ void list_free(struct list *v);
 struct mt19937;
 /* num_samples: a random permutation, then random repeats, as numpy's global generator draws them. */
 int mix_samples(struct mt19937 *g, struct list *v, int64_t samples, struct err *e);
-/* Joins the lists of several sources by c->mix. Appends to out. */
-int mix_lists(const struct data_config *c, const struct list *part, const struct source *source, int count,
+/* Joins the lists of several sources by c->mix into out, which is empty. A single list may be taken over as it is. */
+int mix_lists(const struct data_config *c, struct list *part, const struct source *source, int count,
               struct list *out, struct err *e);
 /* val_size: part of `all` becomes `test`, the rest stays, both in permuted order. */
 int mix_split(const struct data_config *c, struct list *all, struct list *test, struct err *e);
@@ -200,7 +200,7 @@ enum packing pack_kind(const struct data_config *c);
 int64_t pack_block(const struct data_config *c); /* length of a block */
 /* Rows `in` of `from` become blocks in `to`, their positions are appended to `out`. r gets what
  * became of the records, dropped_lengthy and remainder_tokens. */
-int pack_rows(const struct data_config *c, const struct tok *t, const struct store *from,
+int pack_rows(const struct data_config *c, const struct tok *t, struct store *from,
               const struct list *in, struct store *to, struct list *out, struct data_report *r,
               struct err *e);
 #endif

@@ -198,10 +198,10 @@ static void count_rows(struct dataset *d) {
     d->tokens = d->labelled = d->longest = 0;
     for (int64_t i = 0; i < d->rows.n; i++) {
         const struct row *r = store_row(d->store, d->rows.p[i]);
+        store_walked(d->store, r);
         d->tokens += r->n;
         d->labelled += r->labelled;
         if (r->n > d->longest) d->longest = r->n;
-        store_walked(d->store, r);
     }
 }
 
@@ -237,8 +237,8 @@ static int no_sequences(const struct loader *l, const struct data_report *r, con
     return err_set(e, ERR_INPUT, "Empty dataset! %s: there are no records", what);
 }
 
-/* Packs or filters the rows `in` into *out. */
-static int make_dataset(const struct loader *l, const struct list *in, const char *what, struct dataset **out,
+/* Packs or filters the rows `in` into *out; the list is used up. */
+static int make_dataset(const struct loader *l, struct list *in, const char *what, struct dataset **out,
                         struct data_report *r, struct err *e) {
     struct dataset *d = sys_alloc(sizeof *d, "data set", e);
     if (!d) return -1;
@@ -248,12 +248,15 @@ static int make_dataset(const struct loader *l, const struct list *in, const cha
             goto fail;
     } else {
         d->store = store_ref(l->store);
-        for (int64_t i = 0; i < in->n; i++) {
-            const struct row *x = store_row(l->store, in->p[i]);
+        d->rows = *in, *in = (struct list){0};
+        const int64_t n = d->rows.n;
+        d->rows.n = 0;
+        for (int64_t i = 0; i < n; i++) {
             if (stop_check("while a data set was made", e)) goto fail;
-            report_row(l->c, x, r);
-            if (!x->drop && list_add(&d->rows, in->p[i], e)) goto fail;
+            const struct row *x = store_row(l->store, d->rows.p[i]);
             store_walked(l->store, x);
+            report_row(l->c, x, r);
+            if (!x->drop) d->rows.p[d->rows.n++] = d->rows.p[i];
         }
     }
     if (!d->rows.n) {
@@ -427,6 +430,7 @@ int data_get(const struct dataset *d, int64_t i, struct sequence *s, struct err 
     (void)e;
     ASSERT(i >= 0 && i < d->rows.n, "sequence %lld of %lld", (long long)i, (long long)d->rows.n);
     const struct row *r = store_row(d->store, d->rows.p[i]);
+    store_walked(d->store, r);
     const int32_t *ids = row_ids(r);
     const int packed = r->flags & ROW_PACKED;
     *s = (struct sequence){.ids = ids,
@@ -444,9 +448,9 @@ int data_hash(const struct dataset *d, char hex[41], struct err *e) {
         if (stop_check("while the data set was read", e)) return -1;
         const struct row *r = store_row(d->store, d->rows.p[i]);
         const size_t columns = r->flags & ROW_PACKED ? 4 : 2;
+        store_walked(d->store, r);
         sha1_add(&h, &r->n, sizeof r->n);
         sha1_add(&h, r + 1, columns * (size_t)r->n * sizeof(int32_t));
-        store_walked(d->store, r);
     }
     sha1_hex(&h, hex);
     return 0;

@@ -22,13 +22,14 @@ int setup_data(struct trainer *t, struct err *e) {
     struct data_report r = {0};
     if (!(t->tok = tok_open(o->model_name_or_path, e)) || data_load(&o->data, t->tok, &t->train, &t->eval, &r, e)) return -1;
     if (data_hash(t->train, t->data_hash, e)) return -1;
-    int64_t n = data_count(t->train), *lengths = NULL;
+    int64_t n = data_count(t->train);
+    int32_t *lengths = NULL;
     if (o->group_by_length) {
         if (!(lengths = sys_alloc_array((size_t)n, sizeof *lengths, "sequence lengths", e))) return -1;
         for (int64_t i = 0; i < n; i++) {
             struct sequence s;
             if (data_get(t->train, i, &s, e)) return sys_free(lengths), -1;
-            lengths[i] = s.n;
+            lengths[i] = (int32_t)s.n;
         }
     }
     t->sampler = sampler_open(&(struct sampler_config){.count = n, .batch = o->batch, .accumulate = o->accumulate, .epochs = o->epochs, .max_steps = o->max_steps,
