@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # bench/train_memory.sh [MIB] - host memory of a run on a data file of that size (default 2048) beyond that of the same run on
 # 64 of its records. The file is made in $WORK (default: a fresh folder of TMPDIR) and removed. One JSON line. Extra FLAGS go
-# to qlora train, as does TOKENIZER, a folder (default: that of ../shared).
+# to qlora train; MODEL is a folder (default: yuan2-tiny of random weights with the tokenizer of ../shared).
 set -eu
 cd "$(dirname "$0")/.."
 mib=${1:-2048}
 qlora=$(realpath "${QLORA:-./qlora}")
-tokenizer=${TOKENIZER:-${QLORA_SHARED:-../shared}/data/yuan2-tokenizer}
 work=${WORK:-$(mktemp -d)}
 mkdir -p "$work"
 trap 'rm -rf "$work"' EXIT
@@ -24,13 +23,14 @@ awk -v bytes=$((mib << 20)) 'BEGIN {
     }
 }' >"$work/data.jsonl"
 
-"$qlora" new --config yuan2-tiny --tokenizer "$tokenizer" --output_dir "$work/m" --quiet
+model=${MODEL:-$work/m}
+[[ -d $model ]] || "$qlora" new --config yuan2-tiny --tokenizer "${QLORA_SHARED:-../shared}/data/yuan2-tokenizer" --output_dir "$model" --quiet
 # peak OUT FLAGS..: the run's highest resident size in KiB, as the kernel keeps it, and its time
 run() {
     local out=$1 start=$EPOCHREALTIME
     shift
     # shellcheck disable=SC2086
-    TMPDIR=$work "$qlora" train --do_train --stage sft --template yuan --model_name_or_path "$work/m" --dataset "$work/data.jsonl" --cutoff_len 256 --lora_target all \
+    TMPDIR=$work "$qlora" train --do_train --stage sft --template yuan --model_name_or_path "$model" --dataset "$work/data.jsonl" --cutoff_len 256 --lora_target all \
         --output_dir "$work/$out" --overwrite_output_dir --per_device_train_batch_size 4 --max_steps 8 --save_strategy no --logging_steps 4 ${FLAGS-} "$@" >"$work/$out.log" 2>&1 &
     local pid=$! peak=0 now
     while now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$pid/status" 2>/dev/null) && [[ $now ]]; do peak=$now; sleep 0.02; done

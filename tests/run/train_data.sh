@@ -30,4 +30,10 @@ ok "neat in full, with evaluation" run neat_full --cutoff_len 128 --neat_packing
 ok "neat, in chunks smaller than a row" run neat_chunks --cutoff_len 128 --neat_packing --num_train_epochs 2 --chunk_tokens 40
 ok "neat, in large chunks" run neat_whole --cutoff_len 128 --neat_packing --num_train_epochs 2
 ok "the same losses" diff <(losses neat_chunks) <(losses neat_whole)
+
+# ---- memory: 12 MiB of text are 50 MiB of sequences, of which 16 are in memory at a time ----
+if grep -q __asan_init "$QLORA"; then skip "memory, under a sanitizer"; else
+    mib=$(QLORA=$QLORA MODEL=$work/m WORK=$work/memory FLAGS="--data_memory 2MiB" bench/train_memory.sh 12 2>"$work/.log" | sed 's/.*"mib": \([0-9]*\),.*/\1/')
+    ok "a run on a large file takes ${mib:-no figure} MiB more than one on 64 records" test "${mib:-1000}" -lt 36
+fi
 finish
