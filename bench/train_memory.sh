@@ -10,8 +10,9 @@ work=${WORK:-$(mktemp -d)}
 mkdir -p "$work"
 trap 'rm -rf "$work"' EXIT
 
-# Records of 100 to 700 letters: words by a linear congruential generator.
-awk -v bytes=$((mib << 20)) 'BEGIN {
+# Records of 100 to 700 letters: words by a linear congruential generator; 64 MiB of them again and again.
+block=$((mib < 64 ? mib : 64))
+awk -v bytes=$((block << 20)) 'BEGIN {
     n = split("the of and to in that for it was with be by not his but are this have from they which one you were all her there would their him been has when who will more out said what about than into them only other time some could these first then like over people even after before must years through", word, " ")
     x = 1
     while (done < bytes) {
@@ -21,7 +22,9 @@ awk -v bytes=$((mib << 20)) 'BEGIN {
         line = "{\"instruction\": \"" q "\", \"output\": \"" a "\"}"
         print line; done += length(line) + 1
     }
-}' >"$work/data.jsonl"
+}' >"$work/block"
+for ((i = 0; i < mib; i += block)); do cat "$work/block"; done >"$work/data.jsonl"
+rm "$work/block"
 
 model=${MODEL:-$work/m}
 [[ -d $model ]] || "$qlora" new --config yuan2-tiny --tokenizer "${QLORA_SHARED:-../shared}/data/yuan2-tokenizer" --output_dir "$model" --quiet
