@@ -95,12 +95,37 @@ out:
     return rc < 0 ? e->code : rc;
 }
 
+/* Prints a stream in its order, up to the end of the files. */
+static int print_stream(const struct options *o, const struct tok *t, struct err *e) {
+    int64_t left = o->limit ? o->limit : INT64_MAX;
+    struct dataset *first, *eval;
+    const struct dataset *one;
+    struct data_report report;
+    struct str s = {0};
+    int rc = -1;
+    struct data_stream *stream = data_stream_open(&o->train.data, t, &first, &eval, &report, e);
+    if (!stream) return e->code;
+    for (; left && !stop_requested(); left--) {
+        if (data_stream_take(stream, 1, &one, e)) goto out;
+        if (data_stream_pass(stream)) break;
+        if (print_sequence(o, one, 0, t, &s, e)) goto out;
+    }
+    rc = stop_requested() ? 128 + stop_requested() : 0;
+out:
+    str_free(&s);
+    data_free(first), data_free(eval);
+    data_stream_close(stream);
+    return rc < 0 ? e->code : rc;
+}
+
 int cmd_preview(struct options *o, struct err *e) {
     struct dataset *train = NULL, *eval = NULL;
     struct data_report report;
     int code = ERR_RUN;
     struct tok *t = tok_open(o->train.model_name_or_path, e);
-    if (!t || data_load(&o->train.data, t, &train, &eval, &report, e))
+    if (t && o->train.streaming)
+        code = print_stream(o, t, e);
+    else if (!t || data_load(&o->train.data, t, &train, &eval, &report, e))
         code = e->code;
     else
         code = print_all(o, train, t, e);

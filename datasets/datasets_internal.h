@@ -9,6 +9,7 @@
  *   mix.c      which rows, in which order: repeats, interleaving, validation split
  *   pack.c     rows -> blocks
  *   load.c     runs them in this order and reports
+ *   streaming.c  runs them on groups of records while training goes on
  *
  * Every record of a file is encoded once, into a row; everything after encode.c moves only positions of rows.
  */
@@ -196,8 +197,8 @@ struct dataset {
     struct list rows;
     int64_t tokens, labelled, longest;
 };
-enum { BATCH_RECORDS = 1000 };
-struct batch { /* records that are encoded together */
+enum { BATCH_RECORDS = 1000, BATCH_BYTES = 8 << 20 };
+struct batch { /* records that are encoded together: none is added beyond so many, or so many bytes */
     int n;
     struct str text;                            /* of all records, one after the other */
     struct record record[BATCH_RECORDS];        /* their text is set by loader_encode */

@@ -13,7 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { BATCH_BYTES = 8 << 20, CUTOFF_MAX = 1 << 24 };
+enum { CUTOFF_MAX = 1 << 24 };
 
 /* ---- reading and encoding ---- */
 
