@@ -83,6 +83,13 @@ uint32_t pcg_next32(struct pcg64 *g) {
 
 double pcg_double(struct pcg64 *g) { return (double)(pcg_next64(g) >> 11) * 0x1p-53; }
 
+uint32_t pcg_below(struct pcg64 *g, uint32_t n) { /* Lemire 2019, algorithm 5 */
+    if (n < 2) return 0;
+    uint64_t m = (uint64_t)pcg_next32(g) * n;
+    while ((uint32_t)m < n && (uint32_t)m < -n % n) m = (uint64_t)pcg_next32(g) * n;
+    return (uint32_t)(m >> 32);
+}
+
 void pcg_permutation(struct pcg64 *g, int64_t *a, int64_t n) {
     for (int64_t i = 0; i < n; i++) a[i] = i;
     for (int64_t i = n - 1; i > 0; i--) {

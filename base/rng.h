@@ -42,5 +42,6 @@ void pcg_seed(struct pcg64 *g, uint64_t seed); /* numpy.random.default_rng(seed)
 uint64_t pcg_next64(struct pcg64 *g);
 uint32_t pcg_next32(struct pcg64 *g);
 double pcg_double(struct pcg64 *g); /* [0,1): (next64 >> 11) * 2^-53 */
+uint32_t pcg_below(struct pcg64 *g, uint32_t n); /* Generator.integers(0, n) */
 void pcg_permutation(struct pcg64 *g, int64_t *a, int64_t n); /* Generator.permutation(n) */
 #endif

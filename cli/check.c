@@ -199,6 +199,30 @@ static int check_export(struct options *o, struct err *e) {
     return check_stored_filter(o, e);
 }
 
+/* A stream has no end that is known beforehand, and no lengths. */
+static int check_streaming(struct options *o, struct err *e) {
+    struct train_options *t = &o->train;
+    struct data_config *d = &t->data;
+    if (!t->streaming) return 0;
+    if (t->do_train && t->max_steps <= 0) return wrong(e, "Please specify `max_steps` in streaming mode.");
+    if (d->max_samples) return wrong(e, "`max_samples` is incompatible with `streaming`.");
+    if (d->val_size > 0 && d->val_size < 1) return wrong(e, "Streaming mode should have an integer val size.");
+    if (t->group_by_length) return wrong(e, "group_by_length needs to know all lengths, which streaming does not; leave out one");
+    if (t->save_strategy == EVERY_EPOCH || t->eval_strategy == EVERY_EPOCH)
+        return wrong(e, "streaming knows no epochs: set eval_strategy and save_strategy to steps");
+    if (d->mix != MIX_CONCAT) return wrong(e, "streaming reads data sets one after the other: leave out mix_strategy, or streaming");
+    if (t->disable_shuffling) d->buffer_size = 0;
+    return 0;
+}
+
+static int check_sampling(struct options *o, struct err *e) {
+    struct train_options *t = &o->train;
+    if (o->sampling == 1 && t->group_by_length)
+        return wrong(e, "train_sampling_strategy sequential contradicts group_by_length; give one of them");
+    t->disable_shuffling |= o->sampling == 1, t->group_by_length |= o->sampling == 2;
+    return check_streaming(o, e);
+}
+
 static int check_data(struct options *o, struct err *e) {
     struct data_config *d = &o->train.data;
     const int sft = d->stage == STAGE_SFT;
@@ -220,7 +244,7 @@ static int check_data(struct options *o, struct err *e) {
     if (d->val_size > 0 && !d->dataset) return wrong(e, "Cannot specify `val_size` if `dataset` is None.");
     d->seed = o->train.seed;
     if (!options_given(o, "data_seed")) o->train.data_seed = o->train.seed;
-    return 0;
+    return check_sampling(o, e);
 }
 
 static int set_optimizer(struct options *o, struct err *e) {

@@ -29,6 +29,7 @@ struct options {
     /* flags that become something else in `train` (cli/check.c) */
     int64_t quantization_bit, lora_alpha, reserved_label_len;
     const char *lora_target, *optim, *template, *deepspeed, *report_to;
+    int sampling;                 /* 0: random, 1: in order, 2: by length */
     int gradient_checkpointing, disable_gradient_checkpointing, create_new_adapter, no_card, quiet, predict_with_generate;
     /* preview, score, chat, tokenize, new */
     const char *text, *ids, *file, *prompt, *system, *config, *tokenizer, *card, *vram_list, *plot;

@@ -49,12 +49,12 @@ static int print_sequence(const struct options *o, const struct dataset *d, int6
 }
 
 /* Lengths of all sequences, for group_by_length. */
-static int64_t *lengths_of(const struct dataset *d, struct err *e) {
-    int64_t *n = sys_alloc_array((size_t)data_count(d), sizeof *n, "lengths", e);
+static int32_t *lengths_of(const struct dataset *d, struct err *e) {
+    int32_t *n = sys_alloc_array((size_t)data_count(d), sizeof *n, "lengths", e);
     struct sequence q;
     for (int64_t i = 0; n && i < data_count(d); i++) {
         if (data_get(d, i, &q, e)) return sys_free(n), NULL;
-        n[i] = q.n;
+        n[i] = (int32_t)q.n;
     }
     return n;
 }
@@ -70,7 +70,8 @@ static int print_all(const struct options *o, const struct dataset *d, const str
                                .shuffle = !r->disable_shuffling,
                                .group_by_length = r->group_by_length,
                                .compat_new = 1};
-    int64_t left = o->limit ? o->limit : INT64_MAX, *lengths = NULL;
+    int64_t left = o->limit ? o->limit : INT64_MAX;
+    int32_t *lengths = NULL;
     struct sampler *order = NULL;
     struct str s = {0};
     int rc = -1;
@@ -94,12 +95,37 @@ out:
     return rc < 0 ? e->code : rc;
 }
 
+/* Prints a stream in its order, up to the end of the files. */
+static int print_stream(const struct options *o, const struct tok *t, struct err *e) {
+    int64_t left = o->limit ? o->limit : INT64_MAX;
+    struct dataset *first, *eval;
+    const struct dataset *one;
+    struct data_report report;
+    struct str s = {0};
+    int rc = -1;
+    struct data_stream *stream = data_stream_open(&o->train.data, t, &first, &eval, &report, e);
+    if (!stream) return e->code;
+    for (; left && !stop_requested(); left--) {
+        if (data_stream_take(stream, 1, &one, e)) goto out;
+        if (data_stream_pass(stream)) break;
+        if (print_sequence(o, one, 0, t, &s, e)) goto out;
+    }
+    rc = stop_requested() ? 128 + stop_requested() : 0;
+out:
+    str_free(&s);
+    data_free(first), data_free(eval);
+    data_stream_close(stream);
+    return rc < 0 ? e->code : rc;
+}
+
 int cmd_preview(struct options *o, struct err *e) {
     struct dataset *train = NULL, *eval = NULL;
     struct data_report report;
     int code = ERR_RUN;
     struct tok *t = tok_open(o->train.model_name_or_path, e);
-    if (!t || data_load(&o->train.data, t, &train, &eval, &report, e))
+    if (t && o->train.streaming)
+        code = print_stream(o, t, e);
+    else if (!t || data_load(&o->train.data, t, &train, &eval, &report, e))
         code = e->code;
     else
         code = print_all(o, train, t, e);

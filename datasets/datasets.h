@@ -41,6 +41,7 @@ struct data_config {
     uint64_t seed;
     const char *default_system; /* or NULL */
     int allow_outside;        /* file_name may leave dataset_dir */
+    int64_t buffer_size;      /* of a stream: records that are shuffled among each other; 0 = the order of the files */
     int64_t memory_limit;     /* bytes of sequences kept in memory before a temporary file is used; 0 = default */
     const char *temp_dir;     /* for that file; NULL = TMPDIR or /tmp */
 };
@@ -69,12 +70,28 @@ struct dataset;
 int data_load(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval,
               struct data_report *r, struct err *e);
 int64_t data_count(const struct dataset *d);
+/* One thread at a time. Of sequences that wait in a file only those asked for last stay in memory. */
 int data_get(const struct dataset *d, int64_t i, struct sequence *s, struct err *e);
 int64_t data_tokens(const struct dataset *d);
 int64_t data_longest(const struct dataset *d);
 /* SHA-1 over all sequences in file order: identifies the data in a training checkpoint. */
 int data_hash(const struct dataset *d, char hex[41], struct err *e);
 void data_free(struct dataset *d);
+
+/* Sequences as they come (datasets/streaming.c): files of any size, read while the run goes on, again and again, shuffled
+ * through a buffer. Uses c->buffer_size; val_size is a count of records at the beginning. *first are the sequences of the
+ * first records, to look at; r is about them. *eval as with data_load. The caller frees both. */
+struct data_stream;
+struct data_stream *data_stream_open(const struct data_config *c, const struct tok *t, struct dataset **first,
+                                     struct dataset **eval, struct data_report *r, struct err *e);
+/* The next n sequences, none longer than cutoff_len; *out lives until the next call and is the stream's. */
+int data_stream_take(struct data_stream *s, int64_t n, const struct dataset **out, struct err *e);
+/* Passes n sequences over: reads and encodes them, as there is no other way to know where they end. */
+int data_stream_skip(struct data_stream *s, int64_t n, struct err *e);
+int64_t data_stream_pass(const struct data_stream *s); /* over the files, that the last sequence taken belongs to; from 0 */
+/* SHA-1 over files, their sizes and the settings: identifies the data in a training checkpoint. */
+int data_stream_hash(const struct data_stream *s, char hex[41], struct err *e);
+void data_stream_close(struct data_stream *s);
 
 /* Order and grouping. A step is one optimizer update: up to G micro-batches of up to B sequences. Everything is a
  * function of the configuration and the step number, so a run resumes anywhere. */
@@ -86,7 +103,7 @@ struct sampler_config {
     uint64_t seed;
     int shuffle, drop_last;
     int group_by_length;    /* needs lengths */
-    const int64_t *lengths; /* [count] or NULL; copied */
+    const int32_t *lengths; /* [count] or NULL; copied */
     int compat_new;         /* 1: a short last update closes each epoch; 0: left-over micro-batches join the next epoch's */
 };
 struct sampler;

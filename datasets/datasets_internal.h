@@ -9,12 +9,14 @@
  *   mix.c      which rows, in which order: repeats, interleaving, validation split
  *   pack.c     rows -> blocks
  *   load.c     runs them in this order and reports
+ *   streaming.c  runs them on groups of records while training goes on
  *
  * Every record of a file is encoded once, into a row; everything after encode.c moves only positions of rows.
  */
 #ifndef QLORA_DATASETS_INTERNAL_H
 #define QLORA_DATASETS_INTERNAL_H
 #include "base/json.h"
+#include "base/rng.h"
 #include "base/str.h"
 #include "datasets/datasets.h"
 
@@ -148,9 +150,9 @@ static inline const int32_t *row_ids(const struct row *r) {
 static inline const int32_t *row_labels(const struct row *r) {
     return row_ids(r) + r->n;
 }
-/* The reader walked on: pages of the mapped file before it need not stay resident. Cheap; call it once a row.
- * */
-void store_walked(const struct store *s, const struct row *r);
+/* A row is about to be read: of the mapped file only what was read last stays resident, 16 MiB. Cheap, for rows in any order;
+ * one thread at a time. */
+void store_walked(struct store *s, const struct row *r);
 
 /* ---- encode.c ---- */
 struct encoder {
@@ -181,16 +183,51 @@ struct list { /* positions of rows */
 };
 int list_add(struct list *v, int64_t x, struct err *e);
 void list_free(struct list *v);
-struct mt19937;
 /* num_samples: a random permutation, then random repeats, as numpy's global generator draws them. */
 int mix_samples(struct mt19937 *g, struct list *v, int64_t samples, struct err *e);
-/* Joins the lists of several sources by c->mix. Appends to out. */
-int mix_lists(const struct data_config *c, const struct list *part, const struct source *source, int count,
+/* Joins the lists of several sources by c->mix into out, which is empty. A single list may be taken over as it is. */
+int mix_lists(const struct data_config *c, struct list *part, const struct source *source, int count,
               struct list *out, struct err *e);
 /* val_size: part of `all` becomes `test`, the rest stays, both in permuted order. */
 int mix_split(const struct data_config *c, struct list *all, struct list *test, struct err *e);
 
 /* ---- load.c ---- */
+struct dataset {
+    struct store *store;
+    struct list rows;
+    int64_t tokens, labelled, longest;
+};
+enum { BATCH_RECORDS = 1000, BATCH_BYTES = 8 << 20 };
+struct batch { /* records that are encoded together: none is added beyond so many, or so many bytes */
+    int n;
+    struct str text;                            /* of all records, one after the other */
+    struct record record[BATCH_RECORDS];        /* their text is set by loader_encode */
+    const struct source *source[BATCH_RECORDS]; /* of which each is */
+    size_t at[BATCH_RECORDS];                   /* of a record's text */
+    struct encoded out[BATCH_RECORDS];
+};
+void batch_clear(struct batch *b);
+/* Appends a record and its text: BATCH_RECORDS at most. */
+void batch_add(struct batch *b, const struct source *s, const struct record *r);
+struct loader {
+    const struct data_config *c;
+    const struct tok *tok;
+    struct encoder encoder;
+    struct store *store; /* of all encoded records */
+    struct batch *batch;
+    struct mt19937 samples;
+    int64_t records, dropped[DROP_COUNT_OF];
+    char first[DROP_COUNT_OF][400]; /* place and reason of the first drop of a kind */
+};
+/* Checks c, which stays the caller's as t does. */
+struct loader *loader_open(const struct data_config *c, const struct tok *t, struct err *e);
+void loader_close(struct loader *l);
+/* Encodes the batch with all threads and stores it in order; positions are appended to rows, columns that were there to *seen. */
+int loader_encode(struct loader *l, struct list *rows, unsigned *seen, struct err *e);
+/* Packs or filters the rows `in` (of the sealed store) into *out; the list is used up. Nothing left is an error that names `what`. */
+int loader_make(const struct loader *l, struct list *in, const char *what, struct dataset **out,
+                struct data_report *r, struct err *e);
+void loader_log_drops(const struct loader *l);
 /* Adds what became of a record to the report. */
 void report_row(const struct data_config *c, const struct row *x, struct data_report *r);
 
@@ -200,7 +237,7 @@ enum packing pack_kind(const struct data_config *c);
 int64_t pack_block(const struct data_config *c); /* length of a block */
 /* Rows `in` of `from` become blocks in `to`, their positions are appended to `out`. r gets what
  * became of the records, dropped_lengthy and remainder_tokens. */
-int pack_rows(const struct data_config *c, const struct tok *t, const struct store *from,
+int pack_rows(const struct data_config *c, const struct tok *t, struct store *from,
               const struct list *in, struct store *to, struct list *out, struct data_report *r,
               struct err *e);
 #endif

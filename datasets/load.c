@@ -13,62 +13,42 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { BATCH_RECORDS = 1000, BATCH_BYTES = 8 << 20, CUTOFF_MAX = 1 << 24 };
-
-struct dataset {
-    struct store *store;
-    struct list rows;
-    int64_t tokens, labelled, longest;
-};
-
-struct batch {
-    int n;
-    struct str text; /* of all records, one after the other */
-    struct record record[BATCH_RECORDS];
-    size_t at[BATCH_RECORDS]; /* of a record's text */
-    struct encoded out[BATCH_RECORDS];
-};
-
-struct loader {
-    const struct data_config *c;
-    const struct tok *tok;
-    struct encoder encoder;
-    struct store *store; /* of all encoded records */
-    struct batch *batch;
-    struct mt19937 samples;
-    int64_t records, dropped[DROP_COUNT_OF];
-    char first[DROP_COUNT_OF][400]; /* place and reason of the first drop of a kind */
-};
+enum { CUTOFF_MAX = 1 << 24 };
 
 /* ---- reading and encoding ---- */
 
-static int read_batch(struct batch *b, struct reader *reader, int64_t most, struct err *e) {
+static int read_batch(struct batch *b, const struct source *s, struct reader *reader, int64_t most, struct err *e) {
     int found = 1;
-    str_clear(&b->text);
-    for (b->n = 0; b->n < BATCH_RECORDS && b->n < most && b->text.n < BATCH_BYTES; b->n++) {
-        struct record *r = b->record + b->n;
-        if ((found = reader_next(reader, r, e)) <= 0) break;
-        b->at[b->n] = b->text.n;
-        str_add(&b->text, r->text, r->n);
+    struct record r;
+    batch_clear(b);
+    while (b->n < BATCH_RECORDS && b->n < most && b->text.n < BATCH_BYTES) {
+        if ((found = reader_next(reader, &r, e)) <= 0) break;
+        batch_add(b, s, &r);
     }
-    if (b->text.oom) return err_set(e, ERR_RUN, "out of memory: a batch of records");
-    for (int i = 0; i < b->n; i++) b->record[i].text = b->text.p + b->at[i];
     return found < 0 ? -1 : 0;
 }
 
-static void encode_batch(const struct loader *l, const struct source *s) {
+void batch_clear(struct batch *b) {
+    str_clear(&b->text);
+    b->n = 0;
+}
+
+void batch_add(struct batch *b, const struct source *s, const struct record *r) {
+    ASSERT(b->n < BATCH_RECORDS, "%d records", b->n);
+    b->at[b->n] = b->text.n, b->source[b->n] = s, b->record[b->n++] = *r;
+    str_add(&b->text, r->text, r->n);
+}
+
+int loader_encode(struct loader *l, struct list *rows, unsigned *seen, struct err *e) {
     struct batch *b = l->batch;
+    int rc = 0;
+    if (b->text.oom) return err_set(e, ERR_RUN, "out of memory: a batch of records");
+    for (int i = 0; i < b->n; i++) b->record[i].text = b->text.p + b->at[i];
 #pragma omp parallel for schedule(dynamic, 8)
     for (int i = 0; i < b->n; i++) {
         b->out[i] = (struct encoded){0};
-        encode_record(&l->encoder, s, b->record + i, b->out + i);
+        encode_record(&l->encoder, b->source[i], b->record + i, b->out + i);
     }
-}
-
-/* Stores a batch in order and frees it. */
-static int keep_batch(struct loader *l, struct list *rows, unsigned *seen, struct err *e) {
-    struct batch *b = l->batch;
-    int rc = 0;
     for (int i = 0; i < b->n; i++) {
         struct encoded *x = b->out + i;
         const struct record *r = b->record + i;
@@ -127,13 +107,15 @@ static int take_batch(struct loader *l, const struct source *s, struct list *row
     const int64_t kept = rows->n;
     int any = 0;
     if (!*keys) {
-        struct cJSON *first = record_parse(b->record, e);
+        struct record head = b->record[0];
+        if (b->text.oom) return err_set(e, ERR_RUN, "out of memory: a batch of records");
+        head.text = b->text.p;
+        struct cJSON *first = record_parse(&head, e);
         if (!first) return -1;
         key_list(keys, 300, first);
         json_free(first);
     }
-    encode_batch(l, s);
-    if (keep_batch(l, rows, seen, e)) return -1;
+    if (loader_encode(l, rows, seen, e)) return -1;
     for (int i = 0; i < b->n; i++) any |= !b->out[i].row.drop;
     return any || kept ? 0 : check_columns(l, s, *seen, keys, 0, e);
 }
@@ -147,7 +129,7 @@ static int load_file(struct loader *l, const struct source *s, const char *path,
     for (int64_t done = 0;; done += l->batch->n) {
         struct err late = {0}; /* what is wrong with a record before comes first */
         if (stop_check("while a data set was read", e)) goto out;
-        broken = read_batch(l->batch, reader, most - done, &late);
+        broken = read_batch(l->batch, s, reader, most - done, &late);
         if (l->batch->n && take_batch(l, s, rows, seen, keys, e)) goto out;
         if (broken) err_set(e, late.code, "%s", late.text);
         if (broken || !l->batch->n) break;
@@ -198,10 +180,10 @@ static void count_rows(struct dataset *d) {
     d->tokens = d->labelled = d->longest = 0;
     for (int64_t i = 0; i < d->rows.n; i++) {
         const struct row *r = store_row(d->store, d->rows.p[i]);
+        store_walked(d->store, r);
         d->tokens += r->n;
         d->labelled += r->labelled;
         if (r->n > d->longest) d->longest = r->n;
-        store_walked(d->store, r);
     }
 }
 
@@ -237,9 +219,8 @@ static int no_sequences(const struct loader *l, const struct data_report *r, con
     return err_set(e, ERR_INPUT, "Empty dataset! %s: there are no records", what);
 }
 
-/* Packs or filters the rows `in` into *out. */
-static int make_dataset(const struct loader *l, const struct list *in, const char *what, struct dataset **out,
-                        struct data_report *r, struct err *e) {
+int loader_make(const struct loader *l, struct list *in, const char *what, struct dataset **out,
+                struct data_report *r, struct err *e) {
     struct dataset *d = sys_alloc(sizeof *d, "data set", e);
     if (!d) return -1;
     if (pack_kind(l->c) != PACK_NONE) {
@@ -248,12 +229,15 @@ static int make_dataset(const struct loader *l, const struct list *in, const cha
             goto fail;
     } else {
         d->store = store_ref(l->store);
-        for (int64_t i = 0; i < in->n; i++) {
-            const struct row *x = store_row(l->store, in->p[i]);
+        d->rows = *in, *in = (struct list){0};
+        const int64_t n = d->rows.n;
+        d->rows.n = 0;
+        for (int64_t i = 0; i < n; i++) {
             if (stop_check("while a data set was made", e)) goto fail;
-            report_row(l->c, x, r);
-            if (!x->drop && list_add(&d->rows, in->p[i], e)) goto fail;
+            const struct row *x = store_row(l->store, d->rows.p[i]);
             store_walked(l->store, x);
+            report_row(l->c, x, r);
+            if (!x->drop) d->rows.p[d->rows.n++] = d->rows.p[i];
         }
     }
     if (!d->rows.n) {
@@ -286,7 +270,7 @@ static int split_dataset(const struct data_config *c, struct dataset *d, struct 
 
 /* ---- what happened ---- */
 
-static void log_drops(const struct loader *l) {
+void loader_log_drops(const struct loader *l) {
     static const char *const what[DROP_COUNT_OF] = {
         [DROP_ROLE] = "a role out of turn",
         [DROP_COUNT] = "an odd number of messages",
@@ -306,7 +290,7 @@ static void log_report(const struct loader *l, const struct data_report *r) {
     const struct data_config *c = l->c;
     char a[32], b[32], d[32];
     const long long cutoff = (long long)c->cutoff_len;
-    log_drops(l);
+    loader_log_drops(l);
     if (r->cut_source + r->cut_target + r->cut_both + r->skipped_turns)
         log_warn("cut to cutoff_len %lld: %lld questions, %lld answers (which then lack their <eod>); turns "
                  "left out: %lld",
@@ -364,28 +348,43 @@ static int check_config(const struct data_config *c, struct err *e) {
     return 0;
 }
 
+struct loader *loader_open(const struct data_config *c, const struct tok *t, struct err *e) {
+    struct loader *l = check_config(c, e) ? NULL : sys_alloc(sizeof *l, "data loader", e);
+    if (!l) return NULL;
+    l->c = c, l->tok = t;
+    encoder_init(&l->encoder, c, t);
+    mt_seed(&l->samples, (uint32_t)c->seed);
+    if ((l->batch = sys_alloc(sizeof *l->batch, "a batch of records", e)) && (l->store = store_open(c, e)))
+        return l;
+    loader_close(l);
+    return NULL;
+}
+
+void loader_close(struct loader *l) {
+    if (!l) return;
+    store_unref(l->store);
+    if (l->batch) str_free(&l->batch->text);
+    sys_free(l->batch);
+    sys_free(l);
+}
+
 int data_load(const struct data_config *config, const struct tok *t, struct dataset **train,
               struct dataset **eval, struct data_report *r, struct err *e) {
     struct data_config c = *config;
     struct list rows = {0}, test = {0};
     struct data_report of_eval = {0};
-    struct loader *l = NULL;
     int rc = -1;
     *train = *eval = NULL;
     *r = (struct data_report){0};
     if (!c.dataset_dir) c.dataset_dir = "data";
-    if (check_config(&c, e) || !(l = sys_alloc(sizeof *l, "data loader", e))) return -1;
-    l->c = &c, l->tok = t;
-    encoder_init(&l->encoder, &c, t);
-    mt_seed(&l->samples, (uint32_t)c.seed);
-    if (!(l->batch = sys_alloc(sizeof *l->batch, "a batch of records", e)) ||
-        !(l->store = store_open(&c, e)) || load_names(l, c.dataset, &rows, e))
-        goto out;
+    struct loader *l = loader_open(&c, t, e);
+    if (!l) return -1;
+    if (load_names(l, c.dataset, &rows, e)) goto out;
     if (c.eval_dataset && load_names(l, c.eval_dataset, &test, e)) goto out;
     if (store_seal(l->store, e)) goto out;
     if (c.val_size > 0 && c.compat_new && mix_split(&c, &rows, &test, e)) goto out;
-    if (make_dataset(l, &rows, c.dataset, train, r, e)) goto out;
-    if (test.n && make_dataset(l, &test, c.eval_dataset ? c.eval_dataset : "val_size", eval, &of_eval, e))
+    if (loader_make(l, &rows, c.dataset, train, r, e)) goto out;
+    if (test.n && loader_make(l, &test, c.eval_dataset ? c.eval_dataset : "val_size", eval, &of_eval, e))
         goto out;
     if (c.eval_dataset && !*eval) {
         no_sequences(l, &of_eval, c.eval_dataset, e);
@@ -406,10 +405,7 @@ out:
     }
     list_free(&rows);
     list_free(&test);
-    store_unref(l->store);
-    if (l->batch) str_free(&l->batch->text);
-    sys_free(l->batch);
-    sys_free(l);
+    loader_close(l);
     return rc;
 }
 
@@ -427,6 +423,7 @@ int data_get(const struct dataset *d, int64_t i, struct sequence *s, struct err 
     (void)e;
     ASSERT(i >= 0 && i < d->rows.n, "sequence %lld of %lld", (long long)i, (long long)d->rows.n);
     const struct row *r = store_row(d->store, d->rows.p[i]);
+    store_walked(d->store, r);
     const int32_t *ids = row_ids(r);
     const int packed = r->flags & ROW_PACKED;
     *s = (struct sequence){.ids = ids,
@@ -444,9 +441,9 @@ int data_hash(const struct dataset *d, char hex[41], struct err *e) {
         if (stop_check("while the data set was read", e)) return -1;
         const struct row *r = store_row(d->store, d->rows.p[i]);
         const size_t columns = r->flags & ROW_PACKED ? 4 : 2;
+        store_walked(d->store, r);
         sha1_add(&h, &r->n, sizeof r->n);
         sha1_add(&h, r + 1, columns * (size_t)r->n * sizeof(int32_t));
-        store_walked(d->store, r);
     }
     sha1_hex(&h, hex);
     return 0;

@@ -124,11 +124,15 @@ out:
     return rc;
 }
 
-int mix_lists(const struct data_config *c, const struct list *part, const struct source *source, int count,
+int mix_lists(const struct data_config *c, struct list *part, const struct source *source, int count,
               struct list *out, struct err *e) {
     if (c->interleave_probs && c->mix == MIX_CONCAT)
         return err_set(e, ERR_INPUT, "`interleave_probs` is only valid for interleaved mixing.");
-    if (c->mix == MIX_CONCAT || count == 1) {
+    if (count == 1) {
+        *out = part[0], part[0] = (struct list){0};
+        return 0;
+    }
+    if (c->mix == MIX_CONCAT) {
         for (int k = 0; k < count; k++)
             for (int64_t i = 0; i < part[k].n; i++)
                 if (list_add(out, part[k].p[i], e)) return -1;

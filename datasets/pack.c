@@ -16,7 +16,7 @@
 
 struct packer {
     const struct data_config *c;
-    const struct store *from;
+    struct store *from;
     struct store *to;
     struct list *out;
     struct data_report *r;
@@ -55,6 +55,7 @@ static int close_block(struct packer *p, struct err *e) {
 static int pack_chunks(struct packer *p, const int64_t *at, int64_t count, struct err *e) {
     for (int64_t i = 0; i < count; i++) {
         const struct row *r = store_row(p->from, at[i]);
+        store_walked(p->from, r);
         report_row(p->c, r, p->r);
         for (int32_t k = 0; k < r->n;) {
             int32_t room = (int32_t)p->block - p->head.n, n = r->n - k < room ? r->n - k : room;
@@ -64,7 +65,6 @@ static int pack_chunks(struct packer *p, const int64_t *at, int64_t count, struc
             p->head.n += n, k += n;
             if (p->head.n == p->block && close_block(p, e)) return -1;
         }
-        store_walked(p->from, r);
     }
     p->r->remainder_tokens += p->head.n;
     p->head = (struct row){0};
@@ -113,6 +113,7 @@ static int pack_bins(struct packer *p, const int64_t *at, int64_t count, struct 
     for (int32_t l = 0; l <= most; l++) p->first[l] = -1, p->below[l + 1] = l;
     for (int64_t i = 0; i < count; i++) {
         const struct row *r = store_row(p->from, at[i]);
+        store_walked(p->from, r);
         report_row(p->c, r, p->r);
         if (r->drop) continue;
         if (r->n > most) {
@@ -129,16 +130,17 @@ static int pack_bins(struct packer *p, const int64_t *at, int64_t count, struct 
         while ((l = find_length(p, most - p->head.n)) >= 0) {
             int32_t i = p->first[l];
             if ((p->first[l] = p->next[i]) < 0) p->below[l + 1] = l;
-            add_record(p, store_row(p->from, at[i]), ++document);
+            const struct row *r = store_row(p->from, at[i]);
+            store_walked(p->from, r);
+            add_record(p, r, ++document);
             left--;
         }
         if (stop_check("while sequences were packed", e) || close_bin(p, e)) return -1;
     }
-    for (int64_t i = 0; i < count; i++) store_walked(p->from, store_row(p->from, at[i]));
     return 0;
 }
 
-int pack_rows(const struct data_config *c, const struct tok *t, const struct store *from,
+int pack_rows(const struct data_config *c, const struct tok *t, struct store *from,
               const struct list *in, struct store *to, struct list *out, struct data_report *r,
               struct err *e) {
     const int bins = pack_kind(c) == PACK_BINS;

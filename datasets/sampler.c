@@ -32,8 +32,9 @@ struct sampler {
     int64_t epoch;          /* of order; -1 = none */
     int64_t *order;         /* [count] */
     int64_t *index, *start; /* of the last step handed out */
-    struct placed *placed;  /* [count], with group_by_length; lengths too */
-    int64_t *lengths;
+    struct placed *placed;  /* [mega], with group_by_length */
+    int64_t mega;           /* sequences that are sorted together */
+    int32_t *lengths;       /* [count] */
 };
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -77,13 +78,14 @@ struct sampler *sampler_open(const struct sampler_config *c, struct err *e) {
     s->carries = !c->compat_new && L > G;
     s->total = c->max_steps > 0 ? c->max_steps : (int64_t)ceil(c->epochs * (double)s->U);
     s->epoch = -1;
-    const int64_t micro = min64(G, L);
+    const int64_t micro = min64(G, L), k = min64(n / (B * G) / 4, MEGA_BATCHES);
+    s->mega = min64((k ? k : 1) * B * G, n);
     if (!(s->order = sys_alloc_array((size_t)n, sizeof *s->order, "order of sequences", e)) ||
         !(s->index =
               sys_alloc_array((size_t)(min64(B, n) * micro), sizeof *s->index, "order of sequences", e)) ||
         !(s->start = sys_alloc_array((size_t)micro + 1, sizeof *s->start, "order of sequences", e)) ||
         (c->group_by_length &&
-         (!(s->placed = sys_alloc_array((size_t)n, sizeof *s->placed, "order of sequences", e)) ||
+         (!(s->placed = sys_alloc_array((size_t)s->mega, sizeof *s->placed, "order of sequences", e)) ||
           !(s->lengths = sys_alloc_array((size_t)n, sizeof *s->lengths, "order of sequences", e))))) {
         sampler_close(s);
         return NULL;
@@ -118,9 +120,8 @@ static int longer_first(const void *a, const void *b) {
 /* Stretches of up to 50 updates, each sorted by falling length (equal ones keep their order); the longest
  * sequence of all changes places with the first one, so that the first step needs the most memory. */
 static void group_by_length(struct sampler *s) {
-    const int64_t n = s->c.count, update = s->c.batch * s->c.accumulate;
-    int64_t k = min64(n / update / 4, MEGA_BATCHES), longest = 0;
-    const int64_t mega = min64((k ? k : 1) * update, n);
+    const int64_t n = s->c.count, mega = s->mega;
+    int64_t longest = 0;
     for (int64_t from = 0; from < n; from += mega) {
         const int64_t count = min64(mega, n - from);
         for (int64_t i = 0; i < count; i++)

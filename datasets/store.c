@@ -17,9 +17,11 @@
 enum {
     ROW_WORDS = sizeof(struct row) / sizeof(int32_t),
     FLUSH_WORDS = 2 << 20, /* 8 MiB a write */
-    WALK_BYTES = 16 << 20
+    /* A fault maps so many bytes around it (fault_around_bytes of the kernel), as far as they are in its cache. */
+    WINDOW_BYTES = 64 << 10,
+    WINDOWS = 256 /* that may stay mapped: 16 MiB */
 };
-static const int64_t default_limit = 256 << 20;
+static const int64_t default_limit = 64 << 20;
 
 struct store {
     int32_t *mem;     /* before sealing: the rows that are not in the file */
@@ -28,6 +30,8 @@ struct store {
     int fd;
     int64_t filed;      /* int32 in the file */
     const int32_t *map; /* of the file, after sealing */
+    uintptr_t window[WINDOWS]; /* of the map that were read last, as address / WINDOW_BYTES; a ring */
+    int newest;
     const char *dir;
     int refs;
 };
@@ -144,11 +148,17 @@ const struct row *store_row(const struct store *s, int64_t at) {
     return (const struct row *)(const void *)((s->map ? s->map : s->mem) + at);
 }
 
-void store_walked(const struct store *s, const struct row *r) {
+void store_walked(struct store *s, const struct row *r) {
     if (!s->map) return;
-    /* A row that crosses a multiple of WALK_BYTES lets go of what lies before that. */
-    size_t columns = r->flags & ROW_PACKED ? 4 : 2, from = (size_t)((const char *)r - (const char *)s->map);
-    size_t start = from / WALK_BYTES * WALK_BYTES;
-    size_t end = (from + sizeof *r + (size_t)r->n * columns * sizeof(int32_t)) / WALK_BYTES * WALK_BYTES;
-    if (end > start) sys_forget((const char *)s->map + start, end - start);
+    const size_t columns = r->flags & ROW_PACKED ? 4 : 2;
+    const uintptr_t map = (uintptr_t)s->map, map_end = map + (size_t)s->filed * sizeof *s->map;
+    const uintptr_t end = (uintptr_t)r + sizeof *r + (size_t)r->n * columns * sizeof(int32_t);
+    for (uintptr_t w = (uintptr_t)r / WINDOW_BYTES; w <= (end - 1) / WINDOW_BYTES; w++) {
+        if (w == s->window[s->newest]) continue;
+        s->newest = (s->newest + 1) % WINDOWS;
+        const uintptr_t oldest = s->window[s->newest] * WINDOW_BYTES, from = oldest > map ? oldest : map;
+        const uintptr_t to = oldest + WINDOW_BYTES < map_end ? oldest + WINDOW_BYTES : map_end;
+        if (oldest) sys_forget((const void *)from, to - from);
+        s->window[s->newest] = w;
+    }
 }

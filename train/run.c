@@ -65,11 +65,15 @@ static void announce(const struct trainer *t) {
     log_info("***** Running training *****\n  Num examples = %s\n  Num Epochs = %lld\n  Instantaneous batch size per device = %lld\n"
              "  Total train batch size (w. parallel, distributed & accumulation) = %lld\n  Gradient Accumulation steps = %lld\n"
              "  Total optimization steps = %s\n  Number of trainable parameters = %s",
-             text_thousands(a, data_count(t->train)), (long long)ceil((double)t->total_steps / (double)sampler_steps_per_epoch(t->sampler)), (long long)o->batch,
+             text_thousands(a, t->stream ? t->total_steps * o->batch * o->accumulate : data_count(t->train)), t->stream ? 1LL : (long long)ceil((double)t->total_steps / (double)sampler_steps_per_epoch(t->sampler)), (long long)o->batch,
              (long long)(o->batch * o->accumulate), (long long)o->accumulate, text_thousands(b, t->total_steps), text_thousands(c, t->params.total));
     const struct plan_request *q = &t->request;
     if (q->flops > 0) log_info("  Peak = about %.3g TFLOP/s of products; its share below counts %.3g GFLOP a token, nothing that is recomputed", q->flops * 1e-12, model_flops(q) * 1e-9);
     if (!t->at.step) return;
+    if (t->stream) {
+        log_info("  Continuing training from global step %s: the stream is read again up to there", text_thousands(a, t->at.step));
+        return;
+    }
     int64_t per_epoch = sampler_steps_per_epoch(t->sampler);
     log_info("  Continuing training from checkpoint, will skip to saved global_step\n  Continuing training from epoch %lld\n  Continuing training from global step %lld\n"
              "  Will skip the first %lld epochs then the first %lld batches in the first epoch.", (long long)(t->at.step / per_epoch), (long long)t->at.step, (long long)(t->at.step / per_epoch),
@@ -100,7 +104,7 @@ static struct report_event event(const struct trainer *t, const struct step_resu
 static int epoch_of(struct trainer *t, int64_t step, double *epoch, struct err *e) {
     struct sampler_step s;
     if (sampler_get(t->sampler, step - 1, &s, e)) return -1;
-    *epoch = s.epoch;
+    *epoch = epoch_after(t, step - 1, &s);
     return 0;
 }
 

@@ -17,34 +17,44 @@ static int64_t interval(double every, int64_t total) {
 
 static int sizes(struct trainer *t, struct err *e);
 
+static int32_t *sequence_lengths(const struct dataset *d, struct err *e) {
+    int32_t *n = sys_alloc_array((size_t)data_count(d), sizeof *n, "sequence lengths", e);
+    for (int64_t i = 0; n && i < data_count(d); i++) {
+        struct sequence s;
+        if (data_get(d, i, &s, e)) return sys_free(n), NULL;
+        n[i] = (int32_t)s.n;
+    }
+    return n;
+}
+
+/* The data and their order. A stream is one epoch of steps that all look alike. */
+static int open_data(struct trainer *t, struct data_report *r, struct err *e) {
+    const struct train_options *o = t->o;
+    int32_t *lengths = NULL;
+    if (o->streaming ? !(t->stream = data_stream_open(&o->data, t->tok, &t->train, &t->eval, r, e)) || data_stream_hash(t->stream, t->data_hash, e)
+                     : data_load(&o->data, t->tok, &t->train, &t->eval, r, e) || data_hash(t->train, t->data_hash, e)) return -1;
+    if (o->group_by_length && !(lengths = sequence_lengths(t->train, e))) return -1;
+    t->sampler = sampler_open(&(struct sampler_config){.count = t->stream ? o->batch * o->accumulate : data_count(t->train), .batch = o->batch, .accumulate = o->accumulate,
+                                                       .epochs = o->epochs, .max_steps = o->max_steps, .seed = o->data_seed, .shuffle = !t->stream && !o->disable_shuffling,
+                                                       .drop_last = o->drop_last, .group_by_length = o->group_by_length, .lengths = lengths,
+                                                       .compat_new = t->stream || o->data.compat_new}, e);
+    sys_free(lengths);
+    return t->sampler ? 0 : -1;
+}
+
 int setup_data(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
     struct data_report r = {0};
-    if (!(t->tok = tok_open(o->model_name_or_path, e)) || data_load(&o->data, t->tok, &t->train, &t->eval, &r, e)) return -1;
-    if (data_hash(t->train, t->data_hash, e)) return -1;
-    int64_t n = data_count(t->train), *lengths = NULL;
-    if (o->group_by_length) {
-        if (!(lengths = sys_alloc_array((size_t)n, sizeof *lengths, "sequence lengths", e))) return -1;
-        for (int64_t i = 0; i < n; i++) {
-            struct sequence s;
-            if (data_get(t->train, i, &s, e)) return sys_free(lengths), -1;
-            lengths[i] = s.n;
-        }
-    }
-    t->sampler = sampler_open(&(struct sampler_config){.count = n, .batch = o->batch, .accumulate = o->accumulate, .epochs = o->epochs, .max_steps = o->max_steps,
-                                                       .seed = o->data_seed, .shuffle = !o->disable_shuffling, .drop_last = o->drop_last,
-                                                       .group_by_length = o->group_by_length, .lengths = lengths, .compat_new = o->data.compat_new}, e);
-    sys_free(lengths);
-    if (!t->sampler) return -1;
+    if (!(t->tok = tok_open(o->model_name_or_path, e)) || open_data(t, &r, e)) return -1;
     t->total_steps = sampler_total_steps(t->sampler);
     t->labelled = r.tokens ? (double)r.labelled_tokens / (double)r.tokens : 1;
     if (schedule_make(&t->curve, o, t->total_steps, e)) return -1;
-    int64_t epoch = sampler_steps_per_epoch(t->sampler);
+    int64_t epoch = t->stream ? t->total_steps : sampler_steps_per_epoch(t->sampler);
     t->log_every = o->log_strategy == EVERY_STEPS ? interval(o->logging_steps, t->total_steps) : o->log_strategy == EVERY_EPOCH ? epoch : 0;
     t->save_every = o->save_strategy == EVERY_STEPS ? interval(o->save_steps, t->total_steps) : o->save_strategy == EVERY_EPOCH ? epoch : 0;
     double eval_steps = o->eval_steps > 0 ? o->eval_steps : o->logging_steps;
     t->eval_every = !t->eval ? 0 : o->eval_strategy == EVERY_STEPS ? interval(eval_steps, t->total_steps) : o->eval_strategy == EVERY_EPOCH ? epoch : 0;
-    log_info("data: %lld records became %lld sequences, %lld tokens, %lld of them labelled, the longest %lld", (long long)r.records, (long long)r.sequences,
+    if (!t->stream) log_info("data: %lld records became %lld sequences, %lld tokens, %lld of them labelled, the longest %lld", (long long)r.records, (long long)r.sequences,
              (long long)r.tokens, (long long)r.labelled_tokens, (long long)r.longest);
     return sizes(t, e);
 }
@@ -92,9 +102,24 @@ static int walk(struct trainer *t, int64_t capacity, struct extent *x, struct er
     return 0;
 }
 
+/* Of a stream nothing is known but the longest that a sequence may be, and the first ones. */
+static int stream_sizes(struct trainer *t, struct err *e) {
+    const struct train_options *o = t->o;
+    const int64_t longest = o->data.cutoff_len - 1, eval_longest = t->eval ? data_longest(t->eval) - 1 : 0;
+    const double labelled = t->labelled;
+    setup_shape(t);
+    t->labelled = labelled;
+    if (eval_longest > longest) t->longest = eval_longest, t->max_rows += eval_longest; /* room for one of them */
+    if (o->data.neat_packing) t->max_seqs *= longest / 2 + 1;                           /* documents have two tokens at least */
+    if (t->max_rows > INT32_MAX / 2) return err_set(e, ERR_INPUT, "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, --per_device_train_batch_size or --cutoff_len", (double)t->max_rows);
+    t->sequences = sys_alloc_array((size_t)t->max_seqs, sizeof *t->sequences, "sequences of a step", e);
+    return t->sequences ? 0 : -1;
+}
+
 static int sizes(struct trainer *t, struct err *e) {
     struct extent x;
     double sum = 0, squares = 0;
+    if (t->stream) return stream_sizes(t, e);
     if (count_rows(t->train, &t->counts, e) || count_rows(t->eval, &t->eval_counts, e)) return -1;
     for (int64_t i = 0; i < data_count(t->train); i++) {
         const int64_t r = t->counts.rows[i];
@@ -146,7 +171,7 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
     if (t->chunks_at != rows) {
         const int64_t whole = rows / t->longest; /* sequences that fill a chunk where all are equally long */
         struct extent x;
-        if (!t->train) t->chunks = (t->max_seqs + whole - 1) / whole;
+        if (!t->train || t->stream) t->chunks = (t->o->batch * t->o->accumulate + whole - 1) / whole;
         else t->chunks = walk(t, rows, &x, NULL) ? t->max_seqs : x.chunks;
         t->chunks_at = rows;
     }
@@ -344,7 +369,7 @@ void setup_close(struct trainer *t) {
     (void)state_saved(t, 1, &late); /* only where the run failed already; its own error is the one to tell */
     report_close(t->report);
     batch_close(&t->batch), engine_close(&t->engine), params_close(&t->params), lora_free(&t->lora), model_free(&t->model);
-    sampler_close(t->sampler), data_free(t->train), data_free(t->eval), tok_close(t->tok);
+    sampler_close(t->sampler), data_stream_close(t->stream), data_free(t->train), data_free(t->eval), tok_close(t->tok);
     sys_free(t->sequences);
     sys_free(t->counts.rows), sys_free(t->counts.documents), sys_free(t->eval_counts.rows), sys_free(t->eval_counts.documents);
     backend_close(t->be);

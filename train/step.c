@@ -11,13 +11,13 @@
 
 /* The step's sequences with the weight of their tokens: the mean over micro-batches of the mean over a micro-batch's
  * counted tokens, or with --loss_norm token one mean over all. */
-static int gather(struct trainer *t, const struct sampler_step *s, struct err *e) {
+static int gather(struct trainer *t, const struct dataset *d, const struct sampler_step *s, struct err *e) {
     int64_t all = 0, D = t->model.config.D;
     for (int64_t m = 0; m < s->micro_batches; m++) {
         int64_t counted = 0, longest = 1;
         for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) {
             struct sequence q;
-            if (data_get(t->train, s->index[i], &q, e)) return -1;
+            if (data_get(d, s->index[i], &q, e)) return -1;
             t->sequences[i] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .documents = q.documents, .n = q.n};
             if (q.n > longest) longest = q.n;
             for (int64_t k = 1; k < q.n; k++) counted += batch_counts(&t->sequences[i], k);
@@ -110,10 +110,20 @@ int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result 
     return t->be->sync(t->be->self, e);
 }
 
+/* The sequences of a step of a stream; what lies before it is passed over. */
+static int stream_to(struct trainer *t, int64_t step, int64_t n, const struct dataset **d, struct err *e) {
+    ASSERT(step >= t->streamed, "step %lld after step %lld", (long long)step, (long long)t->streamed);
+    if (data_stream_skip(t->stream, (step - t->streamed) * n, e) || data_stream_take(t->stream, n, d, e)) return -1;
+    t->streamed = step + 1;
+    return 0;
+}
+
 int train_step(struct trainer *t, int64_t step, struct step_result *r, struct err *e) {
     struct sampler_step s;
+    const struct dataset *d = t->train;
     *r = (struct step_result){0};
-    if (sampler_get(t->sampler, step, &s, e) || gather(t, &s, e) || train_update(t, step, s.sequences, r, e)) return -1;
-    r->epoch = s.epoch;
+    if (sampler_get(t->sampler, step, &s, e) || (t->stream && stream_to(t, step, s.sequences, &d, e)) || gather(t, d, &s, e) ||
+        train_update(t, step, s.sequences, r, e)) return -1;
+    r->epoch = epoch_after(t, step, &s);
     return 0;
 }

@@ -23,6 +23,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     struct lora_config lora;
     /* data */
     struct data_config data;
+    int streaming;              /* data are read while the run goes on */
     int disable_shuffling;
     /* run */
     const char *output_dir;

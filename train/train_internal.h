@@ -35,7 +35,9 @@ struct trainer {
     const struct train_options *o;
     struct backend *be;
     struct tok *tok;
-    struct dataset *train, *eval;
+    struct dataset *train, *eval; /* streaming: train holds the first sequences alone, to look at */
+    struct data_stream *stream;   /* or NULL */
+    int64_t streamed;             /* steps that were taken from it */
     struct sampler *sampler;
     int64_t total_steps, log_every, save_every, eval_every; /* 0 = never */
     struct schedule_curve curve; /* of the learning rate */
@@ -96,6 +98,11 @@ int state_find(struct trainer *t, char *dir, size_t size, struct err *e);
 int state_load(struct trainer *t, const char *dir, struct err *e);
 /* The trained weights of a checkpoint alone. */
 int state_load_weights(struct trainer *t, const char *dir, struct err *e);
+
+/* Epochs that are done after a step as it is logged; of a stream, whose end nobody knows, the share of all steps. */
+static inline double epoch_after(const struct trainer *t, int64_t step, const struct sampler_step *s) {
+    return t->stream ? (double)(step + 1) / (double)t->total_steps : s->epoch;
+}
 
 /* train/setup.c: everything up to the first step. */
 int setup_data(struct trainer *t, struct err *e);

@@ -99,6 +99,15 @@ fails 2 "${on[@]}" --sft_packing --packing true
 fails 2 "${on[@]}" --train_on_prompt --mask_history
 fails 2 "${on[@]}" --reserved_label_len 64
 fails 2 "${on[@]}" --interleave_probs 0.5,0.5
+fails 2 "${on[@]}" --streaming --max_steps -1
+fails 2 "${on[@]}" --streaming --max_steps 3
+flow=(train --do_train "${m[@]}" --template yuan --dataset_dir data --lora_target all --output_dir o --backend cpu --dataset questions --streaming --max_steps 3)
+fails 2 "${flow[@]}" --val_size 0.1
+fails 2 "${flow[@]}" --group_by_length
+fails 2 "${flow[@]}" --save_strategy epoch
+fails 2 "${flow[@]}" --mix_strategy interleave_over
+fails 2 "${flow[@]}" --val_size 100000
+fails 2 "${on[@]}" --train_sampling_strategy sequential --group_by_length
 fails 2 "${run[@]}" --dataset questions,world --mix_strategy interleave_over --interleave_probs 0.5
 fails 2 "${run[@]}" --dataset questions,world --mix_strategy interleave_over --interleave_probs 0.5,0.6
 fails 2 "${run[@]}" --dataset questions,world --mix_strategy interleave_over --interleave_probs 0.5,x

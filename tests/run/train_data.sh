@@ -30,4 +30,41 @@ ok "neat in full, with evaluation" run neat_full --cutoff_len 128 --neat_packing
 ok "neat, in chunks smaller than a row" run neat_chunks --cutoff_len 128 --neat_packing --num_train_epochs 2 --chunk_tokens 40
 ok "neat, in large chunks" run neat_whole --cutoff_len 128 --neat_packing --num_train_epochs 2
 ok "the same losses" diff <(losses neat_chunks) <(losses neat_whole)
+
+# ---- streaming: in the order of the file it is the same run; in two halves it ends as in one go ----
+data=${data/--max_samples 32 /}
+common=${common/--max_samples 32 /}
+steps="--cutoff_len 64 --max_steps 6 --lr_scheduler_type constant --lora_dropout 0.1 --gradient_accumulation_steps 2"
+# shellcheck disable=SC2086
+{
+    ok "in order" run order $steps --disable_shuffling true
+    ok "streaming in order" run stream_order $steps --disable_shuffling true --streaming
+    ok "the same adapter" same order stream_order
+    ok "streaming" run stream $steps --streaming --buffer_size 50 --val_size 8 --do_eval
+    ok "another order" bash -c '! cmp -s "$1/order/adapter_model.safetensors" "$1/stream/adapter_model.safetensors"' - "$work"
+    ok "an evaluation" grep -q '"eval_loss"' "$work/stream/eval_results.json"
+    ok "half of it" run half $steps --max_steps 3 --streaming --buffer_size 50 --val_size 8 --save_strategy steps --save_steps 3
+    ok "the other half" run half $steps --streaming --buffer_size 50 --val_size 8 --resume_from_checkpoint true
+    ok "as in one go" same stream half
+    ok "neat packing in a stream, in full" run stream_neat $steps --streaming --neat_packing --finetuning_type full
+    gzip -c "$work/data/questions.json" >"$work/data/packed.json.gz"
+    ok "a packed file in a stream" run stream_gz $steps --disable_shuffling true --streaming --dataset packed.json.gz
+    ok "the same adapter" same order stream_gz
+    ok "preview of a stream in order" cmp <("$QLORA" preview $data --cutoff_len 64 --streaming --disable_shuffling true) <("$QLORA" preview $data --cutoff_len 64 --disable_shuffling true)
+    ok "preview of a stream: every sequence once" cmp <("$QLORA" preview $data --cutoff_len 64 --streaming | sort) <("$QLORA" preview $data --cutoff_len 64 | sort)
+    refused "streaming without max_steps" 'Please specify `max_steps` in streaming mode.' train $common "$work/x" --streaming
+
+    # ---- train_sampling_strategy: other names for flags ----
+    ok "sequential" run sequential $steps --train_sampling_strategy sequential
+    ok "the same adapter" same order sequential
+    ok "by length" run by_length $steps --group_by_length
+    ok "under its other name" run by_strategy $steps --train_sampling_strategy group_by_length
+    ok "the same adapter" same by_length by_strategy
+}
+
+# ---- memory: 12 MiB of text are 50 MiB of sequences, of which 16 are in memory at a time ----
+if grep -q __asan_init "$QLORA"; then skip "memory, under a sanitizer"; else
+    mib=$(QLORA=$QLORA MODEL=$work/m WORK=$work/memory FLAGS="--data_memory 2MiB" bench/train_memory.sh 12 2>"$work/.log" | sed 's/.*"mib": \([0-9]*\),.*/\1/')
+    ok "a run on a large file takes ${mib:-no figure} MiB more than one on 64 records" test "${mib:-1000}" -lt 36
+fi
 finish

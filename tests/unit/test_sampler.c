@@ -170,8 +170,8 @@ TEST(senseless_settings_are_refused) {
 
 /* 5.2, group_by_length. The reference is the published algorithm run in Python on the same permutations. */
 TEST(grouping_by_length) {
-    static const int64_t lengths[] = {5, 3, 9, 3, 7, 1, 5, 5, 2, 8, 6, 4, 9, 3, 1, 2, 7, 7, 5, 6};
-    int64_t given[20];
+    static const int32_t lengths[] = {5, 3, 9, 3, 7, 1, 5, 5, 2, 8, 6, 4, 9, 3, 1, 2, 7, 7, 5, 6};
+    int32_t given[20];
     static const struct {
         int64_t batch, accumulate;
         int epoch;
@@ -214,8 +214,8 @@ TEST(walking_covers_every_epoch_once) {
     struct mt19937 g;
     mt_seed(&g, 5);
     for (int round = 0; round < 300; round++) {
-        int64_t lengths[64];
-        for (int i = 0; i < 64; i++) lengths[i] = mt_next(&g) % 9;
+        int32_t lengths[64];
+        for (int i = 0; i < 64; i++) lengths[i] = (int32_t)(mt_next(&g) % 9);
         struct sampler_config c = {.count = 1 + mt_next(&g) % 60,
                                    .batch = 1 + mt_next(&g) % 9,
                                    .accumulate = 1 + mt_next(&g) % 9,
