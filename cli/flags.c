@@ -228,7 +228,7 @@ const struct flag flags[] = {
      "measure the loss on the evaluation data as predict_results.json, or with predict_with_generate answer them"},
     {"predict_with_generate", 0, BOOL(predict_with_generate), "false", 0, T, G_RUN, USED,
      "do_predict writes the model's answers to generated_predictions.jsonl and compares them by BLEU-4 and ROUGE"},
-    {"dry_run", 0, BOOL(train.dry_run), "false", 0, T, G_RUN, USED, "print the plan, steps, time, disk space and all settings, and stop"},
+    {"dry_run", 0, BOOL(train.dry_run), "false", 0, T, G_RUN, USED, "print the plan, steps, time, disk space and all settings, and stop; of large data sets the first records stand for all"},
     {"per_device_train_batch_size", 0, INT(train.batch), "8", "1..1048576", TP, G_RUN, USED,
      "sequences of a micro-batch; sets the mathematics, not the speed"},
     {"per_device_eval_batch_size", 0, INT(train.eval_batch), "8", "1..1048576", T, G_RUN, USED,
