@@ -402,6 +402,16 @@ static int check_train(enum command_id cmd, struct options *o, struct err *e) {
     return o->deepspeed ? deepspeed_apply(o->deepspeed, t, e) : 0;
 }
 
+/* --task ceval --split validation, as the first versions of LLaMA-Factory wanted it. */
+static int join_task(struct options *o, struct err *e) {
+    char name[300];
+    if (!o->task || !o->split || text_ends(o->task, o->split)) return 0;
+    if (text_ends(o->task, "_test") || text_ends(o->task, "_validation"))
+        return err_set(e, ERR_INPUT, "task %s names its part already; leave out split %s", o->task, o->split);
+    int n = snprintf(name, sizeof name, "%.140s_%.140s", o->task, o->split);
+    return (o->task = options_keep(o, name, (size_t)n, e)) ? 0 : -1;
+}
+
 static int check_machine(struct options *o, struct err *e) {
     if (!o->no_card) return 0;
     if (o->train.backend && strcmp(o->train.backend, "cpu"))
@@ -444,7 +454,7 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
         return 0;
     case CMD_EVAL:
         if (check_model(cmd, o, e) || check_template(o, e) || check_quantization(o, e) || check_adapter(o, e)) return -1;
-        return need(o->task, "task (ceval_validation, mmlu_test, ..)", e);
+        return join_task(o, e) || need(o->task, "task (ceval_validation, mmlu_test, ..)", e);
     }
     return 0;
 }

@@ -39,7 +39,7 @@ struct options {
     int bench_table;              /* 0: none, 1: the guide's */
     int memory;                   /* enum estimate_memory (train/estimate.h) */
     int64_t limit, max_new_tokens, top_k, n_shot;
-    const char *task, *task_dir, *save_dir;
+    const char *task, *split, *task_dir, *save_dir;
     int lang;                     /* of eval: 0 en, 1 zh */
     double temperature, top_p, repetition_penalty;
     int dtype;                    /* 0: the configuration's, 1: bf16, 2: fp32 */

@@ -33,6 +33,7 @@ struct data_config {
     int train_on_prompt, mask_history;
     int prompts;              /* for generation: all before the last answer is one masked prompt, nothing is packed */
     int64_t max_samples;      /* 0 = all */
+    int glance;               /* 1: files are not compared with file_sha1; 2: and nothing is said of them */
     double val_size;          /* 0, (0,1) a fraction, > 1 a count */
     enum data_mix mix;
     const char *interleave_probs; /* comma list or NULL */
@@ -92,6 +93,14 @@ int64_t data_stream_pass(const struct data_stream *s); /* over the files, that t
 /* SHA-1 over files, their sizes and the settings: identifies the data in a training checkpoint. */
 int data_stream_hash(const struct data_stream *s, char hex[41], struct err *e);
 void data_stream_close(struct data_stream *s);
+
+/* How many records the training data hold, without reading them: from the first `records` or `bytes` of each set. */
+struct data_sample {
+    int64_t records; /* max_samples of a data_load that reads the first ones alone; 0: the sets are small, and were counted */
+    double scale;    /* records in all over those */
+    double all;      /* records in all */
+};
+int data_sample(const struct data_config *c, int64_t records, int64_t bytes, struct data_sample *out, struct err *e);
 
 /* Order and grouping. A step is one optimizer update: up to G micro-batches of up to B sequences. Everything is a
  * function of the configuration and the step number, so a run resumes anywhere. */

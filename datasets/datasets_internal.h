@@ -8,6 +8,7 @@
  *   store.c    rows of ids and labels: memory first, then a mapped file
  *   mix.c      which rows, in which order: repeats, interleaving, validation split
  *   pack.c     rows -> blocks
+ *   sample.c   how many records there are, from the first ones
  *   load.c     runs them in this order and reports
  *   streaming.c  runs them on groups of records while training goes on
  *

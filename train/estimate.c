@@ -88,8 +88,8 @@ static int64_t most_checkpoints(const struct trainer *t) {
 
 void estimate_of(const struct trainer *t, struct estimate *x) {
     const struct train_options *o = t->o;
-    *x = (struct estimate){.request = t->request, .plan = t->plan, .tokens_per_second = (double)t->max_rows / t->plan.seconds, .steps = t->total_steps,
-                           .sequences = t->train ? data_count(t->train) : 0, .tokens = t->all_rows, .checkpoints = most_checkpoints(t), .disk_free = -1};
+    *x = (struct estimate){.about = t->sample.records > 0, .request = t->request, .plan = t->plan, .tokens_per_second = (double)t->max_rows / t->plan.seconds, .steps = t->total_steps,
+                           .sequences = t->train ? (int64_t)((double)data_count(t->train) * (t->sample.records ? t->sample.scale : 1)) : 0, .tokens = t->all_rows, .checkpoints = most_checkpoints(t), .disk_free = -1};
     x->request.advice = NULL; /* the trainer's */
     x->checkpoint_bytes = setup_checkpoint_bytes(t, &x->result_bytes);
     if (o->output_dir) x->disk_free = dir_free_bytes(path_is_dir(o->output_dir) ? o->output_dir : ".");
@@ -99,13 +99,14 @@ void estimate_of(const struct trainer *t, struct estimate *x) {
 void estimate_print(const struct estimate *x, struct str *out) {
     const struct plan_request *r = &x->request;
     const int64_t disk = x->result_bytes + x->checkpoints * x->checkpoint_bytes;
+    const char *about = x->about ? "about " : "";
     char a[40], b[32], c[32];
     plan_print(&x->plan, r, out);
     str_printf(out, "speed: about %s tokens/s, %.3g s for a step of %s tokens\n", text_thousands(a, (int64_t)x->tokens_per_second), x->plan.seconds, text_thousands(b, r->step_rows));
     str_printf(out, "  for products at %.3g TFLOP/s, memory at %.4g GB/s, copies at %.3g GB/s each way\n", r->flops * 1e-12, r->bandwidth * 1e-9, r->link * 1e-9);
-    if (x->sequences) str_printf(out, "data: %s sequences\n", text_thousands(a, x->sequences));
+    if (x->sequences) str_printf(out, "data: %s%s sequences\n", about, text_thousands(a, x->sequences));
     if (x->steps)
-        str_printf(out, "steps: %s, %s tokens in all\ntime: about %s of training; loading, saving and evaluations come on top\n", text_thousands(b, x->steps), text_thousands(c, (int64_t)x->tokens),
+        str_printf(out, "steps: %s%s, %s%s tokens in all\ntime: about %s of training; loading, saving and evaluations come on top\n", about, text_thousands(b, x->steps), about, text_thousands(c, (int64_t)x->tokens),
                    text_seconds(a, x->tokens / x->tokens_per_second));
     str_printf(out, "disk: %s for the result", text_bytes(a, x->result_bytes));
     if (x->checkpoints) str_printf(out, " and %s for %lld checkpoint%s", text_bytes(a, x->checkpoints * x->checkpoint_bytes), (long long)x->checkpoints, x->checkpoints > 1 ? "s" : "");

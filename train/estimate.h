@@ -24,6 +24,7 @@ struct estimate_options {
     int any_host;            /* host memory is not looked at */
 };
 struct estimate {
+    int about;                 /* steps, tokens and time follow from a part of the data */
     struct plan_request request;
     struct plan plan;
     char machine[160];

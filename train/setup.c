@@ -27,19 +27,56 @@ static int32_t *sequence_lengths(const struct dataset *d, struct err *e) {
     return n;
 }
 
-/* The data and their order. A stream is one epoch of steps that all look alike. */
+/* A dry run answers at once: of large data sets so much stands for all. */
+enum { SAMPLE_RECORDS = 2000, SAMPLE_BYTES = 1 << 20 };
+
+static int load_data(struct trainer *t, struct data_report *r, struct err *e) {
+    struct data_config c = t->o->data;
+    if (t->o->dry_run && data_sample(&c, SAMPLE_RECORDS, SAMPLE_BYTES, &t->sample, e)) return -1;
+    if (t->sample.records) c.max_samples = t->sample.records, c.glance = 1;
+    return data_load(&c, t->tok, &t->train, &t->eval, r, e) || data_hash(t->train, t->data_hash, e) ? -1 : 0;
+}
+
+/* The order of n sequences. A stream is one epoch of steps that all look alike. */
+static struct sampler *open_sampler(const struct trainer *t, int64_t n, const int32_t *lengths, struct err *e) {
+    const struct train_options *o = t->o;
+    return sampler_open(&(struct sampler_config){.count = t->stream ? o->batch * o->accumulate : n, .batch = o->batch, .accumulate = o->accumulate, .epochs = o->epochs,
+                                                 .max_steps = o->max_steps, .seed = o->data_seed, .shuffle = !t->stream && !o->disable_shuffling, .drop_last = o->drop_last,
+                                                 .group_by_length = o->group_by_length && lengths, .lengths = lengths, .compat_new = t->stream || o->data.compat_new}, e);
+}
+
 static int open_data(struct trainer *t, struct data_report *r, struct err *e) {
     const struct train_options *o = t->o;
     int32_t *lengths = NULL;
-    if (o->streaming ? !(t->stream = data_stream_open(&o->data, t->tok, &t->train, &t->eval, r, e)) || data_stream_hash(t->stream, t->data_hash, e)
-                     : data_load(&o->data, t->tok, &t->train, &t->eval, r, e) || data_hash(t->train, t->data_hash, e)) return -1;
+    t->sample.scale = 1;
+    if (o->streaming ? !(t->stream = data_stream_open(&o->data, t->tok, &t->train, &t->eval, r, e)) || data_stream_hash(t->stream, t->data_hash, e) : load_data(t, r, e)) return -1;
     if (o->group_by_length && !(lengths = sequence_lengths(t->train, e))) return -1;
-    t->sampler = sampler_open(&(struct sampler_config){.count = t->stream ? o->batch * o->accumulate : data_count(t->train), .batch = o->batch, .accumulate = o->accumulate,
-                                                       .epochs = o->epochs, .max_steps = o->max_steps, .seed = o->data_seed, .shuffle = !t->stream && !o->disable_shuffling,
-                                                       .drop_last = o->drop_last, .group_by_length = o->group_by_length, .lengths = lengths,
-                                                       .compat_new = t->stream || o->data.compat_new}, e);
+    t->sampler = open_sampler(t, data_count(t->train), lengths, e);
     sys_free(lengths);
     return t->sampler ? 0 : -1;
+}
+
+static void set_intervals(struct trainer *t, int64_t epoch) {
+    const struct train_options *o = t->o;
+    t->log_every = o->log_strategy == EVERY_STEPS ? interval(o->logging_steps, t->total_steps) : o->log_strategy == EVERY_EPOCH ? epoch : 0;
+    t->save_every = o->save_strategy == EVERY_STEPS ? interval(o->save_steps, t->total_steps) : o->save_strategy == EVERY_EPOCH ? epoch : 0;
+    double eval_steps = o->eval_steps > 0 ? o->eval_steps : o->logging_steps;
+    t->eval_every = !t->eval ? 0 : o->eval_strategy == EVERY_STEPS ? interval(eval_steps, t->total_steps) : o->eval_strategy == EVERY_EPOCH ? epoch : 0;
+}
+
+/* Steps and rows of all the data, from those of the sample. */
+static int scale_up(struct trainer *t, struct err *e) {
+    char a[32], b[32];
+    if (!t->sample.records) return 0;
+    struct sampler *all = open_sampler(t, (int64_t)((double)data_count(t->train) * t->sample.scale), NULL, e);
+    if (!all) return -1;
+    t->all_rows *= (double)sampler_total_steps(all) / (double)t->total_steps;
+    t->total_steps = sampler_total_steps(all);
+    set_intervals(t, sampler_steps_per_epoch(all));
+    sampler_close(all);
+    log_info("dry run: the first %s records of each data set stand for all of about %s; steps, tokens and time follow from them. qlora preview counts exactly",
+             text_thousands(a, t->sample.records), text_thousands(b, (int64_t)t->sample.all));
+    return 0;
 }
 
 int setup_data(struct trainer *t, struct err *e) {
@@ -49,14 +86,10 @@ int setup_data(struct trainer *t, struct err *e) {
     t->total_steps = sampler_total_steps(t->sampler);
     t->labelled = r.tokens ? (double)r.labelled_tokens / (double)r.tokens : 1;
     if (schedule_make(&t->curve, o, t->total_steps, e)) return -1;
-    int64_t epoch = t->stream ? t->total_steps : sampler_steps_per_epoch(t->sampler);
-    t->log_every = o->log_strategy == EVERY_STEPS ? interval(o->logging_steps, t->total_steps) : o->log_strategy == EVERY_EPOCH ? epoch : 0;
-    t->save_every = o->save_strategy == EVERY_STEPS ? interval(o->save_steps, t->total_steps) : o->save_strategy == EVERY_EPOCH ? epoch : 0;
-    double eval_steps = o->eval_steps > 0 ? o->eval_steps : o->logging_steps;
-    t->eval_every = !t->eval ? 0 : o->eval_strategy == EVERY_STEPS ? interval(eval_steps, t->total_steps) : o->eval_strategy == EVERY_EPOCH ? epoch : 0;
+    set_intervals(t, t->stream ? t->total_steps : sampler_steps_per_epoch(t->sampler));
     if (!t->stream) log_info("data: %lld records became %lld sequences, %lld tokens, %lld of them labelled, the longest %lld", (long long)r.records, (long long)r.sequences,
              (long long)r.tokens, (long long)r.labelled_tokens, (long long)r.longest);
-    return sizes(t, e);
+    return sizes(t, e) || scale_up(t, e) ? -1 : 0;
 }
 
 /* Rows of each sequence of a data set, and their documents if some have several. */
@@ -92,7 +125,7 @@ static void extend(struct extent *x, const struct row_counts *c, const int64_t *
 
 static int walk(struct trainer *t, int64_t capacity, struct extent *x, struct err *e) {
     *x = (struct extent){.chunks = 1};
-    for (int64_t i = 0; i < t->total_steps; i++) {
+    for (int64_t i = 0; i < sampler_total_steps(t->sampler); i++) {
         struct sampler_step s;
         if (sampler_get(t->sampler, i, &s, e)) return -1;
         extend(x, &t->counts, s.index, 0, s.sequences, capacity);

@@ -52,6 +52,7 @@ struct trainer {
     int64_t max_seqs, max_rows, longest; /* of any step: sequences (documents), rows; longest sequence in rows */
     struct row_counts counts, eval_counts;
     double all_rows;          /* of all steps */
+    struct data_sample sample; /* dry run: the part of the data that stands for all */
     double reach, labelled;   /* length of a row's sequence on average; share of tokens that are labelled */
     int64_t chunks_at, chunks; /* most chunks of any step when a chunk holds chunks_at rows */
     struct plan_request request;

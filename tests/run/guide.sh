@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every command line of the guide, as it is typed but for its launcher, on a small model: the files of examples/, the lines with
+# Every command line of the guide, as it is typed but for its launcher, on a small model: all files of examples/, the lines with
 # the script's name in front, oddities of pasted text, files of flags. Each must train and leave what the guide promises.
 . "$(dirname "$0")/check.bash"
 . tests/run/tiny.bash
@@ -43,6 +43,43 @@ ok "its results" leaves saves/merged config.json tokenizer.model model.safetenso
 says() { ADAPTER=$1 "$examples/chat.sh" --prompt "${@:2}" --do_sample false --max_new_tokens 8 --quiet >said && [[ $(wc -l <said) -ge 1 ]]; }
 ok "examples/chat.sh" says saves/lora hello
 ok "without an adapter" says "" hello
+# the same and other runs as files of flags; the words by which LLaMA-Factory says what it does
+file() { local name=$1; shift; "$QLORA" "${name%%:*}" "$examples/${name#*:}" model_name_or_path=$MODEL "$@" >file.log 2>&1 || { cat file.log; return 1; }; }
+said() { grep -qF -e "$1" file.log || { cat file.log; return 1; }; }
+ok "qlora.yaml again" file train:qlora.yaml num_train_epochs=0.1 output_dir=saves/yaml
+for line in "Found linear modules: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj" "Quantizing model to 4 bit." "Fine-tuning method: LoRA" "trainable params: " "***** Running training *****" "bf16: a card computes"; do
+    ok "it says $line" said "$line"
+done
+ok "examples/full.yaml" file train:full.yaml num_train_epochs=0.1 max_samples=200 cutoff_len=128 eval_steps=1 deepspeed="$examples/zero2.json" output_dir=saves/fullyaml
+ok "it says Fine-tuning method: Full" said "Fine-tuning method: Full"
+ok "and what of zero2.json is not needed" said "zero_optimization.overlap_comm"
+ok "its results" leaves saves/fullyaml config.json model.safetensors trainer_log.jsonl eval_results.json training_loss.png training_eval_loss.png
+ok "no events, as report_to none says" test -z "$(find saves/fullyaml -name 'events*')"
+ok "examples/export.yaml" file export:export.yaml export_dir=saves/mergedyaml
+ok "its result is that of export.sh" cmp saves/merged/model.safetensors saves/mergedyaml/model.safetensors
+chat() { printf 'hello\nexit\n' | file chat:chat.yaml max_new_tokens=4; }
+ok "examples/chat.yaml" chat
+ok "examples/predict.sh" env ADAPTER=saves/lora "$examples/predict.sh" --max_samples 3 --max_new_tokens 4
+ok "its results" leaves saves/predict generated_predictions.jsonl predict_results.json
+ok "examples/predict.yaml" file train:predict.yaml max_samples=3 max_new_tokens=4 output_dir=saves/predictyaml
+ok "its results" leaves saves/predictyaml generated_predictions.jsonl predict_results.json
+mkdir -p evaluation/ceval/dev evaluation/ceval/val
+printf 'id,question,A,B,C,D,answer,explanation\n0,What is red?,roses,sky,grass,milk,A,\n' >evaluation/ceval/dev/art_dev.csv
+printf 'id,question,A,B,C,D,answer\n0,Who flies?,fish,birds,stones,water,B\n1,Three and one,1,2,3,4,D\n' >evaluation/ceval/val/art_val.csv
+echo '{"art": {"name": "art", "category": "Humanities"}}' >evaluation/ceval/mapping.json
+ok "examples/eval.sh" env ADAPTER=saves/lora "$examples/eval.sh" --save_dir saves/eval
+ok "its results" leaves saves/eval results.json results.log
+ok "examples/eval.yaml" file eval:eval.yaml save_dir=saves/evalyaml
+ok "the same letters" cmp saves/eval/results.json saves/evalyaml/results.json
+ok "by the script's name" "$QLORA" src/evaluate.py --model_name_or_path $MODEL --template yuan --finetuning_type lora --task ceval --split validation --lang zh --n_shot 5 --batch_size 4
+cp data/corpus.txt data/wiki_demo.txt
+sed -i 's/^{"alpaca_zh"/{"wiki_demo": {"file_name": "wiki_demo.txt", "columns": {"prompt": "text"}}, "alpaca_zh"/' data/dataset_info.json
+if grep -q "preview only" <("$QLORA" train --help); then skip "stage pt is not trained here"; else
+    ok "examples/pt.sh" "$examples/pt.sh" --cutoff_len 64 --max_samples 200 --num_train_epochs 1 --logging_steps 1
+    ok "its results" leaves saves/pt $adapter
+fi
+
+for f in "$examples"/*.sh "$examples"/*.yaml; do ok "${f##*/} is tried here" grep -q "${f##*/}" "$examples/../tests/run/guide.sh"; done
 ok "the merged model" env MODEL=saves/merged ADAPTER= "$examples/chat.sh" --prompt hello --do_sample false --max_new_tokens 8 --quiet
 
 # ---- the lines as they are typed ----

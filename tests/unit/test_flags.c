@@ -652,6 +652,19 @@ TEST(old_or_new) {
     options_free(&o);
 }
 
+TEST(parts_of_tasks) {
+    struct options o;
+    struct err e;
+    REQUIRE(!parse_line(CMD_EVAL, "--model_name_or_path . --task ceval --split validation --n_shot 5 --batch_size 4", &o, &e), "%s", e.text);
+    CHECK(!strcmp(o.task, "ceval_validation"), "%s", o.task);
+    options_free(&o);
+    REQUIRE(!parse_line(CMD_EVAL, "--model_name_or_path . --task mmlu_test --split test", &o, &e), "%s", e.text);
+    CHECK(!strcmp(o.task, "mmlu_test"), "%s", o.task);
+    options_free(&o);
+    CHECK(parse_line(CMD_EVAL, "--model_name_or_path . --task mmlu_test --split validation", &o, &e) == -1 && strstr(e.text, "names its part already"), "%s", e.text);
+    options_free(&o);
+}
+
 TEST(several_adapters) {
     struct options o;
     struct err e;
