@@ -212,7 +212,7 @@ static inline void fault_world(void) {
     atexit(fault_remove_world);
     fault_shell("%s/make_data data >/dev/null && %s/make_tokenizer tok 600 data/corpus.txt >/dev/null 2>&1", bin, bin);
     fault_must("new --config yuan2-tiny --tokenizer tok --output_dir m --override vocab_size=600 --override eod_token=583 --override pad_token_id=583 "
-               "--override num_hidden_layers=2 --quiet");
+               "--override num_hidden_layers=2 --override max_position_embeddings=256 --quiet");
     fault_must("quantize --model_name_or_path m --output_dir m4 --quantization_bit 4 --quiet");
     fault_must("quantize --model_name_or_path m --output_dir m8 --quantization_bit 8 --quiet");
     fault_must("export --model_name_or_path m --export_dir shards --export_size 0.0001 --quiet");

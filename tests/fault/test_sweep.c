@@ -94,7 +94,7 @@ static void one(const struct fixture *f, const struct normal *normal, int k, int
     }
     CHECK((x.code == ERR_RUN || x.code == ERR_INPUT) && x.errors == 1, "%s: exit status %d, %d sentences\n%s", what, x.code, x.errors, x.said);
     CHECK(sticky || strchr("uoda", *failures[k].kinds) || !fault_leftovers("out"), "%s: temporary files are left\n%s", what, x.said);
-    if (f->before && strstr(f->words, "overwrite")) return;
+    if (path_exists("out/results.json")) restore(f); /* of an exam that came that far: a second one is refused */
     fault_run(f->words, NULL, &x);
     fault_hash("out", hex);
     CHECK(!x.code && !strcmp(hex, normal->out), "%s: then exit status %d%s\n%s", what, x.code, x.code ? "" : ", other bytes", x.said);
