@@ -132,8 +132,11 @@ int main(int argc, char **argv) {
     if (!code && o.help) {
         help_command(c);
     } else if (!code) {
+        struct confined confined;
         stop_install();
+        cli_confine(c->id, &o, &confined);
         code = c->run(&o, &e);
+        cli_release(&confined);
     }
     options_free(&o);
     code = e.code ? print_flush(), err_print(&e) : close_output(code);
