@@ -39,7 +39,7 @@ ok "doctor says it" test -n "$sandbox"
 if [[ $sandbox == Landlock* ]]; then
     entered() { # ARGUMENTS..: how many threads of how many sandboxes
         strace -f -qq -o "$work/trace" -e trace=landlock_restrict_self "$QLORA" "$@" >/dev/null 2>&1
-        grep -c 'landlock_restrict_self(.*) = 0' "$work/trace"
+        grep -c 'landlock_restrict_self(.*) *= 0' "$work/trace"
     }
     if strace -o "$work/trace" true 2>/dev/null; then
         for command in "score --model_name_or_path $work/m --text hello" "tokenize --model_name_or_path $work/m --text hello" \
