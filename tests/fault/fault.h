@@ -72,6 +72,7 @@ struct fault_counts { int64_t calls, blocks; int files; };
 /* Standard error and output go to err_fd and out_fd; what the seam counted is written to count_fd. Never returns. */
 static inline void fault_child(const char *words, const struct sys_fault *f, int err_fd, int out_fd, int count_fd) {
     dup2(err_fd, 2), dup2(out_fd, 1);
+    record_env();
     stop_install();
     alarm(HANG_SECONDS);
     int files = sys_open_files();
@@ -184,6 +185,12 @@ static inline void fault_torch(const char *from, const char *to) {
     bin_end(&b);
     if (file_write_all(to, b.file.p, b.file.n, &e)) fprintf(stderr, "%s\n", e.text), abort();
     free(all), str_free(&pickle), bin_free(&b), ckpt_close(c);
+}
+
+/* `points` of 1..n for a short test, spread with an offset; all of them with FAULT_EVERY=1. */
+static inline int64_t fault_stride(int64_t n, int64_t points) {
+    const char *every = getenv("FAULT_EVERY");
+    return (every && atoi(every) > 0) || n <= points ? 1 : n / points;
 }
 
 #define FAULT_TRAIN \
