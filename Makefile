@@ -144,7 +144,7 @@ install: all
 	$(RUN) help bash >$(B)/completion && install -D -m 644 $(B)/completion $(SHARE)/bash-completion/completions/qlora
 	$(RUN) help zsh >$(B)/completion && install -D -m 644 $(B)/completion $(SHARE)/zsh/site-functions/_qlora
 	install -d $(SHARE)/doc/qlora/examples $(SHARE)/doc/qlora/docs
-	install -m 644 README.md README_zh.md LICENSE $(SHARE)/doc/qlora
+	install -m 644 README.md README_zh.md SECURITY.md LICENSE $(SHARE)/doc/qlora
 	install -m 644 docs/*.md $(SHARE)/doc/qlora/docs
 	install -m 755 examples/*.sh $(SHARE)/doc/qlora/examples
 	install -m 644 examples/*.yaml examples/*.json $(SHARE)/doc/qlora/examples
