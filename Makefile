@@ -55,7 +55,7 @@ HOG := $(B)/tests/run/hog
 # What scripts are told: where the program, the demo's tools, a backend for tests and a program that fills a card are.
 WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD) HOG=$(HOG)
 
-.PHONY: all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers format clean help FORCE
+.PHONY: faults soak all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers format clean help FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 all: $(LIB) $(PROGRAM) $(if $(NVCC),$(PLUGIN))
@@ -113,7 +113,7 @@ sanitize-gpu: all $(GPU_TESTS)
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:
-	@ASAN_OPTIONS=allocator_may_return_null=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) $(MAKE) B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" CUDA=0 test
+	@ASAN_OPTIONS=allocator_may_return_null=1 FAULT_SHORT=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) $(MAKE) B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" CUDA=0 test
 
 valgrind:
 	@OMP_NUM_THREADS=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
@@ -123,6 +123,13 @@ fuzz:
 	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O1 -g -Wno-pass-failed -fsanitize=fuzzer-no-link $(SANITIZE)" CUDA=0 fuzzers
 fuzzers: $(FUZZERS)
 	@tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
+
+# Long forms of tests/fault: every call, a hundred signals a phase; figures go to bench/results/faults.jsonl.
+FIGURES ?= bench/results/faults.jsonl
+faults: $(TESTS) $(TOOLS)
+	@$(WHERE) FAULT_EVERY=1 SIGNALS=100 SIGNALS_OUT=$(abspath $(FIGURES)) TEST_TIMEOUT=86400 V=1 tests/run.sh $(filter $(B)/tests/fault/%,$(TESTS))
+soak: $(B)/tests/fault/test_soak $(TOOLS)
+	@$(WHERE) SOAK_SECONDS=$(SECONDS) SOAK_OUT=$(abspath $(FIGURES)) TEST_TIMEOUT=86400 V=1 tests/run.sh $(B)/tests/fault/test_soak
 
 bench: all $(BENCHES) $(TOOLS)
 	@$(WHERE) bench/run.sh $(BENCHES)
@@ -137,7 +144,7 @@ install: all
 	$(RUN) help bash >$(B)/completion && install -D -m 644 $(B)/completion $(SHARE)/bash-completion/completions/qlora
 	$(RUN) help zsh >$(B)/completion && install -D -m 644 $(B)/completion $(SHARE)/zsh/site-functions/_qlora
 	install -d $(SHARE)/doc/qlora/examples $(SHARE)/doc/qlora/docs
-	install -m 644 README.md README_zh.md LICENSE $(SHARE)/doc/qlora
+	install -m 644 README.md README_zh.md SECURITY.md LICENSE $(SHARE)/doc/qlora
 	install -m 644 docs/*.md $(SHARE)/doc/qlora/docs
 	install -m 755 examples/*.sh $(SHARE)/doc/qlora/examples
 	install -m 644 examples/*.yaml examples/*.json $(SHARE)/doc/qlora/examples
@@ -165,6 +172,8 @@ help:
 #? make asan         the tests under AddressSanitizer and UBSan
 #? make valgrind     the unit tests under valgrind
 #? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each
+#? make faults       tests/fault in full: every call fails, is killed or loses power, 100 signals in each phase (hours)
+#? make soak         SECONDS=900 of small steps with kills, signals, full disks and failing calls
 #? make bench        kernels and whole steps, timed; added to bench/results/DEVICE-DATE.jsonl (RESULTS=FILE, RESULTS= for none)
 #? make install      to PREFIX=/usr/local, below DESTDIR: program, plugin, manual, completions, docs; make uninstall
 #? make deb          a Debian package in the build folder

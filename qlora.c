@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* clang-format off */
 static const struct command commands[] = {
@@ -85,16 +84,39 @@ static int close_output(int code) {
 }
 
 /* OpenMP threads that wait spin for milliseconds by default, which on a machine with other work to do slows everybody down
- * many times. The runtime reads its settings before main, so the program starts itself once more with them set. */
-static void spin_briefly(char **argv) {
-    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY") || getenv("KMP_BLOCKTIME")) return;
-    if (setenv("GOMP_SPINCOUNT", "20000", 1) || setenv("KMP_BLOCKTIME", "0", 1)) return;
-    execv("/proc/self/exe", argv);
+ * many times. gcc's runtime reads its settings when it is loaded, long before main; a program's preinit array comes before that.
+ * So one place of the environment that no library looks at is lent to GOMP_SPINCOUNT, and main puts back what stood there.
+ * (Nothing of the C library may be called that early.) clang's runtime has a function. */
+static char **lent_place, *lent_text, spin_count[] = "GOMP_SPINCOUNT=20000";
+
+__attribute__((no_sanitize("address", "undefined"))) static int begins(const char *s, const char *with) {
+    while (*with && *s == *with) s++, with++;
+    return !*with;
+}
+
+__attribute__((no_sanitize("address", "undefined"))) static void spin_briefly(int argc, char **argv, char **env) {
+    static const char *const unread[] = {"_=", "OLDPWD=", "SHLVL=", "PWD=", "TERM=", "HOME=", "PATH="};
+    (void)argc, (void)argv;
+    for (char **p = env; *p; p++)
+        if (begins(*p, "GOMP_SPINCOUNT=") || begins(*p, "OMP_WAIT_POLICY=")) return;
+    for (size_t i = 0; i < sizeof unread / sizeof *unread && !lent_place; i++)
+        for (char **p = env; *p && !lent_place; p++)
+            if (begins(*p, unread[i])) lent_place = p;
+    if (lent_place) lent_text = *lent_place, *lent_place = spin_count;
+}
+typedef void preinit(int, char **, char **);
+__attribute__((section(".preinit_array"), used)) static preinit *const before_libraries = spin_briefly;
+
+void kmp_set_blocktime(int ms) __attribute__((weak));
+
+static void settle_threads(void) {
+    if (lent_place) *lent_place = lent_text;
+    if (kmp_set_blocktime && !getenv("KMP_BLOCKTIME") && !getenv("OMP_WAIT_POLICY")) kmp_set_blocktime(0);
 }
 
 int main(int argc, char **argv) {
     struct err e = {0};
-    spin_briefly(argv);
+    settle_threads();
     struct options o;
     const char *name = argc > 1 ? argv[1] : "help";
     sys_fault_env();
@@ -110,8 +132,11 @@ int main(int argc, char **argv) {
     if (!code && o.help) {
         help_command(c);
     } else if (!code) {
+        struct confined confined;
         stop_install();
+        cli_confine(c->id, &o, &confined);
         code = c->run(&o, &e);
+        cli_release(&confined);
     }
     options_free(&o);
     code = e.code ? print_flush(), err_print(&e) : close_output(code);

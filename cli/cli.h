@@ -40,6 +40,7 @@ struct options {
     int memory;                   /* enum estimate_memory (train/estimate.h) */
     int64_t limit, max_new_tokens, top_k, n_shot;
     const char *task, *split, *task_dir, *save_dir;
+    int sandbox_off;
     int lang;                     /* of eval: 0 en, 1 zh */
     double temperature, top_p, repetition_penalty;
     int dtype;                    /* 0: the configuration's, 1: bf16, 2: fp32 */
@@ -59,6 +60,15 @@ int options_parse(enum command_id cmd, int argc, char **argv, struct options *o,
 void options_free(struct options *o);
 /* The text typed for a flag, NULL if it was not given. */
 const char *options_given(const struct options *o, const char *flag);
+
+/* What the process may write from now on (cli/confine.c); release removes output folders that were made for it and stayed empty. */
+enum { CONFINED_MAX = 4 };
+struct confined {
+    const char *made[CONFINED_MAX];
+    int n, active;
+};
+void cli_confine(enum command_id cmd, const struct options *o, struct confined *c);
+void cli_release(const struct confined *c);
 
 struct command {
     const char *name;

@@ -4,6 +4,7 @@
 #include "backend/backend.h"
 #include "base/file.h"
 #include "base/print.h"
+#include "base/sandbox.h"
 #include "base/str.h"
 #include "base/sys.h"
 #include "cli/cli.h"
@@ -104,6 +105,13 @@ static void report_machine(struct report *r) {
                 "large data sets wait there; set TMPDIR or --temp_dir");
 }
 
+static void report_sandbox(struct report *r) {
+    char text[100];
+    const char *off = getenv("QLORA_SANDBOX");
+    snprintf(text, sizeof text, "Landlock %d: commands write only where they were told to", sandbox_version());
+    row(r, "sandbox", off && !strcmp(off, "off") ? "off by QLORA_SANDBOX" : sandbox_version() ? text : "none: this kernel has no Landlock, or an old one (before Linux 5.19)");
+}
+
 /* The text of programs and models is UTF-8; the terminal is the only one who minds. */
 static void report_locale(struct report *r) {
     static const char *const names[] = {"LC_ALL", "LC_CTYPE", "LANG"};
@@ -184,6 +192,7 @@ int cmd_doctor(struct options *o, struct err *e) {
     row(&r, "qlora", QLORA_VERSION);
     report_machine(&r);
     report_locale(&r);
+    report_sandbox(&r);
     int usable = report_card(&r);
     report_backend(&r, "cpu", 1, 1);
     if (!o->train.backend)

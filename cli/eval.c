@@ -217,12 +217,24 @@ static int find_letters(struct exam *x, struct err *e) {
     return 0;
 }
 
+/* results.json comes last: without it the folder is one of an exam that failed, and may be used again. */
 static int save(const struct exam *x, const struct str *log, struct err *e) {
     char path[1300];
     const char *dir = x->o->save_dir;
     if (!dir) return 0;
-    if (dir_make(dir, e) || path_join(path, sizeof path, dir, "results.json", e) || file_write_all(path, x->results.p, x->results.n, e)) return -1;
-    return path_join(path, sizeof path, dir, "results.log", e) || file_write_all(path, log->n ? log->p : "", log->n, e) ? -1 : 0;
+    if (dir_make(dir, e) || path_join(path, sizeof path, dir, "results.log", e) || file_write_all(path, log->n ? log->p : "", log->n, e)) return -1;
+    return path_join(path, sizeof path, dir, "results.json", e) || file_write_all(path, x->results.p, x->results.n, e) ? -1 : 0;
+}
+
+/* 1: save_dir holds something else than what a failed exam left there. */
+static int occupied(const char *dir) {
+    char **names;
+    int n, other = 0;
+    if (!path_exists(dir)) return 0;
+    if (!path_is_dir(dir) || dir_list(dir, &names, &n, NULL)) return 1;
+    for (int i = 0; i < n; i++) other |= strcmp(names[i], "results.log") && !strstr(names[i], ".tmp.");
+    dir_list_free(names, n);
+    return other;
 }
 
 static int conclude(struct exam *x, struct err *e) {
@@ -266,7 +278,7 @@ int cmd_eval(struct options *o, struct err *e) {
     int r = -1;
     if (!x) return e->code;
     x->o = o;
-    if (o->save_dir && path_exists(o->save_dir)) err_set(e, ERR_INPUT, "save_dir %s exists already; choose another", o->save_dir);
+    if (o->save_dir && occupied(o->save_dir)) err_set(e, ERR_INPUT, "save_dir %s exists already; choose another", o->save_dir);
     else if (!read_task(o, dir, &split, e) && !session_open(&x->s, o, e)) {
         if (!x->s.tok) err_set(e, ERR_INPUT, "%s has no tokenizer.model, so questions cannot be read", o->train.model_name_or_path);
         else {

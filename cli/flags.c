@@ -349,6 +349,8 @@ const struct flag flags[] = {
     {"chunk_tokens", 0, INT(train.chunk_tokens), 0, "1..16777216", T, G_MACHINE, USED, "tokens that go through a layer together, at most; the plan decides"},
     {"profile", 0, BOOL(train.profile), "false", 0, T, G_MACHINE, USED, "time every operation and print a table"},
     {"use_cpu", "no_cuda", BOOL(no_card), "false", 0, TSC | E, G_MACHINE, USED, "the same as --backend cpu"},
+    {"sandbox", 0, CHOICE(sandbox_off), "on", "on|off", TP | SC | K | Q | X | N | E | B, G_MACHINE, USED,
+     "on: where the kernel has Landlock, the program can write only below its output folder and the folder for temporary files, and start nothing"},
     {"quiet", 0, BOOL(quiet), "false", 0, TP | SC | K | Q | X | N | E, G_MACHINE, USED, "only warnings and errors on standard error"},
     {"local_rank", 0, NO(INT), 0, 0, T, G_MACHINE, INERT, NO_LAUNCHER},
     {"num_gpus", "num_nodes master_port master_addr include", NO(WORD), 0, 0, T, G_MACHINE, INERT,

@@ -72,6 +72,7 @@ struct fault_counts { int64_t calls, blocks; int files; };
 /* Standard error and output go to err_fd and out_fd; what the seam counted is written to count_fd. Never returns. */
 static inline void fault_child(const char *words, const struct sys_fault *f, int err_fd, int out_fd, int count_fd) {
     dup2(err_fd, 2), dup2(out_fd, 1);
+    record_env();
     stop_install();
     alarm(HANG_SECONDS);
     int files = sys_open_files();
@@ -186,6 +187,13 @@ static inline void fault_torch(const char *from, const char *to) {
     free(all), str_free(&pickle), bin_free(&b), ckpt_close(c);
 }
 
+/* `points` of 1..n for a short test, spread with an offset; all of them with FAULT_EVERY=1, a third with FAULT_SHORT=1. */
+static inline int64_t fault_stride(int64_t n, int64_t points) {
+    const char *every = getenv("FAULT_EVERY");
+    if (getenv("FAULT_SHORT")) points = (points + 2) / 3;
+    return (every && atoi(every) > 0) || n <= points ? 1 : n / points;
+}
+
 #define FAULT_TRAIN \
     "train --do_train --stage sft --template yuan --model_name_or_path m --dataset_dir data --dataset questions --max_samples 16 --cutoff_len 64 " \
     "--per_device_train_batch_size 2 --gradient_accumulation_steps 2 --num_train_epochs 1 --learning_rate 2e-3 --logging_steps 2 --save_steps 2 " \
@@ -212,7 +220,7 @@ static inline void fault_world(void) {
     atexit(fault_remove_world);
     fault_shell("%s/make_data data >/dev/null && %s/make_tokenizer tok 600 data/corpus.txt >/dev/null 2>&1", bin, bin);
     fault_must("new --config yuan2-tiny --tokenizer tok --output_dir m --override vocab_size=600 --override eod_token=583 --override pad_token_id=583 "
-               "--override num_hidden_layers=2 --quiet");
+               "--override num_hidden_layers=2 --override max_position_embeddings=256 --quiet");
     fault_must("quantize --model_name_or_path m --output_dir m4 --quantization_bit 4 --quiet");
     fault_must("quantize --model_name_or_path m --output_dir m8 --quantization_bit 8 --quiet");
     fault_must("export --model_name_or_path m --export_dir shards --export_size 0.0001 --quiet");

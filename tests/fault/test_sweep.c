@@ -94,7 +94,7 @@ static void one(const struct fixture *f, const struct normal *normal, int k, int
     }
     CHECK((x.code == ERR_RUN || x.code == ERR_INPUT) && x.errors == 1, "%s: exit status %d, %d sentences\n%s", what, x.code, x.errors, x.said);
     CHECK(sticky || strchr("uoda", *failures[k].kinds) || !fault_leftovers("out"), "%s: temporary files are left\n%s", what, x.said);
-    if (f->before && strstr(f->words, "overwrite")) return;
+    if (path_exists("out/results.json")) restore(f); /* of an exam that came that far: a second one is refused */
     fault_run(f->words, NULL, &x);
     fault_hash("out", hex);
     CHECK(!x.code && !strcmp(hex, normal->out), "%s: then exit status %d%s\n%s", what, x.code, x.code ? "" : ", other bytes", x.said);
@@ -116,7 +116,7 @@ static void sweep(const struct fixture *f) {
         restore(f);
         fault_run(f->words, &count, &x);
         /* A few calls of each kind, spread over the run and elsewhere for each fixture; all with FAULT_EVERY. */
-        const int64_t points = every && atoi(every) > 0 ? x.calls : 2, stride = x.calls / (points ? points : 1) > 0 ? x.calls / points : 1;
+        const int64_t points = every && atoi(every) > 0 ? x.calls : getenv("FAULT_SHORT") ? 1 : 2, stride = x.calls / (points ? points : 1) > 0 ? x.calls / points : 1;
         int64_t first = 1 + (int64_t)(strlen(f->name) * 7 + (size_t)k * 3) % stride;
         for (int64_t n = first; n <= x.calls; n += stride)
             for (int sticky = 0; sticky <= (failures[k].error != EINTR); sticky++) one(f, &normal, k, n, sticky);
