@@ -26,6 +26,7 @@ int sys_openat(int dir_fd, const char *name, int flags);
 ssize_t sys_read(int fd, void *p, size_t n);
 ssize_t sys_pread(int fd, void *p, size_t n, int64_t offset);
 ssize_t sys_write(int fd, const void *p, size_t n);
+ssize_t sys_pwrite(int fd, const void *p, size_t n, int64_t offset);
 int sys_fsync(int fd);
 int sys_close(int fd);
 int sys_rename(const char *from, const char *to);
@@ -55,7 +56,9 @@ void sys_read_ahead(int fd, int64_t offset, int64_t bytes);
 void sys_write_behind(int fd, int64_t offset, int64_t bytes);
 
 double sys_seconds(void);        /* monotonic clock */
-int64_t sys_free_memory(void);   /* bytes of memory the machine could still give, 0 if unknown */
+int64_t sys_free_memory(void);   /* bytes of memory the machine could still give, within the limits of our control group; 0 if unknown */
+/* Bytes that the control groups of a process leave to it, of either version; INT64_MAX: no limit. groups: /proc/self/cgroup. */
+int64_t sys_group_memory(const char *groups, const char *root);
 int64_t sys_resident_bytes(void); /* of this process, 0 if unknown */
 /* What the kernel counts for this process; -1: it does not say. Memory that a driver pins may stand in none of the first four. */
 struct sys_memory { int64_t resident, most_resident, locked, pinned, cgroup; }; /* cgroup: of all its processes, page cache included */

@@ -55,7 +55,7 @@ int engine_items(const struct model *m, const struct engine_config *c, struct pl
     struct backend_limits l = limits(m, c);
     engine_pages(m, c, &x, &dx);
     items[0] = (struct plan_item){.name = x.name}, items[1] = (struct plan_item){.name = dx.name};
-    pages_cost(&x, &items[0].device, &items[0].host), pages_cost(&dx, &items[1].device, &items[1].host);
+    pages_cost(&x, &items[0].device, &items[0].host, &items[0].disk), pages_cost(&dx, &items[1].device, &items[1].host, &items[1].disk);
     if (items[0].host) items[0].out = (double)items[0].host, items[0].in = (c->chunks > 2 ? 2 : 1) * items[0].out; /* few chunks are still in their slots */
     items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)p.saved * c->keep_layers * c->chunks};
     items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.block - p.joints), .host = (int64_t)p.stage, .alone = (double)p.weights + (double)(p.stage * (size_t)c->chunks)};
@@ -190,6 +190,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         if (drop && b->chunk[c].noise) op_noise(g->be, &(struct noise_args){.rows = &b->chunk[c].rows, .y = y, .size = b->chunk[c].noise, .seed = drop->seed, .step = drop->step});
         pages_put(g->x, page_of(g, 0, c), 1), put_outer(g);
     }
+    pages_want(g->x, page_of(g, 0, 0));
     for (int64_t l = 0; l < L; l++) {
         backend_range(g->be, "layer %lld forward", (long long)l);
         struct layer w;
@@ -197,7 +198,6 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         if (g->reach) g->reach(g->context, l);
         model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
         float *value = g->c.adapters ? pages_get(g->c.adapters, l, PAGE_READ) : NULL;
-        pages_want(m->layers, l + 1);
         if (g->c.adapters) pages_want(g->c.adapters, l + 1);
         engine_adapters(g, value, NULL, lora);
         struct joints j;
@@ -205,7 +205,8 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         for (int c = 0; c < b->n_chunks; c++) {
             int64_t in = page_of(g, l, c), to = page_of(g, l + 1, c), n = b->chunk[c].rows.N;
             struct mat x = matrix(g, pages_get(g->x, in, PAGE_READ), n), y = matrix(g, pages_get(g->x, to, PAGE_WRITE), n);
-            pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : -1);
+            pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : page_of(g, l + 1, 0));
+            pages_want_part(m->layers, l + 1, c + 1, b->n_chunks);
             struct saved store;
             struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints,
                               .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
@@ -229,6 +230,7 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         const struct chunk *k = &b->chunk[c];
         int64_t page = page_of(g, L, c), n = k->rows.N;
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = matrix(g, y_at, n), dy = {0};
+        pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, L, c + 1) : backward ? page_of(g, L - 1, 0) : -1);
         struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
         op_norm(g->be, &na);
         if (backward) dy = matrix(g, dy_at, n);
@@ -262,6 +264,7 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
         int64_t page = page_of(g, l, c), n = b->chunk[c].rows.N;
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), dx = gradient(g, pages_get(g->dx, c, PAGE_READ_WRITE), n);
         pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l ? page_of(g, l - 1, 0) : -1);
+        pages_want_part(m->layers, l - 1, c + 1, b->n_chunks);
         struct saved store;
         struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints, .grads = lg,
                           .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
@@ -285,5 +288,5 @@ void engine_embed_backward(struct engine *g, const struct batch *b, const struct
 int engine_losses(struct engine *g, struct batch *b, struct err *e) {
     engine_forward(g, b, NULL);
     engine_head(g, b, 0, NULL);
-    return batch_losses(b, e);
+    return batch_losses(b, e) || pages_failed(g->m->layers, e) ? -1 : 0;
 }
