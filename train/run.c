@@ -100,9 +100,10 @@ static struct report_event event(const struct trainer *t, const struct step_resu
                                  .share = q->flops > 0 ? speed * model_flops(q) / q->flops : 0, .device_bytes = t->plan.device};
 }
 
-/* Epochs that are done after a step. */
+/* Epochs that are done after a step; a checkpoint may be of a longer run, then of the last step. */
 static int epoch_of(struct trainer *t, int64_t step, double *epoch, struct err *e) {
     struct sampler_step s;
+    if (step > t->total_steps) step = t->total_steps;
     if (sampler_get(t->sampler, step - 1, &s, e)) return -1;
     *epoch = epoch_after(t, step - 1, &s);
     return 0;
