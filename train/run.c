@@ -121,7 +121,7 @@ static int note_step(struct trainer *t, const struct step_result *r, double star
     struct report_event ev = event(t, r, start);
     ev.loss = isfinite(r->loss) ? r->loss : INFINITY;
     if (!isfinite(ev.grad_norm)) ev.grad_norm = INFINITY;
-    report_progress(&ev, p->step == t->total_steps);
+    report_progress(&ev, p->step >= t->total_steps);
     const int end = t->o->log_strategy == EVERY_EPOCH && p->step == t->total_steps; /* of an epoch that is not whole */
     if (!due(t->log_every, p->step) && !end && !(t->o->logging_first_step && p->step == 1)) return 0;
     double mean = p->window_sum / (double)p->window_steps;
@@ -135,7 +135,7 @@ static int evaluation_due(const struct trainer *t, double epoch) {
     if (p->evaluated >= p->step) return 0; /* done before the checkpoint that was resumed */
     if (!p->step) return t->eval && t->o->eval_on_start;
     if ((t->o->eval_strategy == EVERY_EPOCH ? epoch : (double)p->step) < t->o->eval_delay) return 0;
-    return due(t->eval_every, p->step) || (t->eval_every && p->step == t->total_steps);
+    return due(t->eval_every, p->step) || (t->eval_every && p->step >= t->total_steps);
 }
 
 /* *better: the best evaluation so far. One that a signal cut short leaves no trace. */
@@ -166,7 +166,7 @@ static int save(struct trainer *t, double epoch, double *start, struct err *e) {
 /* What is due between steps: an evaluation, a checkpoint. 0: go on, 1: the run ends here, -1: e. */
 static int between_steps(struct trainer *t, const struct step_result *r, int stepped, double *start, int64_t *saved, struct err *e) {
     if (state_saved(t, 0, e)) return -1;
-    int last = t->at.step == t->total_steps, signal = stop_requested(), bad = stepped && hopeless(t), better = 0;
+    int last = t->at.step >= t->total_steps, signal = stop_requested(), bad = stepped && hopeless(t), better = 0;
     if (evaluation_due(t, r->epoch) && !signal && evaluate(t, r, *start, &better, e)) return -1;
     int keep = better && t->at.step && (t->o->load_best || t->o->save_strategy == EVERY_BEST), given_up = best_given_up(t);
     int periodic = due(t->save_every, t->at.step) || (last && t->save_every && t->o->data.compat_new);
@@ -205,7 +205,7 @@ static int loop(struct trainer *t, double *epoch, struct err *e) {
     }
     if (done < 0 || state_saved(t, 1, e)) return -1;
     t->at.seconds += sys_seconds() - start;
-    if (!stop_requested() || ((t->at.step == t->total_steps || best_given_up(t)) && !evaluation_due(t, *epoch))) return 0;
+    if (!stop_requested() || ((t->at.step >= t->total_steps || best_given_up(t)) && !evaluation_due(t, *epoch))) return 0;
     log_info("stopped by signal %d after step %lld; continue with --resume_from_checkpoint true", stop_requested(), (long long)t->at.step);
     return stop_requested();
 }

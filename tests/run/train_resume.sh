@@ -125,4 +125,9 @@ printf 'x' | dd of="$newest/optimizer.safetensors" bs=1 seek=5000 conv=notrunc s
 ok "with a damaged checkpoint" train "$work/a" $lora
 ok "it is named" grep -q "skipping a checkpoint that is not whole.*$(basename "$newest")" "$work/a.log"
 ok "same bytes from an older checkpoint" same "$work/a" "$work/b"
+# A checkpoint of a longer run: nothing is left to do, and the adapter is that of the checkpoint.
+cp -r "$work/b" "$work/shorter"
+# shellcheck disable=SC2086
+ok "a shorter run in the folder of a longer one" train "$work/shorter" $lora --max_steps 3
+ok "has nothing left to do" same "$work/b" "$work/shorter"
 finish
