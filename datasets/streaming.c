@@ -184,7 +184,6 @@ static int next_group(struct data_stream *s, struct err *e) {
     while (!s->group) {
         int ended = 0;
         s->group_pass = s->pass;
-        if (stop_requested()) return err_set(e, 128 + stop_requested(), "stopped by a signal while reading the stream");
         if (encode_group(s, group, next_record, &s->group, &ended, e)) return -1;
         if (s->group) s->in_pass += s->group->rows.n;
         if (!ended) continue;
@@ -305,6 +304,7 @@ int data_stream_take(struct data_stream *s, int64_t n, const struct dataset **ou
 
 int data_stream_skip(struct data_stream *s, int64_t n, struct err *e) {
     for (int64_t done = 0, left; done < n; done += left) {
+        if (stop_check("while a stream was passed over", e)) return -1; /* a step that takes is finished, and saved */
         if ((!s->group || s->next == s->group->rows.n) && next_group(s, e)) return -1;
         left = s->group->rows.n - s->next < n - done ? s->group->rows.n - s->next : n - done;
         s->next += left;

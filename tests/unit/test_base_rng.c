@@ -155,4 +155,19 @@ TEST(bf16_rounds_to_nearest_even) {
     rounding("bf16", b16, wideb, 0x7f80);
     CHECK(b16(0x1.fep127f) == 0x7f7f && b16(0x1.ffp127f) == 0x7f80, "the edge to infinity");
 }
+/* numpy.random.default_rng(seed).integers(0, n, size=8) */
+TEST(whole_numbers_below_a_bound) {
+    static const struct { uint64_t seed; uint32_t n, want[8]; } k[] = {
+        {42, 10, {0, 7, 6, 4, 4, 8, 0, 6}}, {42, 16384, {1462, 12680, 10724, 7190, 7094, 14067, 1408, 11425}}, {7, 3, {2, 1, 2, 2, 1, 2, 2, 0}}};
+    for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
+        struct pcg64 g;
+        pcg_seed(&g, k[i].seed);
+        for (int j = 0; j < 8; j++) {
+            uint32_t x = pcg_below(&g, k[i].n);
+            CHECK(x == k[i].want[j], "seed %d, number %d: %u", (int)k[i].seed, j, x);
+        }
+        CHECK(pcg_below(&g, 1) == 0, "below 1");
+    }
+}
+
 TEST_MAIN
