@@ -136,6 +136,12 @@ ssize_t sys_write_out(const void *p, size_t n) {
     return r;
 }
 
+ssize_t sys_pwrite(int fd, const void *p, size_t n, int64_t offset) {
+    ssize_t r, m;
+    RETRY(r, (m = allowed('w', n)) < 0 ? -1 : pwrite(fd, p, (size_t)m, (off_t)offset));
+    return r;
+}
+
 int sys_reserve(int fd, int64_t bytes) {
     int r;
     RETRY(r, faulty('w') ? -1 : fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes));

@@ -26,6 +26,7 @@ int sys_openat(int dir_fd, const char *name, int flags);
 ssize_t sys_read(int fd, void *p, size_t n);
 ssize_t sys_pread(int fd, void *p, size_t n, int64_t offset);
 ssize_t sys_write(int fd, const void *p, size_t n);
+ssize_t sys_pwrite(int fd, const void *p, size_t n, int64_t offset);
 int sys_fsync(int fd);
 int sys_close(int fd);
 int sys_rename(const char *from, const char *to);

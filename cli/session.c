@@ -60,8 +60,8 @@ int session_open(struct session *s, const struct options *o, struct err *e) {
     if (t->vram_bytes) { /* as many layers stay on the device as leave room for the rest */
         struct pages_config layers, outer;
         model_pages(&s->model, &how, &layers, &outer);
-        int64_t device, host, room = t->vram_bytes - (int64_t)outer.page_bytes - (t->vram_bytes >> 2);
-        pages_cost(&layers, &device, &host);
+        int64_t device, host, disk, room = t->vram_bytes - (int64_t)outer.page_bytes - (t->vram_bytes >> 2);
+        pages_cost(&layers, &device, &host, &disk);
         if (device > room) how.resident_layers = room > 2 * (int64_t)layers.page_bytes ? room / (int64_t)layers.page_bytes - 2 : 0;
     }
     int r = open_tokenizer(s, o, e) || model_load(&s->model, &how, c, e) ? -1 : 0;

@@ -103,7 +103,7 @@ int lora_init(struct lora *l, const struct lora_config *c, const struct model_co
  * differs from dropout's, so that the two streams share nothing. 24 bits of the word place it on a grid symmetric about 0. */
 void lora_start(struct lora *l, uint64_t seed) {
     const uint32_t key[2] = {(uint32_t)seed ^ 0x41726f6cu, (uint32_t)(seed >> 32)};
-    memset(l->data, 0, (size_t)(l->layer_floats * l->model.L) * sizeof(float));
+#pragma omp parallel for collapse(2) schedule(dynamic, 1)
     for (int64_t layer = 0; layer < l->model.L; layer++)
         for (int p = 0; p < PROJ_COUNT; p++) {
             int64_t rows, cols, offset = lora_offset_a(l, (enum proj)p);
@@ -112,6 +112,7 @@ void lora_start(struct lora *l, uint64_t seed) {
             float *a = l->data + layer * l->layer_floats + offset;
             const double bound = 1 / sqrt((double)cols);
             const int64_t n = l->config.rank * cols;
+            memset(a + n, 0, (size_t)(l->config.rank * rows) * sizeof *a); /* B */
             for (int64_t i = 0; i < n; i += 4) {
                 uint64_t at = (uint64_t)i / 4;
                 uint32_t counter[4] = {(uint32_t)at, (uint32_t)(at >> 32), (uint32_t)p, (uint32_t)layer},

@@ -55,7 +55,7 @@ int engine_items(const struct model *m, const struct engine_config *c, struct pl
     struct backend_limits l = limits(m, c);
     engine_pages(m, c, &x, &dx);
     items[0] = (struct plan_item){.name = x.name}, items[1] = (struct plan_item){.name = dx.name};
-    pages_cost(&x, &items[0].device, &items[0].host), pages_cost(&dx, &items[1].device, &items[1].host);
+    pages_cost(&x, &items[0].device, &items[0].host, &items[0].disk), pages_cost(&dx, &items[1].device, &items[1].host, &items[1].disk);
     if (items[0].host) items[0].out = (double)items[0].host, items[0].in = (c->chunks > 2 ? 2 : 1) * items[0].out; /* few chunks are still in their slots */
     items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)p.saved * c->keep_layers * c->chunks};
     items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.block - p.joints), .host = (int64_t)p.stage, .alone = (double)p.weights + (double)(p.stage * (size_t)c->chunks)};

@@ -19,7 +19,7 @@ struct plan_choice {
 };
 struct plan_item {
     const char *name;
-    int64_t device, host;    /* bytes */
+    int64_t device, host, disk; /* bytes */
     double in, out;          /* bytes copied to and from the device in a step */
     double alone;            /* of which nothing is computed meanwhile */
 };

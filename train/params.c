@@ -94,17 +94,10 @@ void params_pages(const struct params *q, int values_on_host, int state_on_host,
     state->resident = state_on_host ? 0 : q->groups, state->slots = state_on_host ? 3 : 0;
 }
 
-static int clear(struct pages *p, int64_t i, struct err *e) {
-    static const char zeros[1 << 16];
-    for (size_t at = 0, n = pages_bytes(p, i); at < n; at += sizeof zeros)
-        if (pages_write(p, i, at, zeros, n - at < sizeof zeros ? n - at : sizeof zeros, e)) return -1;
-    return 0;
-}
-
 /* A fresh optimizer: moments zero. 8-bit codes of zero are those of the maps' zero, the scales are 0. */
 static int clear_state(struct params *q, struct err *e) {
     for (int64_t g = 0; g < q->groups; g++)
-        if (clear(q->state, g, e)) return -1;
+        if (pages_zero(q->state, g, e)) return -1;
     return 0;
 }
 

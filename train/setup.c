@@ -157,7 +157,7 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
 /* in, out: how often a step copies what lives on the host. */
 static struct plan_item pages_item(const struct pages_config *c, const char *name, int in, int out) {
     struct plan_item i = {.name = name};
-    if (c->count) pages_cost(c, &i.device, &i.host);
+    if (c->count) pages_cost(c, &i.device, &i.host, &i.disk);
     i.in = in * (double)i.host, i.out = out * (double)i.host;
     return i;
 }
