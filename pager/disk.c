@@ -73,7 +73,7 @@ static int no_room(const struct disk *d, int64_t bytes, const char *what, struct
 /* Opens the file twice and takes its name away. */
 static int create(struct disk *d, struct err *e) {
     char path[1100];
-    snprintf(path, sizeof path, "%s/.tmp-pages-%d-%llx", d->dir, (int)getpid(), (unsigned long long)(uintptr_t)d);
+    snprintf(path, sizeof path, "%s/.tmp-pages-%d-%lld", d->dir, (int)getpid(), (long long)(1e9 * sys_seconds()));
     if ((d->fd = sys_open(path, O_RDWR | O_CREAT | O_EXCL, 0600)) < 0) return err_errno(e, ERR_RUN, "cannot make a page file in %s; give another folder by --page_dir", d->dir);
     d->direct = sys_open(path, O_RDONLY | O_DIRECT, 0);
     return sys_unlink(path) ? err_errno(e, ERR_RUN, "cannot remove %s", path) : 0;

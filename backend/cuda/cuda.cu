@@ -84,14 +84,15 @@ static void *alloc(void *self, enum place place, size_t bytes) {
     struct cuda *c = (struct cuda *)self;
     void *p = NULL;
     cudaError_t code = cuda_fault(c);
-    if (code == cudaSuccess) code = place == AT_DEVICE ? cudaMalloc(&p, bytes ? bytes : 256) : cudaHostAlloc(&p, bytes ? bytes : 256, cudaHostAllocDefault);
+    if (code == cudaSuccess) code = place == AT_DEVICE ? cudaMalloc(&p, bytes ? bytes : 256) : cuda_host_alloc(c, &p, bytes);
     if (code == cudaSuccess) return p;
     if (code == cudaErrorMemoryAllocation) cudaGetLastError(); /* no room: the caller's to tell */
     else cuda_failed(c, code, "an allocation", __FILE__, __LINE__);
     return NULL;
 }
 static void release(void *self, enum place place, void *p) {
-    if (p) CUDA_TRY((struct cuda *)self, place == AT_DEVICE ? cudaFree(p) : cudaFreeHost(p));
+    struct cuda *c = (struct cuda *)self;
+    if (p) CUDA_TRY(c, place == AT_DEVICE ? cudaFree(p) : cuda_host_free(c, p));
 }
 
 static void put(void *self, void *dst, const void *host, size_t bytes, enum queue q) {

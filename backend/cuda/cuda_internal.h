@@ -16,7 +16,7 @@ extern "C" {
 
 typedef __nv_bfloat16 bf16;
 
-enum { TICKETS = 1024, GEMM_CACHE = 256, SQSUM_PIECES = 32768 };
+enum { TICKETS = 1024, GEMM_CACHE = 256, SQSUM_PIECES = 32768, PINNED_MOST = 64 };
 
 struct gemm_key { /* one product: c(m,n) = alpha op(a) op(b) + beta c, all row-major */
     int64_t m, n, k, lda, ldb, ldc, ld_add, batch, stride_a, stride_b, stride_c; /* ld_add 0: nothing is added */
@@ -28,6 +28,8 @@ struct gemm_plan {
     cublasLtMatrixLayout_t a, b, add, c;
     cublasLtMatmulAlgo_t algo;
 };
+
+struct pinned { void *p, *raw; size_t all; }; /* a block that was mapped from raw on */
 
 struct cuda {
     struct backend table;
@@ -59,6 +61,8 @@ struct cuda {
     bf16 *loss_e;        /* (V, D) when E is fp32 */
     float *slices;       /* attention of a few rows, by slices of the keys */
     size_t slice_floats;
+    struct pinned pinned[PINNED_MOST];
+    int pinned_blocks;
     struct err failure;  /* the first, for sync; then no call reaches the card any more */
     long long calls, fault_at; /* so far, and the one that QLORA_FAULT makes fail; 0 = none */
     int fault_trap, fault_count;
@@ -123,6 +127,10 @@ size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char 
 size_t cuda_adam_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 size_t cuda_decode_workspace(struct cuda *c, const struct backend_limits *l, char *at);
 cudaError_t cuda_adam_start(struct cuda *c);
+
+/* Host memory that the card reaches (pinned.cu). */
+cudaError_t cuda_host_alloc(struct cuda *c, void **p, size_t bytes);
+cudaError_t cuda_host_free(struct cuda *c, void *p);
 
 /* Ops of at most eight rows (decode.cu): 1, or 0 when the call is not for them and nothing was done. */
 int cuda_decode_linear(struct cuda *c, const struct linear_args *a);
