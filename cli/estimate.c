@@ -15,18 +15,21 @@ static void json_item(struct str *s, const char *name, const char *place, int64_
 
 static void as_json(const struct estimate *x, struct str *s) {
     const struct plan_request *r = &x->request;
-    const int64_t disk = x->result_bytes + x->checkpoints * x->checkpoint_bytes;
+    const int64_t saved = x->result_bytes + x->checkpoints * x->checkpoint_bytes, disk = x->plan.disk + saved;
     int n = 0;
     str_printf(s, "{\"device_bytes\":%lld,\"host_bytes\":%lld,\"tokens_per_second\":%.5g,\"items\":[", (long long)x->plan.device, (long long)x->plan.host, x->tokens_per_second);
     for (int i = 0; i < x->plan.items; i++) {
         json_item(s, x->plan.item[i].name, "device", x->plan.item[i].device, &n);
         json_item(s, x->plan.item[i].name, "host", x->plan.item[i].host, &n);
+        json_item(s, x->plan.item[i].name, "disk", x->plan.item[i].disk, &n);
     }
     json_item(s, "result", "disk", x->result_bytes, &n);
-    json_item(s, "checkpoints", "disk", disk - x->result_bytes, &n);
+    json_item(s, "checkpoints", "disk", saved - x->result_bytes, &n);
     str_printf(s, "],\"disk_bytes\":%lld,\"step_seconds\":%.4g,\"step_tokens\":%lld,\"chunk_tokens\":%lld,", (long long)disk, x->plan.seconds, (long long)r->step_rows, (long long)x->plan.choice.rows);
     if (x->steps) str_printf(s, "\"steps\":%lld,\"tokens\":%.0f,\"seconds\":%.4g,", (long long)x->steps, x->tokens, x->tokens / x->tokens_per_second);
-    str_printf(s, "\"product_flops\":%.4g,\"memory_bytes_per_second\":%.4g,\"link_bytes_per_second\":%.4g,\"machine\":", r->flops, r->bandwidth, r->link);
+    str_printf(s, "\"product_flops\":%.4g,\"memory_bytes_per_second\":%.4g,\"link_bytes_per_second\":%.4g,", r->flops, r->bandwidth, r->link);
+    if (x->plan.disk) str_printf(s, "\"disk_bytes_per_second\":%.4g,", r->disk);
+    str_puts(s, "\"machine\":");
     str_json(s, x->machine, strlen(x->machine));
     str_puts(s, "}\n");
 }

@@ -343,6 +343,8 @@ const struct flag flags[] = {
      "cpu, cuda or the path of a plugin; cuda when a card is found"},
     {"vram", 0, LIST(vram_list), 0, 0, B, G_MACHINE, USED, "memory to use on the card, or several: 6,8,12 (GiB) times a run with each; what is free"},
     {"vram", 0, BYTES(train.vram_bytes), 0, 0, TSC | E | M, G_MACHINE, USED, "memory to use on the card: 8GiB; what is free"},
+    {"host_memory", 0, BYTES(train.host_memory), 0, 0, T | M | B, G_MACHINE, USED, "host memory to use beside the card's: 64GiB; what is free"},
+    {"page_dir", 0, WORD(train.page_dir), 0, 0, T | M | B, G_MACHINE, USED, "folder for weights that neither card nor host has room for; output_dir"},
     {"chunk_tokens", 0, INT(train.chunk_tokens), 0, "1..16777216", T, G_MACHINE, USED, "tokens that go through a layer together, at most; the plan decides"},
     {"profile", 0, BOOL(train.profile), "false", 0, T, G_MACHINE, USED, "time every operation and print a table"},
     {"use_cpu", "no_cuda", BOOL(no_card), "false", 0, TSC | E, G_MACHINE, USED, "the same as --backend cpu"},

@@ -285,5 +285,5 @@ void engine_embed_backward(struct engine *g, const struct batch *b, const struct
 int engine_losses(struct engine *g, struct batch *b, struct err *e) {
     engine_forward(g, b, NULL);
     engine_head(g, b, 0, NULL);
-    return batch_losses(b, e);
+    return batch_losses(b, e) || pages_failed(g->m->layers, e) ? -1 : 0;
 }

@@ -61,6 +61,8 @@ struct model_how { /* how a checkpoint is to be held */
     int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too, if they are not stored so already; bitsandbytes leaves them as they are */
     int fp32;                        /* all weights in fp32 (full fine-tuning on the CPU) */
     int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
+    int64_t disk_layers;             /* of the others so many live in a file in page_dir */
+    const char *page_dir;
     int outer_on_host;               /* embedding, head and norm stay in host memory: the engine fetches what it needs */
 };
 /* Reads config.json and decides the formats without reading weights: enough for a plan. *c is the opened checkpoint. */

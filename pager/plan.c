@@ -4,8 +4,8 @@
 
 static int64_t price(plan_cost *cost, void *context, struct plan *p) {
     p->items = cost(context, &p->choice, p->item);
-    p->device = p->host = 0;
-    for (int i = 0; i < p->items; i++) p->device += p->item[i].device, p->host += p->item[i].host;
+    p->device = p->host = p->disk = 0;
+    for (int i = 0; i < p->items; i++) p->device += p->item[i].device, p->host += p->item[i].host, p->disk += p->item[i].disk;
     return p->device;
 }
 
@@ -24,7 +24,7 @@ static void most_that_fits(plan_cost *cost, void *context, struct plan *p, int64
 /* ---- the model of time ----
  *
  *     device = Σ products / flops (1 + tail / rows) + attention / (ATTENTION flops) + bytes / (BANDWIDTH bandwidth)
- *     step   = max(device, visits visit, link) + EXPOSED link + what is copied alone
+ *     step   = max(device, visits visit, link, disk) + EXPOSED link + what is copied alone
  *
  * The sum runs over forward, the recomputed share of `again`, backward, the rest, and the unpacking of weights. The host queues
  * ops ahead of the device; where chunks are so small that it cannot, it sets the pace. Copies run beside both. The constants
@@ -43,15 +43,30 @@ static double larger_of(double a, double b) { return a > b ? a : b; }
 
 double plan_seconds(const struct plan_request *r, const struct plan *p) {
     const struct plan_choice *c = &p->choice;
-    double in = 0, out = 0, alone = 0, again = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
-    for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out, alone += p->item[i].alone;
+    double in = 0, out = 0, alone = 0, read = 0, again = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
+    for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out, alone += p->item[i].alone, read += p->item[i].read;
     double tail = 1 + r->tail / (double)c->rows, chunks = (double)((r->step_rows + c->rows - 1) / c->rows), passes = r->training ? 2 + again : 1;
     /* Joint operands are made once for a visit of all chunks, recomputation and backward being one; else for every call. */
     double makes = c->join && r->joins ? (r->training ? 2 : 1) : passes * chunks;
     double device = work(r, &r->forward, tail) + again * work(r, &r->again, tail) + work(r, &r->backward, tail) + work(r, &r->rest, 1) + makes * r->unpacked / (BANDWIDTH * r->bandwidth);
     if (c->rows < r->longest && r->training) device += WINDOWS * work(r, &r->forward, tail);
     double link = larger_of(in, out) / r->link, host = r->visit * chunks * passes * (double)r->layers;
+    if (read > 0) device = larger_of(device, read / r->disk);
     return larger_of(larger_of(device, host), link) + EXPOSED * link + alone / r->link;
+}
+
+/* Layers for which the host has no room go to the file: as few as do, or all. */
+static void to_disk(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p) {
+    int64_t low = 1, high = r->layers - p->choice.resident_layers;
+    if (!r->files || !r->host_budget || p->host <= r->host_budget || high < 1) return;
+    while (low < high) {
+        p->choice.disk_layers = (low + high) / 2;
+        price(cost, context, p);
+        if (p->host <= r->host_budget) high = p->choice.disk_layers;
+        else low = p->choice.disk_layers + 1;
+    }
+    p->choice.disk_layers = low;
+    price(cost, context, p);
 }
 
 /* Where everything lives at one chunk size: every way that is open, each filled up. Keeps the fastest that fits in *best, and in
@@ -76,6 +91,7 @@ static void placements(const struct plan_request *r, plan_cost *cost, void *cont
             if (streams && order == 0) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
             if (keeps) most_that_fits(cost, context, &q, &q.choice.keep_layers, r->layers, most);
             if (streams && order == 1) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
+            to_disk(r, cost, context, &q);
             q.seconds = plan_seconds(r, &q);
             if (r->host_budget && q.host > r->host_budget) {
                 if (!least->items || least->device > r->budget || q.host < least->host) *least = q;
@@ -135,6 +151,7 @@ void plan_print(const struct plan *p, const struct plan_request *r, struct str *
     if (r->joins && !c->join) str_puts(out, "; weights unpacked for every chunk");
     if (c->outer_on_host) str_puts(out, "; embedding and head fetched when needed");
     if (c->resident_layers < r->layers) str_printf(out, "; %lld of %lld layers streamed", (long long)(r->layers - c->resident_layers), (long long)r->layers);
+    if (c->disk_layers) str_printf(out, ", %lld of them from a file of %s", (long long)c->disk_layers, text_bytes(a, p->disk));
     str_printf(out, "\n  %-28s %12s %12s\n", "", "device", "host");
     for (int i = 0; i < p->items; i++)
         if (p->item[i].device || p->item[i].host)

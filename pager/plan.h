@@ -14,6 +14,7 @@ struct plan_choice {
     int64_t rows;            /* tokens that go through a product at once: a chunk, or a window of a longer sequence */
     int64_t keep_layers;
     int64_t resident_layers;
+    int64_t disk_layers;     /* of the others so many live in a file */
     int acts_on_host, state_on_host, values_on_host, outer_on_host;
     int join;                /* a layer's operands are made once per visit */
 };
@@ -22,6 +23,7 @@ struct plan_item {
     int64_t device, host, disk; /* bytes */
     double in, out;          /* bytes copied to and from the device in a step */
     double alone;            /* of which nothing is computed meanwhile */
+    double read;             /* bytes read from the file in a step */
 };
 enum { PLAN_ITEMS = 16 };
 /* Fills items (at most PLAN_ITEMS) for a choice; returns their number. */
@@ -37,6 +39,7 @@ enum plan_way { PLAN_ACTS = 1, PLAN_STATE = 2, PLAN_VALUES = 4, PLAN_WEIGHTS = 8
 struct plan_request {
     int64_t budget;          /* device bytes */
     int64_t host_budget;     /* host bytes; 0: not looked at */
+    int files;               /* weights that the host has no room for may live in a file */
     int64_t keep_budget;     /* device bytes that kept activations may use at most */
     unsigned may, must;      /* ways that are open, and those that are to be taken */
     int64_t layers;
@@ -51,13 +54,14 @@ struct plan_request {
     double tail;             /* rows whose time the last, partly filled waves of a chunk's products cost */
     double visit;            /* seconds the host takes to queue a layer's ops for one chunk and pass */
     double flops, bandwidth, link; /* rates: FLOP/s of products, bytes/s of the device's memory and of copies each way */
+    double disk;             /* bytes/s that the file is read at */
     const char *advice;      /* flags that would fit more, for the message: "A lower --cutoff_len" */
 };
 struct plan {
     struct plan_choice choice;
     struct plan_item item[PLAN_ITEMS];
     int items;
-    int64_t device, host;
+    int64_t device, host, disk;
     double seconds;          /* of a step, by the model */
 };
 /* -1 when nothing fits: p then holds the plan that needs least. */

@@ -82,9 +82,9 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
     if (!(t.be = backend_open(o->train->backend, e))) return -1;
     t.be->info(t.be->self, &info);
     t.free_before = info.free_bytes;
-    if (!info.unified) t.host_bytes = sys_free_memory();
+    setup_host(&t, 1);
     setup_shape(&t);
-    if (setup_model(&t, o->config, e) || setup_plan(&t, e)) goto out;
+    if (setup_model(&t, o->config, e) || setup_plan(&t, e) || setup_rates(&t, e)) goto out;
     estimate_of(&t, &r->predicted);
     if (o->train->max_steps <= 0 && t.plan.seconds > TOO_LONG) {
         char text[40];
@@ -92,7 +92,6 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
         goto out;
     }
     const double start = sys_seconds();
-    t.how.resident_layers = t.plan.choice.resident_layers, t.how.outer_on_host = t.plan.choice.outer_on_host;
     if (model_random(&t.model, &t.how, t.o->seed, e)) goto out;
     r->load_seconds = sys_seconds() - start;
     if (setup_run(&t, e) || fill(&t, &ids, e) || run(&t, r, e)) goto out;

@@ -62,11 +62,9 @@ static int plan(struct trainer *t, enum estimate_memory memory, struct err *e) {
 
 int train_estimate(const struct estimate_options *o, struct estimate *x, struct err *e) {
     struct trainer t = {.o = o->train};
-    struct backend_info info;
     int r = -1;
     if (!(t.be = machine(o, e))) return -1;
-    t.be->info(t.be->self, &info);
-    if (!o->card && !info.unified && !o->any_host) t.host_bytes = sys_free_memory();
+    setup_host(&t, !o->card && !o->any_host);
     if (!sequences(&t, o, e) && !model(&t, o, e) && !plan(&t, o->memory, e)) r = 0, estimate_of(&t, x);
     setup_close(&t);
     return r;
@@ -96,15 +94,19 @@ void estimate_print(const struct estimate *x, struct str *out) {
     const struct plan_request *r = &x->request;
     const int64_t disk = x->result_bytes + x->checkpoints * x->checkpoint_bytes;
     char a[40], b[32], c[32];
+    const int from_file = x->plan.disk > 0;
     plan_print(&x->plan, r, out);
     str_printf(out, "speed: about %s tokens/s, %.3g s for a step of %s tokens\n", text_thousands(a, (int64_t)x->tokens_per_second), x->plan.seconds, text_thousands(b, r->step_rows));
-    str_printf(out, "  for products at %.3g TFLOP/s, memory at %.4g GB/s, copies at %.3g GB/s each way\n", r->flops * 1e-12, r->bandwidth * 1e-9, r->link * 1e-9);
+    str_printf(out, "  for products at %.3g TFLOP/s, memory at %.4g GB/s, copies at %.3g GB/s each way", r->flops * 1e-12, r->bandwidth * 1e-9, r->link * 1e-9);
+    if (from_file) str_printf(out, ",\n  the page file at %.3g GB/s", r->disk * 1e-9);
+    str_puts(out, "\n");
     if (x->sequences) str_printf(out, "data: %s sequences\n", text_thousands(a, x->sequences));
     if (x->steps)
         str_printf(out, "steps: %s, %s tokens in all\ntime: about %s of training; loading, saving and evaluations come on top\n", text_thousands(b, x->steps), text_thousands(c, (int64_t)x->tokens),
                    text_seconds(a, x->tokens / x->tokens_per_second));
     str_printf(out, "disk: %s for the result", text_bytes(a, x->result_bytes));
     if (x->checkpoints) str_printf(out, " and %s for %lld checkpoint%s", text_bytes(a, x->checkpoints * x->checkpoint_bytes), (long long)x->checkpoints, x->checkpoints > 1 ? "s" : "");
+    if (from_file) str_printf(out, "; %s for layer weights while it runs", text_bytes(a, x->plan.disk));
     if (x->disk_free >= 0) str_printf(out, "; %s are free%s", text_bytes(a, x->disk_free), x->disk_free < disk ? ", which is not enough: see --save_total_limit" : "");
     str_puts(out, "\n");
 }

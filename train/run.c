@@ -279,10 +279,10 @@ static void print_profile(int64_t steps, double wall) {
              100 * sum / wall, wall * 1e3, (long long)steps);
 }
 
-/* A card that failed explains all that went wrong after it. */
+/* A card or a page file that failed explains all that went wrong after it. */
 static void blame_card(struct trainer *t, struct err *e) {
     struct err card = {0};
-    if (!backend_failed(t->be, &card)) return;
+    if (!backend_failed(t->be, &card) && !pages_failed(t->model.layers, &card)) return;
     *e = (struct err){0};
     if (!t->at.step) err_set(e, card.code, "%s", card.text);
     else err_set(e, card.code, "after step %lld: %s. What was saved in %.400s is whole: the same command with --resume_from_checkpoint true goes on from there", (long long)t->at.step, card.text, t->o->output_dir);
@@ -307,8 +307,8 @@ int train_run(const struct train_options *o, struct err *e) {
     struct backend_info info;
     t.be->info(t.be->self, &info);
     t.free_before = info.free_bytes;
-    if (!info.unified) t.host_bytes = sys_free_memory();
-    if (setup_data(&t, e) || setup_model(&t, NULL, e) || setup_plan(&t, e)) goto out;
+    setup_host(&t, 1);
+    if (setup_data(&t, e) || setup_model(&t, NULL, e) || setup_plan(&t, e) || (!o->dry_run && setup_rates(&t, e))) goto out;
     show_estimate(&t);
     if (o->dry_run) {
         log_info("dry run: nothing was loaded or written");

@@ -1,4 +1,5 @@
 /* train/setup.c - from options to a run that can take its first step: data, model headers, the plan, memory. */
+#include "base/file.h"
 #include "base/log.h"
 #include "base/print.h"
 #include "base/sys.h"
@@ -162,17 +163,32 @@ static struct plan_item pages_item(const struct pages_config *c, const char *nam
     return i;
 }
 
+/* How the model is held under a choice of the plan. */
+static void follow(struct trainer *t, const struct plan_choice *c) {
+    t->how.resident_layers = c->resident_layers, t->how.disk_layers = c->disk_layers, t->how.outer_on_host = c->outer_on_host;
+}
+
+/* Layer weights: a sweep up and one down, and for those that are trained one by the optimizer. */
+static struct plan_item layers_item(const struct pages_config *c, int full) {
+    struct plan_item i = pages_item(c, c->name, 3, 1);
+    double copied, read;
+    if (full) return i;
+    pages_moved(c, &copied, &read);
+    i.in = 2 * copied, i.read = 2 * read, i.out = 0;
+    return i;
+}
+
 static int cost(void *context, const struct plan_choice *c, struct plan_item *items) {
     struct trainer *t = context;
     struct engine_config k;
     struct pages_config layers, outer, value, grad, state;
-    t->how.resident_layers = c->resident_layers, t->how.outer_on_host = c->outer_on_host;
+    follow(t, c);
     engine_choice(t, c, &k);
     model_pages(&t->model, &t->how, &layers, &outer);
     params_pages(&t->params, c->values_on_host, c->state_on_host, &value, &grad, &state);
     int n = 0;
     int full = !setup_is_lora(t);
-    items[n++] = pages_item(&layers, layers.name, 2 + full, full);
+    items[n++] = layers_item(&layers, full);
     items[n++] = pages_item(&outer, outer.name, full ? 3 : 0, full);
     items[n++] = pages_item(&value, "adapters", 3, 1);
     items[n++] = pages_item(&grad, "gradients", 1, 1);
@@ -224,6 +240,8 @@ enum { MOVED_UPDATE = 28 };
 /* Of a card: seconds the host takes to queue a layer's ops for a chunk, and rows that a chunk's products cost beside their own.
  * Both from 2B in chunks of 2048 to 8192 on an H100 (bench/results/h100.jsonl). */
 static const double VISIT = 1e-3, TAIL = 256;
+/* Bytes a second of a disk that was not measured: an NVMe drive of the plainer kind. */
+static const double DISK = 2e9;
 
 static struct plan_work times(struct plan_work w, double n) { return (struct plan_work){n * w.products, n * w.attention, n * w.bytes}; }
 
@@ -259,20 +277,69 @@ static int request(struct trainer *t, struct err *e) {
     t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
                                        .may = (pages ? PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (full ? 0u : PLAN_OUTER) | (o->paged ? PLAN_STATE : 0u) : 0u) | (info->joins ? PLAN_APART : 0u),
                                        .layers = k->L, .longest = t->longest, .step_rows = t->max_rows, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192, .most_rows = o->chunk_tokens,
-                                       .training = 1, .keep_all = !o->gradient_checkpointing, .joins = info->joins,
+                                       .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing, .joins = info->joins,
                                        .flops = info->flops, .bandwidth = info->bandwidth, .link = info->link, .advice = t->advice};
     describe_work(t, &t->request);
     return 0;
 }
 
-int setup_plan(struct trainer *t, struct err *e) { return plan_make(&t->request, cost, t, &t->plan, e); }
+int setup_plan(struct trainer *t, struct err *e) {
+    if (plan_make(&t->request, cost, t, &t->plan, e)) return -1;
+    follow(t, &t->plan.choice);
+    return 0;
+}
+
+/* What the machine could still give, but for a margin: others want some, too. */
+void setup_host(struct trainer *t, int here) {
+    struct backend_info info;
+    t->be->info(t->be->self, &info);
+    const int64_t left = here && !info.unified ? sys_free_memory() : 0, most = left - left / 32;
+    t->host_bytes = t->o->host_memory && (!most || t->o->host_memory < most) ? t->o->host_memory : most;
+}
+
+/* Bytes a second of copies each way, the slower of both; 0: not measured. */
+static double link_rate(struct backend *be) {
+    const size_t bytes = 64 << 20;
+    void *device = be->alloc(be->self, AT_DEVICE, bytes), *host = be->alloc(be->self, AT_HOST, bytes);
+    double slower = 0;
+    for (int i = 0; device && host && i < 4; i++) { /* the first of each way is not counted */
+        const double start = sys_seconds();
+        if (i & 1) be->get(be->self, host, device, bytes, Q_COMPUTE);
+        else be->put(be->self, device, host, bytes, Q_COMPUTE);
+        if (be->sync(be->self, NULL)) break;
+        const double rate = (double)bytes / (sys_seconds() - start);
+        if (i > 1 && (slower <= 0 || rate < slower)) slower = rate;
+    }
+    be->release(be->self, AT_DEVICE, device), be->release(be->self, AT_HOST, host);
+    return slower;
+}
+
+/* A measured rate is never twice the same, and a plan must be: it is made anew only where a link is far from what its card is
+ * known for, and by powers of two. What is predicted follows the measurement. */
+int setup_rates(struct trainer *t, struct err *e) {
+    struct plan_request *r = &t->request;
+    const double known = r->link, link = t->model.info.unified ? 0 : link_rate(t->be);
+    if (link > 0 && link < known / 1.5) {
+        while (r->link > 1.5 * link) r->link /= 2;
+        if (setup_plan(t, e)) return -1;
+    }
+    if (link > 0) r->link = link;
+    if (t->plan.choice.disk_layers) {
+        if (dir_make(t->how.page_dir, e)) return -1;
+        const double disk = pages_disk_rate(t->how.page_dir, e);
+        if (disk <= 0) return -1;
+        r->disk = disk;
+    }
+    t->plan.seconds = plan_seconds(r, &t->plan);
+    return 0;
+}
 
 /* The model's headers; for an estimate its configuration will do. */
 static int describe_model(struct trainer *t, const struct model_config *config, struct err *e) {
     const struct train_options *o = t->o;
     struct ckpt *c;
     t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type, .q_double = o->double_quantization, .filter_4bit = o->filter_4bit,
-                                .fp32 = !setup_is_lora(t), .resident_layers = -1};
+                                .fp32 = !setup_is_lora(t), .resident_layers = -1, .page_dir = o->page_dir ? o->page_dir : o->output_dir ? o->output_dir : "."};
     if (config) return model_sketch(&t->model, t->be, config, &t->how), 0;
     if (model_open(&t->model, t->be, o->model_name_or_path, &t->how, &c, e)) return -1;
     struct ckpt_quant q = {0};
@@ -318,7 +385,6 @@ static void reach(void *params, int64_t l) { params_reach(params, l); }
 
 int setup_memory(struct trainer *t, struct err *e) {
     struct ckpt *c = NULL;
-    t->how.resident_layers = t->plan.choice.resident_layers, t->how.outer_on_host = t->plan.choice.outer_on_host;
     if (!(c = ckpt_open(t->o->model_name_or_path, e)) || model_load(&t->model, &t->how, c, e)) return ckpt_close(c), -1;
     ckpt_close(c);
     if (t->o->merged_adapters && model_merge(&t->model, t->o->merged_adapters, e)) return -1;

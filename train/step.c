@@ -91,7 +91,7 @@ int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result 
     forward(t, &drop);
     head(t, &full);
     backward(t, &drop, &full);
-    if (batch_losses(&t->batch, e)) return -1;
+    if (batch_losses(&t->batch, e) || pages_failed(t->model.layers, e)) return -1;
 
     double norm2 = 0;
     for (int64_t i = 0; i < t->params.count; i++) norm2 += t->params.norms[i];

@@ -64,6 +64,8 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     /* machine */
     const char *backend;        /* NULL, "cpu", "cuda", path */
     int64_t vram_bytes;         /* 0 = what is free */
+    int64_t host_memory;        /* bytes of host memory for pages; 0 = what is free */
+    const char *page_dir;       /* for pages that fit in neither; NULL = output_dir */
     int64_t chunk_tokens;       /* most tokens of a chunk; 0 = the plan decides */
     int profile;
     const char *command;        /* the command line, for the model card */
