@@ -264,17 +264,71 @@ double sys_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-int64_t sys_free_memory(void) {
-    int64_t kib = 0;
-    char line[200];
-    FILE *f = fopen("/proc/meminfo", "re");
-    if (!f) return 0;
-    while (fgets(line, sizeof line, f)) {
-        long long v;
-        if (sscanf(line, "MemAvailable: %lld kB", &v) == 1) kib = v;
+/* The number behind `key` in a file of lines "key number", or alone in it (key ""); -1: there is none ("max", too). */
+static int64_t number_in(const char *dir, const char *name, const char *key) {
+    char path[1200], line[200];
+    long long v, found = -1;
+    const size_t n = strlen(key);
+    if ((size_t)snprintf(path, sizeof path, "%s/%s", dir, name) >= sizeof path) return -1;
+    FILE *f = fopen(path, "re");
+    if (!f) return -1;
+    while (found < 0 && fgets(line, sizeof line, f))
+        if (!strncmp(line, key, n) && sscanf(line + n, "%lld", &v) == 1 && v >= 0) found = v;
+    fclose(f);
+    return found;
+}
+
+/* What the group at `dir` may still take: its limit without what it uses, but for cached files, which give way. */
+static int64_t group_room(const char *dir, int v2) {
+    const int64_t limit = number_in(dir, v2 ? "memory.max" : "memory.limit_in_bytes", ""), used = number_in(dir, v2 ? "memory.current" : "memory.usage_in_bytes", "");
+    const int64_t cached = number_in(dir, "memory.stat", v2 ? "inactive_file " : "total_inactive_file ");
+    if (limit < 0 || used < 0) return INT64_MAX;
+    const int64_t taken = cached > 0 && cached < used ? used - cached : used;
+    return limit > taken ? limit - taken : 0;
+}
+
+/* The group and all above it; in a container the path may be the host's, and its group lie at the root. */
+static int64_t groups_room(const char *root, const char *path, int v2) {
+    char dir[1100];
+    int64_t least = group_room(root, v2);
+    if ((size_t)snprintf(dir, sizeof dir, "%s%s", root, path) >= sizeof dir) return least;
+    for (size_t n = strlen(dir); n > strlen(root); n--)
+        if (dir[n] == '/' || !dir[n]) {
+            dir[n] = 0;
+            const int64_t room = group_room(dir, v2);
+            if (room < least) least = room;
+        }
+    return least;
+}
+
+int64_t sys_group_memory(const char *groups, const char *root) {
+    char line[1100], own[1100];
+    int64_t least = INT64_MAX;
+    FILE *f = fopen(groups, "re");
+    if (!f) return least;
+    while (fgets(line, sizeof line, f)) { /* "0::/path", or of version 1 "4:memory:/path" */
+        char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
+        if (!path) continue;
+        line[strcspn(line, "\n")] = 0, *path++ = 0, names++;
+        const int v2 = !*names;
+        int memory = 0;
+        for (char *s = names, *end = NULL; s && *s; s = end ? end + 1 : NULL) {
+            end = strchr(s, ',');
+            if (end) *end = 0;
+            memory |= !strcmp(s, "memory");
+        }
+        if (!v2 && !memory) continue;
+        snprintf(own, sizeof own, "%s%s", root, v2 ? "" : "/memory");
+        const int64_t room = groups_room(own, path, v2);
+        if (room < least) least = room;
     }
     fclose(f);
-    return kib * 1024;
+    return least;
+}
+
+int64_t sys_free_memory(void) {
+    const int64_t kib = number_in("/proc", "meminfo", "MemAvailable:"), machine = kib > 0 ? kib * 1024 : 0, group = sys_group_memory("/proc/self/cgroup", "/sys/fs/cgroup");
+    return group < machine ? group : machine;
 }
 
 int64_t sys_resident_bytes(void) {

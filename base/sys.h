@@ -56,7 +56,9 @@ void sys_read_ahead(int fd, int64_t offset, int64_t bytes);
 void sys_write_behind(int fd, int64_t offset, int64_t bytes);
 
 double sys_seconds(void);        /* monotonic clock */
-int64_t sys_free_memory(void);   /* bytes of memory the machine could still give, 0 if unknown */
+int64_t sys_free_memory(void);   /* bytes of memory the machine could still give, within the limits of our control group; 0 if unknown */
+/* Bytes that the control groups of a process leave to it, of either version; INT64_MAX: no limit. groups: /proc/self/cgroup. */
+int64_t sys_group_memory(const char *groups, const char *root);
 int64_t sys_resident_bytes(void); /* of this process, 0 if unknown */
 int sys_threads(void);           /* OpenMP threads in force */
 
