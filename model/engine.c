@@ -190,6 +190,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         if (drop && b->chunk[c].noise) op_noise(g->be, &(struct noise_args){.rows = &b->chunk[c].rows, .y = y, .size = b->chunk[c].noise, .seed = drop->seed, .step = drop->step});
         pages_put(g->x, page_of(g, 0, c), 1), put_outer(g);
     }
+    pages_want(g->x, page_of(g, 0, 0));
     for (int64_t l = 0; l < L; l++) {
         backend_range(g->be, "layer %lld forward", (long long)l);
         struct layer w;
@@ -197,7 +198,6 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         if (g->reach) g->reach(g->context, l);
         model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
         float *value = g->c.adapters ? pages_get(g->c.adapters, l, PAGE_READ) : NULL;
-        pages_want(m->layers, l + 1);
         if (g->c.adapters) pages_want(g->c.adapters, l + 1);
         engine_adapters(g, value, NULL, lora);
         struct joints j;
@@ -205,7 +205,8 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         for (int c = 0; c < b->n_chunks; c++) {
             int64_t in = page_of(g, l, c), to = page_of(g, l + 1, c), n = b->chunk[c].rows.N;
             struct mat x = matrix(g, pages_get(g->x, in, PAGE_READ), n), y = matrix(g, pages_get(g->x, to, PAGE_WRITE), n);
-            pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : -1);
+            pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : page_of(g, l + 1, 0));
+            pages_want_part(m->layers, l + 1, c + 1, b->n_chunks);
             struct saved store;
             struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints,
                               .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
@@ -229,6 +230,7 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         const struct chunk *k = &b->chunk[c];
         int64_t page = page_of(g, L, c), n = k->rows.N;
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = matrix(g, y_at, n), dy = {0};
+        pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, L, c + 1) : backward ? page_of(g, L - 1, 0) : -1);
         struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
         op_norm(g->be, &na);
         if (backward) dy = matrix(g, dy_at, n);
@@ -262,6 +264,7 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
         int64_t page = page_of(g, l, c), n = b->chunk[c].rows.N;
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), dx = gradient(g, pages_get(g->dx, c, PAGE_READ_WRITE), n);
         pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l ? page_of(g, l - 1, 0) : -1);
+        pages_want_part(m->layers, l - 1, c + 1, b->n_chunks);
         struct saved store;
         struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints, .grads = lg,
                           .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};

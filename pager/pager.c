@@ -21,7 +21,10 @@ static int64_t resident(const struct pages_config *c) { return c->resident < c->
 static int64_t spread(int64_t i, int64_t part, int64_t all) { return all ? i * part / all : 0; }
 
 enum page_home pages_place(const struct pages_config *c, int64_t i) {
-    const int64_t n = c->count, r = resident(c), before = spread(i, r, n), other = i - before; /* `other` pages before it are not on the device */
+    const int64_t n = c->count, r = resident(c);
+    if (!r && !c->files) return HOME_HOST;
+    if (r == n) return HOME_DEVICE;
+    const int64_t before = spread(i, r, n), other = i - before; /* `other` pages before it are not on the device */
     if (spread(i + 1, r, n) > before) return HOME_DEVICE;
     return spread(other + 1, c->files, n - r) > spread(other, c->files, n - r) ? HOME_FILE : HOME_HOST;
 }
@@ -175,29 +178,32 @@ static struct slot *slot_for(struct pages *p, int64_t i, int must) {
             struct slot *t = &p->slot[s];
             if (!t->held && t->wanted <= wanted && (!found || t->age < found->age)) found = t;
         }
-    if (found) found->page = i, found->fetched = 0, found->wanted = 0;
+    if (found) found->page = i, found->fetched = found->wanted = 0, found->sent = 0;
     return found;
 }
 
-/* Queues the copy of a slot's page, if it is not there; of a page of the file once that was read, or waits for it (`must`). */
-static void fetch(struct pages *p, struct slot *s, int must) {
+/* Queues the copy of a slot's page up to byte `until`, as far as it is not there; of a page of the file once that was read, or
+ * waits for it (`must`). */
+static void fetch(struct pages *p, struct slot *s, size_t until, int must) {
     struct home *h = &p->home[s->page];
-    const void *from = h->data;
+    const unsigned char *from = h->data;
     struct ring *r = NULL;
-    if (s->fetched) return;
+    if (s->fetched || s->sent >= until) return;
     if (h->kind == HOME_FILE) {
         if (!(r = ring_read(p, s->page, INT64_MAX, must))) return;
         if (must) disk_wait(p->disk, &r->job);
         else if (!disk_ready(p->disk, &r->job)) return;
         from = r->job.to;
     }
-    s->fetched = 1;
-    wait_on(p, Q_IN, s->use);
-    wait_on(p, Q_IN, s->out);
-    wait_on(p, Q_IN, h->out);
-    p->be->put(p->be->self, s->data, from, p->bytes[s->page], Q_IN);
+    if (!s->sent) {
+        wait_on(p, Q_IN, s->use);
+        wait_on(p, Q_IN, s->out);
+        wait_on(p, Q_IN, h->out);
+    }
+    p->be->put(p->be->self, s->data + s->sent, from + s->sent, until - s->sent, Q_IN);
     s->fetch = p->be->mark(p->be->self, Q_IN);
-    if (r) r->fresh = 0, r->copied = s->fetch;
+    s->sent = until, s->fetched = until == p->bytes[s->page];
+    if (r) r->fresh = !s->fetched, r->copied = s->fetch;
 }
 
 /* Reads the pages of the file from i on that are in no slot, as far as there is room. */
@@ -210,14 +216,16 @@ static void read_ahead(struct pages *p, int64_t i, int64_t step) {
     }
 }
 
-void pages_want(struct pages *p, int64_t i) {
+void pages_want(struct pages *p, int64_t i) { pages_want_part(p, i, 1, 1); }
+
+void pages_want_part(struct pages *p, int64_t i, int part, int parts) {
     const int64_t step = i > p->last ? 1 : i < p->last ? -1 : 0;
     while (i >= 0 && i < p->c.count && p->home[i].kind == HOME_DEVICE) i += step ? step : p->c.count;
     if (i < 0 || i >= p->c.count) return;
     struct slot *s = slot_for(p, i, 0);
     if (s) { /* else the later get will fetch */
         s->wanted = !s->held, s->age = ++p->clock;
-        fetch(p, s, 0);
+        fetch(p, s, part < parts ? p->bytes[i] / (size_t)parts * (size_t)part / 256 * 256 : p->bytes[i], 0);
     }
     if (p->disk) read_ahead(p, i, step);
 }
@@ -232,7 +240,7 @@ void *pages_get(struct pages *p, int64_t i, enum page_mode mode) {
     if (mode == PAGE_WRITE) {
         s->fetched = 1;
         wait_on(p, Q_COMPUTE, s->out);
-    } else fetch(p, s, 1);
+    } else fetch(p, s, p->bytes[i], 1);
     wait_on(p, Q_COMPUTE, s->fetch);
     s->held = 1, s->wanted = 0;
     return s->data;
@@ -257,7 +265,7 @@ void pages_put(struct pages *p, int64_t i, int dirty) {
 static void forget(struct pages *p, int64_t i) {
     struct slot *s = slot_of(p, i);
     struct ring *r = p->disk ? ring_of(p, i) : NULL;
-    if (s) s->page = -1, s->fetched = s->held = s->wanted = 0;
+    if (s) s->page = -1, s->fetched = s->held = s->wanted = 0, s->sent = 0;
     if (!r) return;
     disk_wait(p->disk, &r->job);
     r->page = -1, r->fresh = 0;

@@ -37,7 +37,8 @@ struct slot {
     int64_t page;          /* -1 = none */
     int held;              /* got, not yet put */
     int wanted;            /* will be got soon */
-    int fetched;           /* the copy of `page` was queued */
+    int fetched;           /* the copy of all of `page` was queued */
+    size_t sent;           /* so many bytes of it */
     int64_t fetch, use, out; /* tickets, 0 = none */
     int64_t age;
 };

@@ -193,6 +193,7 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
     items[n++] = pages_item(&value, "adapters", 3, 1);
     items[n++] = pages_item(&grad, "gradients", 1, 1);
     items[n++] = pages_item(&state, "optimizer state", 1, 1);
+    if (!full) items[n++] = (struct plan_item){.name = "adapter for saving", .host = t->params.total * 4};
     n += engine_items(&t->model, &k, items + n);
     if (t->model.info.code_bytes) items[n++] = (struct plan_item){.name = "kernels", .device = t->model.info.code_bytes};
     items[n++] = (struct plan_item){.name = "token arrays", .device = batch_cost(t->max_rows), .host = batch_cost(t->max_rows)};

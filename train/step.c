@@ -56,7 +56,6 @@ static void backward(struct trainer *t, const struct dropout *drop, const struct
     for (int64_t l = t->model.config.L - 1; l >= 0; l--) {
         void *w = pages_get(weights, l, PAGE_READ);
         float *value = setup_is_lora(t) ? pages_get(p->value, l, PAGE_READ) : NULL, *grad = pages_get(p->grad, l, PAGE_WRITE);
-        pages_want(weights, l - 1);
         if (value) pages_want(p->value, l - 1);
         struct layer_grads lg;
         if (!value) params_layer_grads(p, grad, &lg);
