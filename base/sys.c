@@ -91,6 +91,11 @@ void *sys_grow(void *p, size_t bytes, const char *what, struct err *e) {
     return q;
 }
 
+void sys_large_pages(void *p, size_t bytes) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page, to = ((uintptr_t)p + bytes) / page * page;
+    if (to > from) (void)madvise((void *)from, to - from, MADV_HUGEPAGE);
+}
+
 void sys_free(void *p) {
     if (p) __atomic_sub_fetch(&blocks, 1, __ATOMIC_RELAXED);
     free(p);

@@ -18,6 +18,8 @@ void *sys_alloc(size_t bytes, const char *what, struct err *e);
 void *sys_alloc_array(size_t count, size_t size, const char *what, struct err *e);
 /* Grows p (from sys_grow or NULL; contents kept, new bytes undefined). On failure p stays valid and NULL is returned. */
 void *sys_grow(void *p, size_t bytes, const char *what, struct err *e);
+/* A hint for memory that is about to be filled: in large pages it costs fewer faults. */
+void sys_large_pages(void *p, size_t bytes);
 void sys_free(void *p); /* of sys_alloc and sys_grow alike */
 int64_t sys_blocks(void); /* that were allocated and not freed */
 

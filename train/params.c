@@ -215,6 +215,7 @@ int params_copy_take(struct params *q, struct params_copy *c, struct err *e) {
     *c = (struct params_copy){.state = sys_alloc_array((size_t)q->groups, sizeof(size_t), "copy of the optimizer state", e)};
     if (!c->state || (!q->lora && !(c->value = sys_alloc_array((size_t)q->groups, sizeof(size_t), "copy of the weights", e)))) goto fail;
     if (!(c->block = sys_grow(NULL, (size_t)params_copy_bytes(q), "copy of what is saved", e))) goto fail;
+    sys_large_pages(c->block, (size_t)params_copy_bytes(q));
     size_t at = 0;
     for (int64_t g = 0, page; g < q->groups; g++) {
         c->state[g] = at, at += q->state_bytes[g];

@@ -341,40 +341,44 @@ void report_best(struct report *r, double metric, const char *checkpoint) {
     snprintf(r->best_checkpoint, sizeof r->best_checkpoint, "%s", checkpoint ? checkpoint : "");
 }
 
-int report_state(const struct report *r, const char *dir, int64_t step, double epoch, struct err *e) {
+void report_state_text(const struct report *r, int64_t step, double epoch, struct str *s) {
     static const char between[] = "\n      ";
     const struct report_config *c = &r->c;
-    struct str s = {0};
-    str_puts(&s, "{\n  \"best_metric\": ");
-    put_float(&s, r->best);
-    str_puts(&s, ",\n  \"best_model_checkpoint\": ");
-    if (r->best_checkpoint[0]) str_json(&s, r->best_checkpoint, strlen(r->best_checkpoint));
-    else str_puts(&s, "null");
-    str_puts(&s, ",\n  \"epoch\": ");
-    put_float(&s, epoch);
-    str_printf(&s,
+    str_puts(s, "{\n  \"best_metric\": ");
+    put_float(s, r->best);
+    str_puts(s, ",\n  \"best_model_checkpoint\": ");
+    if (r->best_checkpoint[0]) str_json(s, r->best_checkpoint, strlen(r->best_checkpoint));
+    else str_puts(s, "null");
+    str_puts(s, ",\n  \"epoch\": ");
+    put_float(s, epoch);
+    str_printf(s,
                ",\n  \"eval_steps\": %lld,\n  \"global_step\": %lld,\n  \"is_hyper_param_search\": false,\n"
                "  \"is_local_process_zero\": true,\n  \"is_world_process_zero\": true,\n  \"log_history\": [",
                (long long)c->eval_steps, (long long)step);
     const int64_t entries = r->n + r->finished;
     int64_t tokens = 0;
     for (int64_t i = 0; i < entries; i++) {
-        str_puts(&s, i ? ",\n    {" : "\n    {");
+        str_puts(s, i ? ",\n    {" : "\n    {");
         if (i < r->n)
-            state_event(r, &s, between, &r->events[i]);
+            state_event(r, s, between, &r->events[i]);
         else
-            state_results(r, &s, between);
-        str_puts(&s, "\n    }");
+            state_results(r, s, between);
+        str_puts(s, "\n    }");
         if (i < r->n && r->events[i].tokens_seen > tokens) tokens = r->events[i].tokens_seen;
     }
     str_printf(
-        &s, "%s],\n  \"logging_steps\": %lld,\n  \"max_steps\": %lld,\n  \"num_input_tokens_seen\": %lld,\n",
+        s, "%s],\n  \"logging_steps\": %lld,\n  \"max_steps\": %lld,\n  \"num_input_tokens_seen\": %lld,\n",
         entries ? "\n  " : "", (long long)c->logging_steps, (long long)c->max_steps, (long long)tokens);
-    str_printf(&s, "  \"num_train_epochs\": %lld,\n  \"save_steps\": %lld,\n  \"total_flos\": ",
+    str_printf(s, "  \"num_train_epochs\": %lld,\n  \"save_steps\": %lld,\n  \"total_flos\": ",
                (long long)ceil(c->epochs), (long long)c->save_steps);
-    put_float(&s, r->finished ? r->results.total_flos : 0);
-    str_printf(&s, ",\n  \"train_batch_size\": %lld,\n  \"trial_name\": null,\n  \"trial_params\": null\n}\n",
+    put_float(s, r->finished ? r->results.total_flos : 0);
+    str_printf(s, ",\n  \"train_batch_size\": %lld,\n  \"trial_name\": null,\n  \"trial_params\": null\n}\n",
                (long long)c->train_batch_size);
+}
+
+int report_state(const struct report *r, const char *dir, int64_t step, double epoch, struct err *e) {
+    struct str s = {0};
+    report_state_text(r, step, epoch, &s);
     return write_text(dir, "trainer_state.json", &s, e);
 }
 

@@ -49,6 +49,8 @@ void report_progress(const struct report_event *ev, int done);
 void report_best(struct report *r, double metric, const char *checkpoint);
 /* trainer_state.json into any folder (output_dir, checkpoint-N). After report_finish it holds the results, too. */
 int report_state(const struct report *r, const char *dir, int64_t step, double epoch, struct err *e);
+/* The text of it, for who writes the file later. */
+void report_state_text(const struct report *r, int64_t step, double epoch, struct str *s);
 struct report_results {
     double epoch, train_loss, train_runtime, total_flos;
     int64_t samples, steps;         /* of training: seen in this run, over which runtime was measured */

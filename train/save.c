@@ -1,6 +1,6 @@
 /* train/save.c - a checkpoint is written behind the run that it belongs to, whole or not at all; older ones are rotated by step.
  *
- * Between two steps the run gives what changes: facts, report, adapters (into lora->data, which only saves and loads touch), a
+ * Between two steps the run gives what changes: facts, the report's text, adapters (into lora->data, which only saves and loads touch), a
  * copy of the optimizer state and, in full fine-tuning, of the values. Threads then write from these, several files at a time,
  * commit the folder and rotate, while training goes on. One save is under way at most; the next waits for it, and so do the end of
  * the run and everything that reads checkpoints. Its failure is that of the step boundary at which it is noticed.
@@ -44,13 +44,13 @@ static void write_facts(const struct trainer *t, struct str *s) {
 struct saving {
     struct trainer *t;         /* of it only what no step changes: options, shapes, lora->data */
     char name[40], dir[1200];  /* checkpoint-N; the folder it grows in */
-    struct str facts;
+    struct str facts, report;  /* report: trainer_state.json */
     struct params_copy copy;
     int copied;                /* else state and values are read from the pages */
     int64_t step, best_step;
     pthread_t thread;
     int threaded, done;        /* done: set by the thread, atomically, as its last act */
-    double held, seconds;      /* that the run stood still for it; that writing took */
+    double held, waited, seconds; /* that the run stood still to give what is saved, and to wait for the end; that writing took */
     int64_t bytes;             /* written */
     int failed;
     struct err e;
@@ -81,7 +81,8 @@ static void *write_values(void *of) {
     struct share *w = of;
     struct saving *s = w->s;
     struct trainer *t = s->t;
-    w->r = write_weights(t, s->dir, 0, &w->e);
+    char path[1300];
+    w->r = write_weights(t, s->dir, 0, &w->e) || path_join(path, sizeof path, s->dir, "trainer_state.json", &w->e) || file_write_all(path, s->report.p, s->report.n, &w->e) ? -1 : 0;
     if (!w->r && !t->o->save_only_model && !setup_is_lora(t)) w->r = params_save_values(&t->params, s->copied ? &s->copy : NULL, s->dir, &w->e);
     return NULL;
 }
@@ -150,17 +151,18 @@ static void *write_all(void *of) {
 /* ---- the run's side ---- */
 
 static void saving_free(struct saving *s) {
-    params_copy_free(&s->copy), str_free(&s->facts), sys_free(s);
+    params_copy_free(&s->copy), str_free(&s->facts), str_free(&s->report), sys_free(s);
 }
 
 /* The save that is under way has ended: what became of it. */
 static int conclude(struct trainer *t, struct err *e) {
     struct saving *s = t->saving;
-    char size[24];
+    char size[24], waited[60] = "";
     t->saving = NULL;
     const int r = s->failed ? -1 : 0;
+    if (s->waited >= 0.01) snprintf(waited, sizeof waited, ", and waited %.2f s for the end of it", s->waited);
     if (r) *e = s->e;
-    else if (s->threaded) log_info("%s is on the disk: %s in %.1f s beside the run, which stood still for %.2f s", s->name, text_bytes(size, s->bytes), s->seconds, s->held);
+    else if (s->threaded) log_info("%s is on the disk: %s in %.1f s beside the run, which stood still for %.2f s%s", s->name, text_bytes(size, s->bytes), s->seconds, s->held, waited);
     else log_info("%s is on the disk: %s in %.2f s", s->name, text_bytes(size, s->bytes), s->held + s->seconds);
     saving_free(s);
     return r;
@@ -171,7 +173,7 @@ int state_saved(struct trainer *t, int wait, struct err *e) {
     if (!s || (!wait && !__atomic_load_n(&s->done, __ATOMIC_ACQUIRE))) return 0;
     const double start = sys_seconds();
     pthread_join(s->thread, NULL);
-    s->held += sys_seconds() - start;
+    s->waited = sys_seconds() - start;
     return conclude(t, e);
 }
 
@@ -190,19 +192,21 @@ static int take_copy(struct saving *s) {
     return s->copied = !params_copy_take(p, &s->copy, &none);
 }
 
-/* What the run must give before it goes on, into the folder or into s. */
+/* What the run must give before it goes on. */
 static int gather(struct saving *s, double epoch, struct err *e) {
     struct trainer *t = s->t;
     write_facts(t, &s->facts);
     if (s->facts.oom) return err_set(e, ERR_RUN, "out of memory: checkpoint facts");
-    params_settle(&t->params);
     if (setup_is_lora(t) && params_fetch(&t->params, e)) return -1;
     best_report(t, t->at.step);
-    return report_state(t->report, s->dir, t->at.step, epoch, e);
+    report_state_text(t->report, t->at.step, epoch, &s->report);
+    return s->report.oom ? err_set(e, ERR_RUN, "out of memory: trainer_state.json") : 0;
 }
 
 int state_save(struct trainer *t, double epoch, struct err *e) {
     if (state_saved(t, 1, e)) return -1;
+    params_settle(&t->params); /* the last update, which the next step would carry out: no cost of saving */
+    if (t->be->sync(t->be->self, e)) return -1;
     const double start = sys_seconds();
     struct saving *s = sys_alloc(sizeof *s, "a checkpoint", e);
     if (!s) return -1;
