@@ -50,7 +50,7 @@ ok "qlora.yaml again" file train:qlora.yaml num_train_epochs=0.1 output_dir=save
 for line in "Found linear modules: q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj" "Quantizing model to 4 bit." "Fine-tuning method: LoRA" "trainable params: " "***** Running training *****" "bf16: a card computes"; do
     ok "it says $line" said "$line"
 done
-ok "examples/full.yaml" file train:full.yaml num_train_epochs=0.1 max_samples=200 cutoff_len=128 eval_steps=1 deepspeed="$examples/zero2.json" output_dir=saves/fullyaml
+ok "examples/full.yaml" file train:full.yaml num_train_epochs=0.1 max_samples=200 cutoff_len=128 eval_steps=1 logging_steps=1 deepspeed="$examples/zero2.json" output_dir=saves/fullyaml
 ok "it says Fine-tuning method: Full" said "Fine-tuning method: Full"
 ok "and what of zero2.json is not needed" said "zero_optimization.overlap_comm"
 ok "its results" leaves saves/fullyaml config.json model.safetensors trainer_log.jsonl eval_results.json training_loss.png training_eval_loss.png
