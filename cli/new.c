@@ -8,7 +8,9 @@
 #include "model/new.h"
 #include "model/tensors.h"
 #include "tokenizer/tokenizer.h"
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The configuration with --dtype and --override put in. */
 static int make_config(const struct options *o, struct model_config *c, struct err *e) {
@@ -37,13 +39,22 @@ static int check_tokenizer(const struct options *o, const struct model_config *c
                    (long long)n, (long long)c->V);
 }
 
+/* The files come to be in a folder of their own and appear together. */
+static int make_in(const struct model_config *c, const struct options *o, const char *dir, struct err *e) {
+    char tmp[4096], name[40];
+    snprintf(name, sizeof name, ".tmp-new.%ld", (long)getpid());
+    if (path_join(tmp, sizeof tmp, dir, name, e) || dir_make(tmp, e)) return -1;
+    int rc = model_new(c, tmp, o->train.seed, e) || (o->tokenizer && model_copy_files(o->tokenizer, tmp, e)) || model_publish(tmp, dir, e);
+    dir_remove(tmp, NULL);
+    return rc ? -1 : 0;
+}
+
 int cmd_new(struct options *o, struct err *e) {
     struct model_config c = {0};
     const char *dir = o->train.output_dir;
     char count[32];
     int rc = make_config(o, &c, e) || (o->tokenizer && check_tokenizer(o, &c, e)) ||
-             model_output_dir(dir, o->tokenizer, o->train.overwrite_output_dir, e) ||
-             model_new(&c, dir, o->train.seed, e) || (o->tokenizer && model_copy_files(o->tokenizer, dir, e));
+             model_output_dir(dir, o->tokenizer, o->train.overwrite_output_dir, e) || make_in(&c, o, dir, e);
     if (!rc)
         log_info("%s: %s parameters, seed %llu", dir, text_thousands(count, model_parameters(&c)),
                  (unsigned long long)o->train.seed);

@@ -77,13 +77,21 @@ static int move(const char *tmp, const char *dir, const char *name, struct err *
     return sys_rename(from, to) ? err_errno(e, ERR_RUN, "cannot rename %s to %s", from, to) : 0;
 }
 
+/* Takes back what was moved: a folder without config.json is no model, and the next try must not stumble over it. */
+static void take_back(const char *dir, char **names, int n) {
+    char path[4096];
+    for (int i = 0; i < n; i++)
+        if (!path_join(path, sizeof path, dir, names[i], NULL)) sys_unlink(path);
+}
+
 int model_publish(const char *tmp, const char *dir, struct err *e) {
     char **names;
-    int n, rc;
+    int n, moved = 0, rc = 0;
     if (remove_older(dir, e) || dir_list(tmp, &names, &n, e)) return -1;
-    rc = 0;
-    for (int i = 0; i < n && !rc; i++)
-        if (strcmp(names[i], "config.json")) rc = move(tmp, dir, names[i], e);
+    for (; moved < n && !rc; moved += !rc)
+        if (strcmp(names[moved], "config.json")) rc = move(tmp, dir, names[moved], e);
+    rc = rc || dir_sync(dir, e) || move(tmp, dir, "config.json", e) || dir_sync(dir, e) ? -1 : 0;
+    if (rc) take_back(dir, names, moved);
     dir_list_free(names, n);
-    return rc || dir_sync(dir, e) || move(tmp, dir, "config.json", e) || dir_sync(dir, e) ? -1 : 0;
+    return rc;
 }

@@ -135,6 +135,7 @@ static inline void fault_add_folder(struct sha1 *h, const char *dir) {
     for (int i = 0; i < n; i++) {
         if (path_join(path, sizeof path, dir, names[i], NULL)) continue;
         int take = 0;
+        if (strstr(names[i], ".tmp")) continue; /* of a process that could not even clean up */
         for (int k = 0; same[k]; k++) take |= text_ends(path, same[k]) && !text_ends(path, "trainer_log.jsonl");
         if (path_is_dir(path)) fault_add_folder(h, path);
         else if (take && !sha1_file(path, hex, NULL)) sha1_add(h, path, strlen(path)), sha1_add(h, hex, 40);
@@ -149,13 +150,14 @@ static inline void fault_hash(const char *dir, char hex[41]) {
 }
 
 /* Names with ".tmp" below a folder. */
+static char fault_left[PATH_MAX]; /* one of them */
 static inline int fault_leftovers(const char *dir) {
     char **names, path[PATH_MAX];
     int n, found = 0;
     if (!path_is_dir(dir) || dir_list(dir, &names, &n, NULL)) return 0;
     for (int i = 0; i < n; i++) {
         if (path_join(path, sizeof path, dir, names[i], NULL)) continue;
-        found += strstr(names[i], ".tmp") != NULL;
+        if (strstr(names[i], ".tmp")) found++, strcpy(fault_left, path);
         if (path_is_dir(path)) found += fault_leftovers(path);
     }
     dir_list_free(names, n);
