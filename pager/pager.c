@@ -166,6 +166,19 @@ void pages_put(struct pages *p, int64_t i, int dirty) {
     s->out = p->home[i].out = p->be->mark(p->be->self, Q_OUT);
 }
 
+void *pages_edit(struct pages *p, int64_t i) {
+    ASSERT(i >= p->c.resident && i < p->c.count, "%s: page %lld is on the device", p->c.name, (long long)i);
+    if (p->home[i].out) p->be->wait_host(p->be->self, p->home[i].out);
+    for (int s = 0; s < p->c.slots; s++) {
+        struct slot *t = &p->slot[s];
+        if (t->page != i) continue;
+        ASSERT(!t->held, "%s: page %lld is held", p->c.name, (long long)i);
+        if (t->fetch) p->be->wait_host(p->be->self, t->fetch);
+        t->page = -1, t->fetched = 0;
+    }
+    return p->home[i].data;
+}
+
 static void drop_slot(struct pages *p, int64_t i) {
     for (int s = 0; s < p->c.slots; s++)
         if (p->slot[s].page == i) p->slot[s].page = -1, p->slot[s].fetched = 0, p->slot[s].held = 0;

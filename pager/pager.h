@@ -41,6 +41,8 @@ void pages_put(struct pages *p, int64_t i, int dirty);
 size_t pages_bytes(const struct pages *p, int64_t i);
 /* A page at home in host memory. */
 const void *pages_home(const struct pages *p, int64_t i);
+/* The same to be changed by the host, which waits for copies of it that are under way; nobody may hold the page. */
+void *pages_edit(struct pages *p, int64_t i);
 
 /* Host access at load and save time (waits for all copies of that page). read/write whole pages or parts of them. */
 int pages_write(struct pages *p, int64_t i, size_t offset, const void *host, size_t bytes, struct err *e);

@@ -95,7 +95,7 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
     t.how.resident_layers = t.plan.choice.resident_layers, t.how.outer_on_host = t.plan.choice.outer_on_host;
     if (model_random(&t.model, &t.how, t.o->seed, e)) goto out;
     r->load_seconds = sys_seconds() - start;
-    if (setup_run(&t, e) || fill(&t, &ids, e) || run(&t, r, e)) goto out;
+    if (setup_run(&t, model_read_pages, &t.model, e) || fill(&t, &ids, e) || run(&t, r, e)) goto out;
     t.be->info(t.be->self, &info);
     if (!info.unified) r->device_bytes = t.free_before - info.free_bytes;
     r->host_bytes = sys_resident_bytes();

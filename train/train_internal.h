@@ -42,6 +42,7 @@ struct trainer {
     struct model model;
     struct model_how how;
     int stored_bits;          /* 0, 4, 8: the checkpoint's projections */
+    int copies;               /* weights that are trained are bf16 copies of masters where activations are fp32, too: for tests */
     struct lora lora;
     struct params params;
     struct engine engine;
@@ -104,7 +105,7 @@ void setup_shape(struct trainer *t);                 /* in place of data: every 
 int setup_model(struct trainer *t, const struct model_config *config, struct err *e);
 int setup_plan(struct trainer *t, struct err *e);
 int setup_memory(struct trainer *t, struct err *e);  /* allocates what the plan says, loads weights */
-int setup_run(struct trainer *t, struct err *e);     /* the part of it behind the weights */
+int setup_run(struct trainer *t, model_reader *read, void *context, struct err *e); /* the part of it behind the weights; masters are read so */
 void setup_close(struct trainer *t);
 /* Bytes of a checkpoint to resume from, and of what the run leaves at its end. */
 int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result);

@@ -102,7 +102,7 @@ static void rows_of(struct both_rows *b, const int *lengths, int documents) {
 static void rows_drop(struct both_rows *b) { drop(&b->position), drop(&b->first), drop(&b->offset); }
 
 static void limits(int64_t rows, int64_t D, int64_t F, int64_t H, int64_t K, int64_t V, int64_t R) {
-    struct backend_limits l = {.rows = rows, .sequence = rows, .D = D, .F = F, .H = H, .K = K, .V = V, .R = R, .trains_weights = 1, .drops = 1};
+    struct backend_limits l = {.rows = rows, .sequence = rows, .D = D, .F = F, .H = H, .K = K, .V = V, .R = R, .trains_weights = 1, .head_f32 = 1, .drops = 1};
     CHECK(!cpu->reserve(cpu->self, &l, &e) && !gpu->reserve(gpu->self, &l, &e), "%s", e.text);
 }
 static int start(void) {

@@ -166,6 +166,8 @@ TEST(workspace_follows_the_limits) {
     l.drops = 1;
     CHECK(card_work_bytes(&l) == apart + 4096 * 8192 * 2, "room for drop(x)");
     l.drops = 0, l.trains_weights = 1;
+    CHECK(card_work_bytes(&l) < apart + (64 << 20), "room for sums over sequences");
+    l.head_f32 = 1;
     CHECK(card_work_bytes(&l) >= apart + (size_t)135040 * 2048 * 2, "room for the embedding in bf16");
 }
 
