@@ -307,7 +307,11 @@ static int request(struct trainer *t, struct err *e) {
     return 0;
 }
 
-int setup_plan(struct trainer *t, struct err *e) { return plan_make(&t->request, cost, t, &t->plan, e); }
+int setup_plan(struct trainer *t, struct err *e) {
+    if (plan_make(&t->request, cost, t, &t->plan, e)) return -1;
+    if (!setup_is_lora(t) && !t->o->paged && t->plan.choice.state_on_host) log_info("the optimizer state is paged, for it does not fit the device's memory; where it lives changes no number");
+    return 0;
+}
 
 /* The model's headers; for an estimate its configuration will do. */
 static int describe_model(struct trainer *t, const struct model_config *config, struct err *e) {
