@@ -235,7 +235,7 @@ TEST(full_of_2b_in_8_gb) {
             o.finetuning = FT_FULL, o.vram_bytes = 8000000000, o.optimizer = bits8 ? OPT_ADAMW_8BIT : OPT_ADAMW, o.pure_bf16 = pure;
             REQUIRE(!estimate(&o, "yuan2-2b", ESTIMATE_CARD, &x, &e) && !model_config_find("yuan2-2b", &c, &e), "%s", e.text);
             const double share = x.tokens_per_second * 8 * (double)model_parameters(&c) / 700e12;
-            CHECK(share >= 0.5 && x.plan.device <= 8000000000 && x.plan.host < 40e9, "%.1f %% in %lld and %lld bytes", 100 * share, (long long)x.plan.device, (long long)x.plan.host);
+            CHECK(share >= 0.5 && x.plan.device <= 8000000000 && x.plan.host < 40000000000, "%.1f %% in %lld and %lld bytes", 100 * share, (long long)x.plan.device, (long long)x.plan.host);
             struct estimate all = x;
             o.vram_bytes = 0, o.accumulate = 16;
             REQUIRE(!estimate(&o, "yuan2-2b", ESTIMATE_CARD, &all, &e), "%s", e.text);
