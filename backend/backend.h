@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BACKEND_VERSION = 4 };
+enum { BACKEND_VERSION = 5 };
 enum queue { Q_COMPUTE, Q_IN, Q_OUT }; /* in order within, concurrent between. Ops run on Q_COMPUTE */
 enum place { AT_DEVICE, AT_HOST };     /* AT_HOST: host memory the device copies to and from at full speed (pinned) */
 
@@ -197,14 +197,16 @@ struct loss_args {
 };
 
 /* AdamW over a list of tensors (Loshchilov & Hutter 2019; 8-bit: Dettmers et al. 2022, docs/FORMATS.md). g is multiplied by
- * grad_scale (clipping) first. 32-bit: p *= 1 - lr*wd, then p -= lr * m̂/(sqrt(v̂)+eps). 8-bit: decay after the step. */
+ * grad_scale (clipping) first. 32-bit: p *= 1 - lr*wd, then p -= lr * m̂/(sqrt(v̂)+eps). 8-bit: decay after the step. Each
+ * operation is rounded to fp32 on its own, so that the bits are the same on every backend: an update may run on either side. */
 struct adam_tensor {
-    float *p;                  /* master, updated in place */
+    float *p;                  /* values, updated in place, or NULL: the values are `copy` */
     const float *g;
     float *m, *v;              /* 32-bit state, or NULL with */
     uint8_t *m8, *v8;          /* 8-bit state and its scales per 256 */
     float *m_absmax, *v_absmax;
-    void *copy;                /* bf16 copy of p to refresh, or NULL */
+    void *copy;                /* bf16 copy of p to refresh, or NULL; without p the values themselves, rounded at every step */
+    int round;                 /* p is rounded to bf16 at every step */
     int64_t n;
     double lr, weight_decay;
 };
@@ -238,6 +240,7 @@ struct backend_limits {
     int64_t D, F, H, K, V, R;
     int64_t loss_slice;        /* rows of logits at once where the backend holds them itself (info.unified); 0 = its choice */
     int trains_weights;        /* dW, dE will be asked for */
+    int head_f32;              /* loss will get an E of fp32 where activations are bf16 */
     int drops;                 /* dropout will be asked for */
     int joined;                /* every linear call brings its joint operand */
     int generates;             /* calls of a few rows may take ways of their own, whose bits differ from those of many rows */

@@ -74,7 +74,7 @@ void card_work(const struct backend_limits *l, struct card_work *w) {
     size_t D = (size_t)l->D, F = (size_t)l->F, R = (size_t)l->R, rows = (size_t)l->rows, widest = D > F ? D : F;
     *w = (struct card_work){.lt = (size_t)32 << 20, .w16 = l->joined ? 0 : largest_joint(D, F, R) * 2, .rank = rows * LINEAR_MAX * R * 2,
                             .dropped = l->drops ? rows * widest * 2 : 0, .partial = l->trains_weights ? (size_t)64 << 20 : 8 * R * widest * 4, .turns = (size_t)(1 << 16) * 4, .taps = D * D * 2, .bias = D * 2,
-                            .pieces = (size_t)32768 * 8, .loss_e = l->trains_weights ? (size_t)(l->V * l->D) * 2 : 0, .slices = slice_floats(l) * 4};
+                            .pieces = (size_t)32768 * 8, .loss_e = l->head_f32 ? (size_t)(l->V * l->D) * 2 : 0, .slices = slice_floats(l) * 4};
 }
 
 size_t card_work_bytes(const struct backend_limits *l) {

@@ -294,6 +294,23 @@ static int set_lora(struct options *o, struct err *e) {
     return 0;
 }
 
+static void set_freeze(struct options *o) {
+    struct train_options *t = &o->train;
+    static const char *const own[] = {"freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"};
+    for (int i = 0; t->finetuning != FT_FREEZE && i < 3; i++)
+        if (options_given(o, own[i])) log_info("ignored: %s (only finetuning_type freeze looks at it)", own[i]);
+    if (!options_given(o, own[0])) t->freeze_layers = t->data.compat_new ? 2 : 3;
+    if (!t->freeze_modules) t->freeze_modules = t->data.compat_new ? "all" : "mlp";
+}
+
+/* What is rounded to bf16 at every step has 8 significant bits. */
+static int check_pure(const struct train_options *t, struct err *e) {
+    if (!t->pure_bf16) return 0;
+    if (t->fp16) return wrong(e, "pure_bf16 keeps weights in bf16, fp16 asks for another type: give one of them");
+    log_warn("pure_bf16: what is trained is kept in bf16, without a copy in fp32; an update below about 1/512 of a weight is lost in rounding");
+    return 0;
+}
+
 /* The metric by which evaluations are compared. */
 static int check_best(struct options *o, struct err *e) {
     struct train_options *t = &o->train;
@@ -389,6 +406,8 @@ static int check_train(enum command_id cmd, struct options *o, struct err *e) {
         set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e) || check_report(o, e) || schedule_make(&curve, t, 0, e))
         return -1;
     if (t->finetuning == FT_LORA && set_lora(o, e)) return -1;
+    set_freeze(o);
+    if (check_pure(t, e)) return -1;
     if (t->finetuning != FT_LORA && t->loraplus_lr_ratio > 0)
         return wrong(e, "loraplus_lr_ratio is only valid for the LoRA method.");
     if (t->bf16 && t->fp16) return wrong(e, "At most one of fp16 and bf16 can be True, but not both");

@@ -27,7 +27,6 @@ enum {
 #define NO(kind) FLAG_##kind, NOWHERE
 
 #define ALL_IN_FP32 "norms, softmax and loss are always computed in fp32"
-#define FREEZE_ONLY "only finetuning_type freeze looks at it"
 #define PREFERENCE_ONLY "only the stages rm, dpo, kto and ppo look at it"
 #define NO_HUB "nothing is downloaded or uploaded"
 #define NO_LAUNCHER "one process, no launcher"
@@ -86,8 +85,8 @@ const struct flag flags[] = {
     /* ---- method ---- */
     {"stage", 0, CHOICE(train.data.stage), "sft", "sft|pt", TP, G_METHOD, USED,
      "sft: supervised fine-tuning on questions and answers; pt: pre-training on plain text"},
-    {"finetuning_type", 0, CHOICE(train.finetuning), "lora", "lora|full", TSC | X | E, G_METHOD, USED,
-     "lora: low-rank adapters on frozen weights; full: all weights"},
+    {"finetuning_type", 0, CHOICE(train.finetuning), "lora", "lora|full|freeze", TSC | X | E, G_METHOD, USED,
+     "lora: low-rank adapters on frozen weights; full: all weights; freeze: the weights of some layers"},
     {"lora_rank", 0, INT(train.lora.rank), "8", "1..4096", T, G_METHOD, USED, "rank of the adapters"},
     {"lora_alpha", 0, INT(lora_alpha), "0", "0..1048576", T, G_METHOD, USED,
      "adapter scale = lora_alpha / lora_rank; 0: twice lora_rank"},
@@ -115,14 +114,17 @@ const struct flag flags[] = {
     {"pissa_init", 0, NO(BOOL), "false", 0, T, G_METHOD, REFUSED, "adapters start as in the LoRA paper"},
     {"pissa_iter", 0, NO(INT), 0, 0, T, G_METHOD, INERT, "only pissa_init looks at it"},
     {"pissa_convert", 0, NO(BOOL), "false", 0, T, G_METHOD, REFUSED, "adapters are saved as they are"},
-    {"pure_bf16", "lora_bf16_mode", NO(BOOL), "false", 0, T, G_METHOD, REFUSED,
-     "trained weights keep an fp32 master copy"},
+    {"pure_bf16", "lora_bf16_mode", BOOL(train.pure_bf16), "false", 0, T, G_METHOD, USED,
+     "keep what is trained in bf16, without an fp32 master copy: less memory, and small updates are lost in rounding"},
     {"neftune_noise_alpha", "neft_alpha", NUM(train.neftune_alpha), "0", "0..1e6", T, G_METHOD, USED,
      "NEFTune: uniform noise of this alpha / sqrt(length x hidden size) on the embeddings in training; 5 is usual"},
     {"label_smoothing_factor", 0, NO(NUM), "0", 0, T, G_METHOD, REFUSED, "the loss is plain cross-entropy"},
-    {"freeze_trainable_layers", "num_layer_trainable", NO(INT), 0, 0, T, G_METHOD, INERT, FREEZE_ONLY},
-    {"freeze_trainable_modules", "name_module_trainable", NO(LIST), 0, 0, T, G_METHOD, INERT, FREEZE_ONLY},
-    {"freeze_extra_modules", 0, NO(LIST), 0, 0, T, G_METHOD, INERT, FREEZE_ONLY},
+    {"freeze_trainable_layers", "num_layer_trainable", INT(train.freeze_layers), 0, "-65536..65536", T, G_METHOD, USED,
+     "freeze: train the last so many layers, or the first ones if negative; 3 with compat old, 2 with compat new"},
+    {"freeze_trainable_modules", "name_module_trainable", LIST(train.freeze_modules), 0, 0, T, G_METHOD, USED,
+     "freeze: which modules of these layers: comma list of self_attn mlp input_layernorm post_attention_layernorm, or all; mlp with compat old, all with compat new"},
+    {"freeze_extra_modules", 0, LIST(train.freeze_extra), 0, 0, T, G_METHOD, USED,
+     "freeze: modules outside the layers to train as well: comma list of embed_tokens, norm, and lm_head where it is not tied"},
     {"use_llama_pro", 0, NO(BOOL), "false", 0, T, G_METHOD, REFUSED, "use finetuning_type lora or full"},
     {"use_galore", 0, NO(BOOL), "false", 0, T, G_METHOD, REFUSED, "use finetuning_type lora or full"},
     {"use_apollo", 0, NO(BOOL), "false", 0, T, G_METHOD, REFUSED, "use finetuning_type lora or full"},

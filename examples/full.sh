@@ -1,10 +1,11 @@
 #!/bin/sh
-# Full fine-tuning: every weight is trained; master weights and optimizer state may live in host memory.
+# Full fine-tuning: every weight is trained; fp32 master weights and moments live in host memory, if the card is short of it.
 # The guide's command line; only its launcher (deepspeed --num_gpus=8 src/train_bash.py) became qlora train.
 #
 #     MODEL=../yuan2-2b DATASET=alpaca_zh DATASET_DIR=data examples/full.sh
 #
-# Flags given to this script are added and win: examples/full.sh --max_samples 1000 --dry_run
+# Flags given to this script are added and win. 2B on one card with 8 GB, which the plan describes before anything is done:
+#     examples/full.sh --vram 8GB --optim paged_adamw_32bit --dry_run
 set -eu
 : "${MODEL:?set MODEL to the folder of a Yuan 2.0 checkpoint}"
 

@@ -10,8 +10,13 @@ static struct capacity capacity(const struct engine_config *c) {
 static unsigned targets(const struct engine_config *c) { return c->lora ? c->lora->config.targets : 0; }
 static int64_t rank(const struct engine_config *c) { return c->lora ? c->lora->config.rank : 0; }
 
+int engine_stacked(const struct model *m, const struct lora *lora) {
+    const struct tensor_place *t = m->lay.t;
+    return !lora && m->lay.proj == W_BF16 && t[LT_K].offset == t[LT_Q].offset + t[LT_Q].bytes && t[LT_UP].offset == t[LT_GATE].offset + t[LT_GATE].bytes;
+}
+
 /* What a backend gains from joint operands depends on it: none on the CPU. */
-static int joins(const struct model *m, const struct engine_config *c) { return c->join && m->info.joins; }
+static int joins(const struct model *m, const struct engine_config *c) { return c->join && m->info.joins && !engine_stacked(m, c->lora); }
 
 void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx) {
     size_t element = dtype_bytes(m->info.activation);
@@ -24,7 +29,8 @@ void engine_pages(const struct model *m, const struct engine_config *c, struct p
 static struct backend_limits limits(const struct model *m, const struct engine_config *c) {
     const struct model_config *k = &m->config;
     return (struct backend_limits){.rows = capacity(c).window, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H, .K = k->K, .V = k->V,
-                                   .R = rank(c), .trains_weights = c->training && m->trainable_weights, .drops = c->drops, .joined = joins(m, c)};
+                                   .R = rank(c), .trains_weights = c->training && m->trainable_weights,
+                                   .head_f32 = m->outer_format == W_F32 && m->info.activation == DT_BF16, .drops = c->drops, .joined = joins(m, c) || engine_stacked(m, c->lora)};
 }
 
 /* The engine's own block: saved, r, scratch, joints. The head has it to itself when it runs: slices of logits in saved, and behind
@@ -198,6 +204,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         if (g->reach) g->reach(g->context, l);
         model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
         float *value = g->c.adapters ? pages_get(g->c.adapters, l, PAGE_READ) : NULL;
+        const int brought = g->brings && g->brings(g->context, l + 1);
         if (g->c.adapters) pages_want(g->c.adapters, l + 1);
         engine_adapters(g, value, NULL, lora);
         struct joints j;
@@ -206,7 +213,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
             int64_t in = page_of(g, l, c), to = page_of(g, l + 1, c), n = b->chunk[c].rows.N;
             struct mat x = matrix(g, pages_get(g->x, in, PAGE_READ), n), y = matrix(g, pages_get(g->x, to, PAGE_WRITE), n);
             pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : page_of(g, l + 1, 0));
-            pages_want_part(m->layers, l + 1, c + 1, b->n_chunks);
+            if (!brought) pages_want_part(m->layers, l + 1, c + 1, b->n_chunks);
             struct saved store;
             struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints,
                               .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
@@ -230,7 +237,7 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         const struct chunk *k = &b->chunk[c];
         int64_t page = page_of(g, L, c), n = k->rows.N;
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = matrix(g, y_at, n), dy = {0};
-        pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, L, c + 1) : backward ? page_of(g, L - 1, 0) : -1);
+        pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, L, c + 1) : backward && g->c.lowest < L ? page_of(g, L - 1, 0) : -1);
         struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
         op_norm(g->be, &na);
         if (backward) dy = matrix(g, dy_at, n);
@@ -263,8 +270,8 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
     for (int c = 0; c < b->n_chunks; c++) {
         int64_t page = page_of(g, l, c), n = b->chunk[c].rows.N;
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), dx = gradient(g, pages_get(g->dx, c, PAGE_READ_WRITE), n);
-        pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l ? page_of(g, l - 1, 0) : -1);
-        pages_want_part(m->layers, l - 1, c + 1, b->n_chunks);
+        pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l > g->c.lowest ? page_of(g, l - 1, 0) : -1);
+        if (l > g->c.lowest) pages_want_part(m->layers, l - 1, c + 1, b->n_chunks);
         struct saved store;
         struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints, .grads = lg,
                           .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
@@ -277,7 +284,7 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
 
 void engine_embed_backward(struct engine *g, const struct batch *b, const struct head_grads *hg) {
     const struct model_config *k = &g->m->config;
-    for (int c = 0; c < b->n_chunks; c++) {
+    for (int c = 0; hg->embed && c < b->n_chunks; c++) {
         struct mat dy = gradient(g, pages_get(g->dx, c, PAGE_READ), b->chunk[c].rows.N);
         op_embed_bwd(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = b->chunk[c].ids, .dy = dy,
                                                  .dE = {hg->embed, k->V, k->D, k->D, DT_F32}, .skip = (int32_t)(k->pad < k->V ? k->pad : -1)});

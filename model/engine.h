@@ -18,6 +18,7 @@ struct engine_config {
     int64_t window;            /* rows of a window (model/batch.h); 0: a chunk is one */
     int64_t longest;           /* longest sequence */
     int training;              /* x of every layer is kept, gradients flow */
+    int64_t lowest;            /* backward goes down to this layer */
     int64_t keep_layers;       /* the last so many layers keep what backward needs instead of recomputing it */
     int64_t resident_acts;     /* of the pages of x that live on the device; < 0 = all */
     int outer_on_host;         /* embedding and head are at home there (model_how) */
@@ -44,10 +45,13 @@ struct engine {
     int32_t *counting;
     enum dtype type;           /* of activations */
     void (*reach)(void *context, int64_t l); /* or NULL: told before the forward pass reads layer l (-1: the embedding) */
+    int (*brings)(void *context, int64_t l); /* or NULL: whether reach will bring the page of layer l itself */
     void *context;
     char *kept;                /* [keep_layers * chunks] saved sets */
     size_t kept_bytes;
 };
+/* Weights in bf16 without adapters, q|k and gate|up side by side: a card's products take them as they lie. */
+int engine_stacked(const struct model *m, const struct lora *lora);
 /* Where the pages of x and dx live, and what engine_open takes, item by item: the plan's arithmetic. */
 void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx);
 int engine_items(const struct model *m, const struct engine_config *c, struct plan_item *items); /* returns their number */

@@ -113,7 +113,7 @@ enum { RING = 3 };
 void model_pages(const struct model *m, const struct model_how *how, struct pages_config *layers,
                  struct pages_config *outer) {
     const int64_t L = m->config.L, resident = how->resident_layers < 0 || how->resident_layers > L ? L : how->resident_layers;
-    *layers = (struct pages_config){.name = "layer weights", .count = L, .page_bytes = m->lay.bytes, .resident = resident, .files = how->disk_layers,
+    *layers = (struct pages_config){.name = "layer weights", .count = L, .page_bytes = m->lay.bytes, .resident = resident, .spread = !m->trainable_weights, .files = how->disk_layers,
                                     .dir = how->page_dir, .ring = how->disk_layers < RING ? 2 : RING, .slots = resident < L ? 2 : 0};
     const struct tensor_place *last = &m->outer[OT_NORM];
     *outer = (struct pages_config){.name = "embedding and head", .count = 1, .page_bytes = last->offset + last->bytes,

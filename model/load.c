@@ -36,9 +36,10 @@ static void describe(struct model *m, const struct model_how *how, const struct 
     int card = m->info.activation == DT_BF16, bits = q->bits ? q->bits : how->quantization_bit;
     if (card) plain = W_BF16;
     if (how->fp32) plain = W_F32;
+    if (how->half) plain = W_BF16;
     enum weight_format proj = bits == 4 ? W_Q4 : bits == 8 ? W_INT8 : plain;
     layout_layer(g, proj, how->filter_4bit ? W_Q4 : plain, q->bits ? q->block : 64, q->bits ? q->nested : how->q_double, &m->lay);
-    m->outer_format = how->fp32 || (embed != DT_BF16 && !card) ? W_F32 : W_BF16;
+    m->outer_format = how->fp32 || (embed != DT_BF16 && !card && !how->half) ? W_F32 : W_BF16;
     size_t size = (size_t)(g->V * g->D) * (m->outer_format == W_F32 ? 4 : 2), at = (size + 255) / 256 * 256;
     m->outer[OT_EMBED] = (struct tensor_place){0, size, g->V, g->D};
     m->outer[OT_HEAD] = (struct tensor_place){at, g->tied ? 0 : size, g->V, g->D};
@@ -108,7 +109,7 @@ static int inspect(struct model *m, const struct ckpt *c, const char *dir, const
     if (taps && taps != 4 * g->L)
         return err_set(e, ERR_INPUT, "%s: %lld of %lld taps of the localized filter are stored in 4 bits; mixed quantisation is not supported", dir, (long long)taps, (long long)(4 * g->L));
     held.filter_4bit |= taps != 0;
-    if (how->fp32 && q0.bits)
+    if ((how->fp32 || how->half) && q0.bits)
         return err_set(e, ERR_INPUT, "%s is quantised to %d bits: its weights cannot be trained; use a plain checkpoint, or "
                        "finetuning_type lora", dir, q0.bits);
     if (q0.bits && how->quantization_bit && how->quantization_bit != q0.bits)
@@ -151,7 +152,7 @@ static void warn_unknown(const struct model *m, const struct ckpt *c) {
 
 int model_open(struct model *m, struct backend *be, const char *dir, const struct model_how *how, struct ckpt **c,
                struct err *e) {
-    *m = (struct model){.be = be, .trainable_weights = how->fp32};
+    *m = (struct model){.be = be, .trainable_weights = how->fp32 || how->half};
     *c = NULL;
     be->info(be->self, &m->info);
     if (model_config_read(dir, &m->config, e)) return -1;
@@ -166,7 +167,7 @@ int model_open(struct model *m, struct backend *be, const char *dir, const struc
 }
 
 void model_sketch(struct model *m, struct backend *be, const struct model_config *c, const struct model_how *how) {
-    *m = (struct model){.be = be, .config = *c, .trainable_weights = how->fp32};
+    *m = (struct model){.be = be, .config = *c, .trainable_weights = how->fp32 || how->half};
     m->config.text = NULL;
     be->info(be->self, &m->info);
     describe(m, how, &(struct ckpt_quant){.bits = c->q_bits, .block = 64, .nested = c->q_double}, c->stored == DT_BF16 ? W_BF16 : W_F32, c->stored);

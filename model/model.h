@@ -51,7 +51,7 @@ struct model {
     struct tensor_place outer[OT_COUNT];
     enum weight_format outer_format; /* of embedding and head; the norm is fp32 */
     struct pages *outer_page;        /* one page */
-    int trainable_weights;           /* every tensor fp32: full fine-tuning */
+    int trainable_weights;           /* they are trained themselves, or copies of what is */
 };
 
 struct model_how { /* how a checkpoint is to be held */
@@ -59,7 +59,8 @@ struct model_how { /* how a checkpoint is to be held */
     enum q4_type q_type;
     int q_double;
     int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too, if they are not stored so already; bitsandbytes leaves them as they are */
-    int fp32;                        /* all weights in fp32 (full fine-tuning on the CPU) */
+    int fp32;                        /* all weights in fp32, to be trained in place (full fine-tuning on the CPU) */
+    int half;                        /* all matrices in bf16, to be trained in place (pure_bf16) or as copies of fp32 masters (on cards) */
     int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
     int64_t disk_layers;             /* of the others so many live in a file in page_dir */
     const char *page_dir;
@@ -94,6 +95,13 @@ void model_tensor_name(char buf[128], int64_t layer, enum layer_tensor t);
  * "model.layers.3.self_attn.lf_gate.conv1.0.weight". Only this program knows it. */
 void model_tap_name(char buf[128], int64_t layer, enum layer_tensor t);
 extern const char *const outer_names[OT_COUNT];
-/* Writes the weights as a checkpoint (safetensors, config's type): full fine-tuning. */
-int model_save(struct model *m, const char *dir, int64_t shard_bytes, struct err *e);
+/* Part of a tensor as fp32: elements first .. first+n of tensor `which` (enum layer_tensor) of a layer, or (enum outer_tensor)
+ * of layer -1. From the pages, or from a checkpoint; context is the model, or a struct model_file. */
+typedef int model_reader(void *context, int64_t layer, int which, int64_t first, int64_t n, float *to, struct err *e);
+model_reader model_read_pages, model_read_file;
+struct model_file { const struct model *m; const struct ckpt *c; };
+/* Where a tensor lies in its layer's page, or in the outer page, and the bytes of its numbers: 4, or 2 of bf16. */
+const struct tensor_place *model_place(const struct model *m, int64_t layer, int which, size_t *number_bytes);
+/* Writes the weights as a checkpoint (safetensors, config's type), the values being those of a reader. */
+int model_save(const struct model *m, model_reader *read, void *context, const char *dir, int64_t shard_bytes, struct err *e);
 #endif

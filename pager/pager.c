@@ -24,8 +24,8 @@ enum page_home pages_place(const struct pages_config *c, int64_t i) {
     const int64_t n = c->count, r = resident(c);
     if (!r && !c->files) return HOME_HOST;
     if (r == n) return HOME_DEVICE;
-    const int64_t before = spread(i, r, n), other = i - before; /* `other` pages before it are not on the device */
-    if (spread(i + 1, r, n) > before) return HOME_DEVICE;
+    const int64_t before = c->spread ? spread(i, r, n) : i < r ? i : r, other = i - before; /* `other` pages before it are not on the device */
+    if (c->spread ? spread(i + 1, r, n) > before : i < r) return HOME_DEVICE;
     return spread(other + 1, c->files, n - r) > spread(other, c->files, n - r) ? HOME_FILE : HOME_HOST;
 }
 
@@ -269,6 +269,16 @@ static void forget(struct pages *p, int64_t i) {
     if (!r) return;
     disk_wait(p->disk, &r->job);
     r->page = -1, r->fresh = 0;
+}
+
+void *pages_edit(struct pages *p, int64_t i) {
+    const struct home *h = &p->home[i];
+    const struct slot *s = slot_of(p, i);
+    ASSERT(i >= 0 && i < p->c.count && h->kind == HOME_HOST && !(s && s->held), "%s: page %lld is not at home in host memory, or held", p->c.name, (long long)i);
+    if (h->out) p->be->wait_host(p->be->self, h->out);
+    if (s && s->fetch) p->be->wait_host(p->be->self, s->fetch);
+    forget(p, i);
+    return h->data;
 }
 
 int pages_write(struct pages *p, int64_t i, size_t offset, const void *host, size_t bytes, struct err *e) {

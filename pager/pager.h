@@ -29,7 +29,8 @@ struct pages_config {
     int64_t count;
     const size_t *bytes;  /* [count] sizes, or NULL: all of page_bytes */
     size_t page_bytes;
-    int64_t resident;     /* so many pages live on the device, spread evenly, so that copies of the others are, too */
+    int64_t resident;     /* so many pages live on the device: the first ones, or */
+    int spread;           /* spread evenly, so that copies of the others are, too */
     int64_t files;        /* of the others so many live in a file, spread evenly; they are read only once they are filled */
     const char *dir;      /* the folder of that file, which has no name in it and ends with the process */
     int slots;            /* device slots for the others (>= 2); 0: there are none, or they are read where they are (pages_home) */
@@ -54,6 +55,8 @@ void pages_put(struct pages *p, int64_t i, int dirty);
 size_t pages_bytes(const struct pages *p, int64_t i);
 /* A page at home in host memory. */
 const void *pages_home(const struct pages *p, int64_t i);
+/* The same to be changed by the host, which waits for copies of it that are under way; nobody may hold the page. */
+void *pages_edit(struct pages *p, int64_t i);
 /* -1 when the file could not be read: what pages held since then is of no use. p may be NULL. */
 int pages_failed(struct pages *p, struct err *e);
 

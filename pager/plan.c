@@ -24,7 +24,8 @@ static void most_that_fits(plan_cost *cost, void *context, struct plan *p, int64
 /* ---- the model of time ----
  *
  *     device = Σ products / flops (1 + tail / rows) + attention / (ATTENTION flops) + bytes / (BANDWIDTH bandwidth)
- *     step   = max(device, visits visit, link, disk) + EXPOSED link + what is copied alone
+ *     step   = max(device + update, visits visit, link, disk) + EXPOSED link + what is copied alone
+ *     update = what copies and the processor take for it beyond the forward pass that it goes before, layer by layer
  *
  * The sum runs over forward, the recomputed share of `again`, backward, the rest, and the unpacking of weights. The host queues
  * ops ahead of the device; where chunks are so small that it cannot, it sets the pace. Copies run beside both. The constants
@@ -41,14 +42,19 @@ static double work(const struct plan_request *r, const struct plan_work *w, doub
 
 static double larger_of(double a, double b) { return a > b ? a : b; }
 
+static int64_t visited(const struct plan_request *r) { return r->visited ? r->visited : r->layers; }
+
 double plan_seconds(const struct plan_request *r, const struct plan *p) {
     const struct plan_choice *c = &p->choice;
-    double in = 0, out = 0, alone = 0, read = 0, again = r->training ? 1 - (double)c->keep_layers / (double)r->layers : 0;
+    double in = 0, out = 0, alone = 0, read = 0, again = r->training ? 1 - (double)c->keep_layers / (double)visited(r) : 0, before_in = 0, before_out = 0, by_host = 0;
     for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out, alone += p->item[i].alone, read += p->item[i].read;
+    for (int i = 0; i < p->items; i++) before_in += p->item[i].update_in, before_out += p->item[i].update_out, by_host += p->item[i].by_host;
     double tail = 1 + r->tail / (double)c->rows, chunks = (double)((r->step_rows + c->rows - 1) / c->rows), passes = r->training ? 2 + again : 1;
     /* Joint operands are made once for a visit of all chunks, recomputation and backward being one; else for every call. */
     double makes = c->join && r->joins ? (r->training ? 2 : 1) : passes * chunks;
     double device = work(r, &r->forward, tail) + again * work(r, &r->again, tail) + work(r, &r->backward, tail) + work(r, &r->rest, 1) + makes * r->unpacked / (BANDWIDTH * r->bandwidth);
+    double update = larger_of(larger_of(before_in, before_out) / r->link, by_host > 0 ? by_host / r->host_bandwidth : 0) - work(r, &r->forward, tail);
+    if (update > 0) device += update;
     if (c->rows < r->longest && r->training) device += WINDOWS * work(r, &r->forward, tail);
     double link = larger_of(in, out) / r->link, host = r->visit * chunks * passes * (double)r->layers;
     if (read > 0) device = larger_of(device, read / r->disk);
@@ -69,6 +75,25 @@ static void to_disk(const struct plan_request *r, plan_cost *cost, void *context
     price(cost, context, p);
 }
 
+static double seconds_of_share(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, int64_t layers) {
+    p->choice.by_host = layers;
+    price(cost, context, p);
+    return plan_seconds(r, p);
+}
+
+/* How many layers the processor updates: time falls with their number while copies set the pace, and rises when it does itself. */
+static void share_update(const struct plan_request *r, plan_cost *cost, void *context, struct plan *p, unsigned ways) {
+    const unsigned needed = PLAN_STATE | PLAN_VALUES | PLAN_WEIGHTS; /* of what it updates nothing is on the device */
+    int64_t low = 0, high = r->host_layers;
+    if (!high || (ways & needed) != needed) return;
+    while (low < high) {
+        const int64_t k = (low + high) / 2;
+        if (seconds_of_share(r, cost, context, p, k + 1) < seconds_of_share(r, cost, context, p, k)) low = k + 1;
+        else high = k;
+    }
+    seconds_of_share(r, cost, context, p, low);
+}
+
 /* Where everything lives at one chunk size: every way that is open, each filled up. Keeps the fastest that fits in *best, and in
  * *least what comes nearest to fitting. */
 static void placements(const struct plan_request *r, plan_cost *cost, void *context, int64_t rows, struct plan *best, struct plan *least) {
@@ -77,7 +102,7 @@ static void placements(const struct plan_request *r, plan_cost *cost, void *cont
     for (unsigned ways = 0; ways < PLAN_WAYS; ways++) {
         if (ways & ~r->may || r->must & ~ways) continue;
         const int streams = (ways & PLAN_WEIGHTS) != 0;
-        struct plan p = {.choice = {.rows = rows, .keep_layers = r->keep_all ? r->layers : 0, .resident_layers = streams ? 0 : r->layers,
+        struct plan p = {.choice = {.rows = rows, .keep_layers = r->keep_all ? visited(r) : 0, .resident_layers = streams ? 0 : r->layers,
                                     .acts_on_host = (ways & PLAN_ACTS) != 0, .state_on_host = (ways & PLAN_STATE) != 0,
                                     .values_on_host = (ways & PLAN_VALUES) != 0, .outer_on_host = (ways & PLAN_OUTER) != 0, .join = !(ways & PLAN_APART)}};
         const int64_t base = price(cost, context, &p);
@@ -86,11 +111,16 @@ static void placements(const struct plan_request *r, plan_cost *cost, void *cont
             continue;
         }
         const int64_t most = r->keep_budget < r->budget - base ? base + r->keep_budget : r->budget;
-        for (int order = 0; order < 1 + (streams && keeps); order++) { /* what the rest of the budget is for: weights first, or activations */
+        const int states = r->state_groups && ways & (PLAN_STATE | PLAN_VALUES), orders = states && streams && r->host_layers ? 4 : keeps && (streams || states) ? 2 : 1;
+        for (int order = 0; order < orders; order++) {
+            static const char *const fill[] = {"swk", "ksw", "sk", "k"}; /* what the rest of the budget is for, in turn: state, weights, activations. The processor updates what streams */
             struct plan q = p;
-            if (streams && order == 0) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
-            if (keeps) most_that_fits(cost, context, &q, &q.choice.keep_layers, r->layers, most);
-            if (streams && order == 1) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
+            for (const char *x = fill[order]; *x; x++) {
+                if (*x == 's' && states) most_that_fits(cost, context, &q, &q.choice.resident_state, r->state_groups, r->budget);
+                if (*x == 'w' && streams) most_that_fits(cost, context, &q, &q.choice.resident_layers, r->layers, r->budget);
+                if (*x == 'k' && keeps) most_that_fits(cost, context, &q, &q.choice.keep_layers, visited(r), most);
+            }
+            share_update(r, cost, context, &q, ways);
             to_disk(r, cost, context, &q);
             q.seconds = plan_seconds(r, &q);
             if (r->host_budget && q.host > r->host_budget) {
@@ -144,14 +174,15 @@ void plan_print(const struct plan *p, const struct plan_request *r, struct str *
     if (c->rows < r->longest) str_printf(out, "plan: sequences of up to %lld tokens in windows of %lld", (long long)r->longest, (long long)c->rows);
     else str_printf(out, "plan: chunks of %lld tokens", (long long)c->rows);
     if (r->training) {
-        if (c->keep_layers >= r->layers) str_puts(out, "; activations kept, nothing recomputed");
-        else if (c->keep_layers) str_printf(out, "; activations of %lld layers kept, %lld recomputed", (long long)c->keep_layers, (long long)(r->layers - c->keep_layers));
+        if (c->keep_layers >= visited(r)) str_puts(out, "; activations kept, nothing recomputed");
+        else if (c->keep_layers) str_printf(out, "; activations of %lld layers kept, %lld recomputed", (long long)c->keep_layers, (long long)(visited(r) - c->keep_layers));
         else str_puts(out, "; activations recomputed in backward");
     }
     if (r->joins && !c->join) str_puts(out, "; weights unpacked for every chunk");
     if (c->outer_on_host) str_puts(out, "; embedding and head fetched when needed");
     if (c->resident_layers < r->layers) str_printf(out, "; %lld of %lld layers streamed", (long long)(r->layers - c->resident_layers), (long long)r->layers);
     if (c->disk_layers) str_printf(out, ", %lld of them from a file of %s", (long long)c->disk_layers, text_bytes(a, p->disk));
+    if (c->by_host) str_printf(out, "; %lld layers updated by the processor", (long long)c->by_host);
     str_printf(out, "\n  %-28s %12s %12s\n", "", "device", "host");
     for (int i = 0; i < p->items; i++)
         if (p->item[i].device || p->item[i].host)

@@ -15,6 +15,8 @@ struct plan_choice {
     int64_t keep_layers;
     int64_t resident_layers;
     int64_t disk_layers;     /* of the others so many live in a file */
+    int64_t resident_state;  /* groups whose optimizer state stays on the device where the others' is on the host */
+    int64_t by_host;         /* layers that the processor updates */
     int acts_on_host, state_on_host, values_on_host, outer_on_host;
     int join;                /* a layer's operands are made once per visit */
 };
@@ -24,8 +26,10 @@ struct plan_item {
     double in, out;          /* bytes copied to and from the device in a step */
     double alone;            /* of which nothing is computed meanwhile */
     double read;             /* bytes read from the file in a step */
+    double update_in, update_out; /* of in and out, what the forward pass waits for: the update goes before it, layer by layer */
+    double by_host;          /* bytes that the processor moves in its own memory for its part of the update */
 };
-enum { PLAN_ITEMS = 16 };
+enum { PLAN_ITEMS = 20 };
 /* Fills items (at most PLAN_ITEMS) for a choice; returns their number. */
 typedef int plan_cost(void *context, const struct plan_choice *c, struct plan_item *items);
 
@@ -43,6 +47,9 @@ struct plan_request {
     int64_t keep_budget;     /* device bytes that kept activations may use at most */
     unsigned may, must;      /* ways that are open, and those that are to be taken */
     int64_t layers;
+    int64_t visited;         /* layers that backward goes through; 0: all */
+    int64_t state_groups;    /* groups that optimizer state may stay on the device by; 0: all or nothing */
+    int64_t host_layers;     /* layers that the processor may update */
     int64_t longest;         /* longest sequence in rows; with fewer rows it goes through in windows, some work being done twice */
     int64_t prefer_rows;     /* chunk size beyond which nothing is gained */
     int64_t most_rows;       /* chunk size asked for, 0: any */
@@ -55,6 +62,7 @@ struct plan_request {
     double visit;            /* seconds the host takes to queue a layer's ops for one chunk and pass */
     double flops, bandwidth, link; /* rates: FLOP/s of products, bytes/s of the device's memory and of copies each way */
     double disk;             /* bytes/s that the file is read at */
+    double host_bandwidth;   /* bytes/s that the processor's update moves */
     const char *advice;      /* flags that would fit more, for the message: "A lower --cutoff_len" */
 };
 struct plan {

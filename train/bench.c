@@ -96,7 +96,7 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
     const double start = sys_seconds();
     if (model_random(&t.model, &t.how, t.o->seed, e)) goto out;
     r->load_seconds = sys_seconds() - start;
-    if (setup_run(&t, e) || fill(&t, &ids, e) || run(&t, r, e)) goto out;
+    if (setup_run(&t, model_read_pages, &t.model, e) || fill(&t, &ids, e) || run(&t, r, e)) goto out;
     t.be->info(t.be->self, &info);
     if (!info.unified) r->device_bytes = t.free_before - info.free_bytes;
     sys_memory(&r->host);

@@ -1,32 +1,40 @@
 /* train/params.c - see params.h */
-#include "base/stop.h"
 #include "train/params.h"
+#include "base/half.h"
+#include "base/stop.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { SMALL_STATE_FROM = 4096, STATE_BLOCK = 256, ADAM_MAX = 32 };
+enum { SMALL_STATE_FROM = 4096, STATE_BLOCK = 256, ADAM_MAX = 32, PIECE_STEP = 4096 /* whole blocks, wide loads */ };
 
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 
-static struct param *add(struct params *q, int64_t group, const char *name, int64_t offset, int64_t n, int decay, int bits8) {
+/* ---- what is trained ---- */
+
+static size_t take(size_t *at, size_t bytes) {
+    size_t here = *at;
+    *at += align256(bytes);
+    return here;
+}
+
+/* A piece of a tensor of `whole` elements into a group: its place in the gradients and in the state page. */
+static struct param *add(struct params *q, int64_t group, const char *name, int64_t offset, int64_t n, int64_t whole, int has_master, int decay, int bits8) {
     struct param *p = &q->p[q->count++];
-    *p = (struct param){.group = group, .offset = offset, .n = n, .decay = decay, .lr_ratio = 1, .small_state = bits8 && n >= SMALL_STATE_FROM};
+    *p = (struct param){.group = group, .offset = offset, .n = n, .whole = whole, .layer = -1, .decay = decay, .lr_ratio = 1, .small_state = bits8 && whole >= SMALL_STATE_FROM,
+                        .has_master = has_master, .place = (size_t)offset * 4};
     snprintf(p->name, sizeof p->name, "%s", name);
     size_t *at = &q->state_bytes[group], blocks = (size_t)((n + STATE_BLOCK - 1) / STATE_BLOCK) * 4, size = (size_t)n * (p->small_state ? 1 : 4);
-    p->m = *at, *at += align256(size);
-    p->v = *at, *at += align256(size);
-    if (p->small_state) {
-        p->m_absmax = *at, *at += align256(blocks);
-        p->v_absmax = *at, *at += align256(blocks);
-    }
+    if (has_master) p->master = take(at, (size_t)n * 4);
+    p->m = take(at, size), p->v = take(at, size);
+    if (p->small_state) p->m_absmax = take(at, blocks), p->v_absmax = take(at, blocks);
     q->total += n;
     return p;
 }
 
-static void describe_adapters(struct params *q, int bits8) {
+static void describe_adapters(struct params *q) {
     for (int64_t g = 0; g < q->groups; g++) {
         q->first[g] = q->count;
         q->value_bytes[g] = (size_t)q->lora->layer_floats * 4;
@@ -36,45 +44,86 @@ static void describe_adapters(struct params *q, int bits8) {
             proj_shape(&q->m->config, (enum proj)p, &rows, &cols);
             char name[128];
             snprintf(name, sizeof name, "layers.%lld.%s.lora_A", (long long)g, proj_module[p]);
-            add(q, g, name, lora_offset_a(q->lora, (enum proj)p), R * cols, 1, bits8);
+            add(q, g, name, lora_offset_a(q->lora, (enum proj)p), R * cols, R * cols, 0, 1, q->how.bits8);
             snprintf(name, sizeof name, "layers.%lld.%s.lora_B", (long long)g, proj_module[p]);
-            add(q, g, name, lora_offset_b(q->lora, (enum proj)p), rows * R, 1, bits8);
+            add(q, g, name, lora_offset_b(q->lora, (enum proj)p), rows * R, rows * R, 0, 1, q->how.bits8);
         }
     }
 }
 
-static void describe_model(struct params *q, int bits8) {
+/* Where the model holds bf16, fp32 masters of everything lie beside the moments, of what its pages hold in fp32 too. */
+static int masters(const struct params *q) { return !q->lora && !q->how.pure && q->m->outer_format == W_BF16; }
+
+static void add_weight(struct params *q, int64_t group, const char *name, int64_t layer, int which, int64_t offset, int64_t at, int64_t n, int64_t whole, int decay, int bits8) {
+    size_t size;
+    const struct tensor_place *t = model_place(q->m, layer, which, &size);
+    struct param *p = add(q, group, name, offset, n, whole, masters(q), decay, bits8);
+    p->layer = layer, p->which = which, p->at = at, p->half = size == 2, p->place = t->offset + (size_t)at * size;
+}
+
+static void describe_layers(struct params *q) {
     const struct layout *lay = &q->m->lay;
     char name[128];
-    for (int64_t g = 0; g < q->groups - 1; g++) {
+    for (int64_t g = 0; g < q->layers; g++) {
+        const int64_t layer = q->how.first_layer + g;
         q->first[g] = q->count;
-        q->value_bytes[g] = lay->bytes;
         for (int i = 0; i < LT_COUNT; i++) {
-            model_tensor_name(name, g, (enum layer_tensor)i);
+            if (!(q->how.tensors >> i & 1)) continue;
+            const int64_t n = lay->t[i].rows * lay->t[i].cols;
+            model_tensor_name(name, layer, (enum layer_tensor)i);
             if (i >= LT_CONV1_0 && i <= LT_CONV2_1) strcat(name, i == LT_CONV1_0 || i == LT_CONV2_0 ? ".0" : ".1");
-            add(q, g, name, (int64_t)lay->t[i].offset / 4, lay->t[i].rows * lay->t[i].cols, i < LT_CONV1_B, bits8);
+            add_weight(q, g, name, layer, i, (int64_t)take(&q->value_bytes[g], (size_t)n * 4) / 4, 0, n, n, i < LT_CONV1_B, q->how.bits8);
         }
-    }
-    int64_t g = q->groups - 1;
-    q->first[g] = q->count;
-    for (int i = 0; i < OT_COUNT; i++) {
-        const struct tensor_place *t = &q->m->outer[i];
-        if (!t->bytes) continue;
-        add(q, g, outer_names[i], (int64_t)t->offset / 4, t->rows * t->cols, i != OT_NORM, bits8 && i != OT_EMBED);
-        q->value_bytes[g] = t->offset + t->bytes;
     }
 }
 
-int params_describe(struct params *q, struct model *m, struct lora *lora, int bits8, struct err *e) {
-    *q = (struct params){.be = m->be, .m = m, .lora = lora, .groups = m->config.L + !lora};
-    size_t most = (size_t)(q->groups * (lora ? 2 * PROJ_COUNT : LT_COUNT) + OT_COUNT);
+static int64_t numbers(const struct tensor_place *t) { return t->rows * t->cols; }
+
+/* Elements of a piece of an outer tensor: equal parts, none larger than a layer. */
+static int64_t piece_of(const struct model *m, const struct tensor_place *t) {
+    int64_t layer = 0, n = numbers(t);
+    for (int i = 0; i < LT_COUNT; i++) layer += numbers(&m->lay.t[i]);
+    int64_t pieces = (n + layer - 1) / layer, piece = (n + pieces - 1) / pieces;
+    return (piece + PIECE_STEP - 1) / PIECE_STEP * PIECE_STEP;
+}
+
+/* Groups of embedding, head and norm; with q the parts go into them, without they are counted. */
+static int64_t outer_groups(struct params *q, const struct model *m, unsigned outer) {
+    int64_t groups = 0;
+    for (int i = 0; i < OT_COUNT; i++) {
+        const struct tensor_place *t = &m->outer[i];
+        const int64_t n = numbers(t), piece = piece_of(m, t);
+        if (!(outer >> i & 1) || !t->bytes) continue;
+        const int64_t offset = q ? (int64_t)take(&q->outer_bytes, (size_t)n * 4) / 4 : 0;
+        for (int64_t at = 0; at < n; at += piece) {
+            const int fresh = i != OT_NORM || !groups; /* the norm joins the group before it */
+            groups += fresh;
+            if (!q) continue;
+            const int64_t g = q->layers + groups - 1, k = n - at < piece ? n - at : piece;
+            if (fresh) q->first[g] = q->count;
+            add_weight(q, g, outer_names[i], -1, i, offset + at, at, k, n, i != OT_NORM, q->how.bits8 && i != OT_EMBED);
+        }
+    }
+    return groups;
+}
+
+struct params_how params_all(const struct model *m, int bits8) {
+    return (struct params_how){.bits8 = bits8, .layers = m->config.L, .tensors = (1u << LT_COUNT) - 1, .outer = (1u << OT_COUNT) - 1};
+}
+
+int params_describe(struct params *q, struct model *m, struct lora *lora, const struct params_how *how, struct err *e) {
+    *q = (struct params){.be = m->be, .m = m, .lora = lora, .how = *how};
+    if (lora) q->how.first_layer = 0, q->how.layers = m->config.L, q->how.outer = 0;
+    q->layers = lora || how->tensors ? q->how.layers : 0;
+    q->groups = q->layers + (lora ? 0 : outer_groups(NULL, m, how->outer));
+    size_t most = (size_t)(q->groups * (lora ? 2 * PROJ_COUNT : LT_COUNT) + OT_COUNT), groups = (size_t)q->groups + 1;
     q->p = sys_alloc_array(most, sizeof *q->p, "parameter table", e);
-    q->first = sys_alloc_array((size_t)q->groups + 1, sizeof *q->first, "parameter table", e);
-    q->value_bytes = sys_alloc_array((size_t)q->groups, sizeof(size_t), "parameter table", e);
-    q->state_bytes = sys_alloc_array((size_t)q->groups, sizeof(size_t), "parameter table", e);
+    q->first = sys_alloc_array(groups, sizeof *q->first, "parameter table", e);
+    q->value_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
+    q->state_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
     if (!q->p || !q->first || !q->value_bytes || !q->state_bytes) return params_close(q), -1;
-    if (lora) describe_adapters(q, bits8);
-    else describe_model(q, bits8);
+    if (lora) describe_adapters(q);
+    else describe_layers(q), outer_groups(q, m, how->outer);
     q->first[q->groups] = q->count;
     return 0;
 }
@@ -84,14 +133,57 @@ void params_loraplus(struct params *q, double ratio) {
     for (int64_t i = 1; i < q->count; i += 2) q->p[i].lr_ratio = ratio; /* A and B in turn */
 }
 
-void params_pages(const struct params *q, int values_on_host, int state_on_host, struct pages_config *value, struct pages_config *grad,
-                  struct pages_config *state) {
-    struct pages_config v = {.name = "adapters", .count = q->groups, .bytes = q->value_bytes, .resident = values_on_host ? 0 : q->groups, .slots = values_on_host ? 3 : 0};
-    *value = *grad = *state = v;
-    if (!q->lora) value->count = 0;
-    grad->name = "gradients";
-    state->name = "optimizer state", state->bytes = q->state_bytes;
-    state->resident = state_on_host ? 0 : q->groups, state->slots = state_on_host ? 3 : 0;
+int64_t params_group(const struct params *q, int64_t layer) {
+    const int64_t g = layer - q->how.first_layer;
+    return g >= 0 && g < q->layers ? g : -1;
+}
+
+int64_t params_lowest(const struct params *q, int *below) {
+    const unsigned behind = (1u << LT_O | 1u << LT_GATE | 1u << LT_UP | 1u << LT_DOWN | 1u << LT_NORM2 | 1u << LT_Q | 1u << LT_K | 1u << LT_V); /* block_backward without dx reaches these */
+    *below = 0;
+    if (q->lora) return 0;
+    if (q->how.outer >> OT_EMBED & 1) return *below = 1, 0;
+    if (!q->layers) return q->m->config.L;
+    *below = (q->how.tensors & ~behind) != 0;
+    return q->how.first_layer;
+}
+
+/* ---- where it lives ---- */
+
+void params_pages(const struct params *q, const struct params_place *w, struct params_pages *p) {
+    const int slots = q->lora ? 3 : 2; /* a layer of weights takes longer to copy than to compute with: a third slot would not help */
+    const int64_t values = w->values < q->layers ? w->values : q->layers, state = w->state < q->groups ? w->state : q->groups;
+    p->value = p->grad = (struct pages_config){.name = "adapters", .count = q->layers, .bytes = q->value_bytes, .resident = values, .slots = values < q->layers ? slots : 0};
+    if (!q->lora) p->value.count = 0;
+    p->grad.name = "gradients";
+    p->outer_grad = (struct pages_config){.name = "gradients of the embedding", .count = q->outer_bytes != 0, .page_bytes = q->outer_bytes, .resident = 1};
+    p->state = (struct pages_config){.name = masters(q) ? "master weights and moments" : "optimizer state", .count = q->groups, .bytes = q->state_bytes, .resident = state,
+                                     .slots = state < q->groups ? slots : 0};
+}
+
+/* The layers that the processor may update are those behind all that is at home on the device. */
+int params_by_host(const struct params *q, const struct params_place *w, int64_t group) {
+    const int64_t layers = w->layers - q->how.first_layer;
+    int64_t from = w->values > w->state ? w->values : w->state;
+    if (layers > from) from = layers;
+    const int64_t n = q->layers - from, i = group - from, k = w->by_host < n ? w->by_host : n;
+    return group < q->layers && i >= 0 && k > 0 && (i + 1) * k / n > i * k / n;
+}
+
+/* A layer's page is made anew from its masters: what it held is not needed. */
+static int replaces(const struct params *q) { return masters(q) && q->how.tensors == (1u << LT_COUNT) - 1; }
+
+void params_moves(const struct params *q, const struct params_place *w, struct params_moves *v) {
+    *v = (struct params_moves){0};
+    for (int64_t g = 0; g < q->groups; g++) {
+        const int by_host = params_by_host(q, w, g), layer = g < q->layers, streamed = layer && !q->lora && q->how.first_layer + g >= w->layers;
+        const double grad = layer && g >= w->values ? (double)q->value_bytes[g] : 0, state = g >= w->state ? (double)q->state_bytes[g] : 0, page = streamed ? (double)q->m->lay.bytes : 0;
+        v->grad_out += grad;
+        if (by_host) v->by_host += grad + 2 * state + page;
+        else v->update_grad_in += grad, v->update_state_in += state, v->update_state_out += state;
+        if (by_host || !replaces(q)) v->update_weights_in += page;
+        if (!by_host) v->update_weights_out += page;
+    }
 }
 
 /* A fresh optimizer: moments zero. 8-bit codes of zero are those of the maps' zero, the scales are 0. */
@@ -101,129 +193,222 @@ static int clear_state(struct params *q, struct err *e) {
     return 0;
 }
 
-int params_open(struct params *q, int values_on_host, int state_on_host, struct err *e) {
-    struct pages_config value, grad, state;
-    params_pages(q, values_on_host, state_on_host, &value, &grad, &state);
-    if (value.count && !(q->value = pages_open(q->be, &value, e))) return -1;
-    if (!(q->grad = pages_open(q->be, &grad, e)) || !(q->state = pages_open(q->be, &state, e))) return -1;
+int params_open(struct params *q, const struct params_place *w, struct err *e) {
+    struct params_pages p;
+    q->where = *w;
+    params_pages(q, w, &p);
+    if (p.value.count && !(q->value = pages_open(q->be, &p.value, e))) return -1;
+    if (p.grad.count && !(q->grad = pages_open(q->be, &p.grad, e))) return -1;
+    if (p.outer_grad.count && !(q->outer_grad = pages_open(q->be, &p.outer_grad, e))) return -1;
+    if (!(q->state = pages_open(q->be, &p.state, e))) return -1;
     q->done = q->groups;
+    for (int64_t g = 0; !q->host && g < q->groups; g++)
+        if (params_by_host(q, w, g) && !(q->host = backend_cpu(e))) return -1;
     if (!(q->norms = backend_alloc(q->be, AT_HOST, (size_t)q->count * sizeof *q->norms, "gradient norms", e))) return -1;
+    for (int64_t i = 0; i < q->count; i++) q->norms[i] = 0;
+    for (int64_t i = 0; q->lora && q->how.pure && i < q->groups * q->lora->layer_floats; i++) q->lora->data[i] = bf16_to_f32(f32_to_bf16(q->lora->data[i]));
     for (int64_t g = 0; q->lora && g < q->groups; g++)
         if (pages_write(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     return clear_state(q, e);
 }
 
 void params_close(struct params *q) {
-    pages_close(q->value), pages_close(q->grad), pages_close(q->state);
+    pages_close(q->value), pages_close(q->grad), pages_close(q->outer_grad), pages_close(q->state);
     if (q->norms) q->be->release(q->be->self, AT_HOST, q->norms);
+    backend_close(q->host);
     sys_free(q->p), sys_free(q->first), sys_free(q->value_bytes), sys_free(q->state_bytes);
     *q = (struct params){0};
 }
 
-/* Where a group's values live. */
-static struct pages *home(struct params *q, int64_t group, int64_t *page) {
+/* ---- gradients ---- */
+
+/* Where a group's values, or the copies of them, live. */
+static struct pages *home(const struct params *q, int64_t group, int64_t *page) {
     *page = group;
     if (q->lora) return q->value;
-    if (group < q->m->config.L) return q->m->layers;
+    *page = q->how.first_layer + group;
+    if (group < q->layers) return q->m->layers;
     *page = 0;
     return q->m->outer_page;
 }
-float *params_value_get(struct params *q, int64_t group, enum page_mode mode) {
-    int64_t i;
-    struct pages *p = home(q, group, &i);
-    return pages_get(p, i, mode);
+
+static void norms(struct params *q, int64_t first, int64_t end, const float *grad) {
+    const float *x[ADAM_MAX];
+    int64_t n[ADAM_MAX], k = 0, from = first;
+    for (int64_t i = first; i <= end; i++) {
+        const int cut = k == ADAM_MAX || i == end || q->p[i].at; /* pieces: the tensor's sum stands with the first */
+        if (cut && k) op_sqsum(q->be, &(struct sqsum_args){.x = x, .n = n, .count = k, .out = q->norms + from}), k = 0;
+        if (i == end || q->p[i].at) continue;
+        if (!k) from = i;
+        x[k] = grad + q->p[i].offset, n[k++] = q->p[i].whole;
+    }
 }
-void params_value_put(struct params *q, int64_t group, int dirty) {
-    int64_t i;
-    struct pages *p = home(q, group, &i);
-    pages_put(p, i, dirty);
-}
-void params_want(struct params *q, int64_t group, int state) {
-    if (group < 0 || group >= q->groups) return;
-    int64_t i;
-    struct pages *p = home(q, group, &i);
-    pages_want(p, i), pages_want(q->grad, group);
-    if (state) pages_want(q->state, group);
+void params_norms(struct params *q, int64_t group, const float *grad) { norms(q, q->first[group], q->first[group + 1], grad); }
+void params_outer_norms(struct params *q) {
+    if (q->outer_grad) norms(q, q->first[q->layers], q->count, pages_get(q->outer_grad, 0, PAGE_READ));
 }
 
-void params_norms(struct params *q, int64_t group, const float *grad) {
-    for (int64_t i = q->first[group]; i < q->first[group + 1]; i += ADAM_MAX) {
-        const float *x[ADAM_MAX];
-        int64_t n[ADAM_MAX], k = 0;
-        for (; k < ADAM_MAX && i + k < q->first[group + 1]; k++) x[k] = grad + q->p[i + k].offset, n[k] = q->p[i + k].n;
-        op_sqsum(q->be, &(struct sqsum_args){.x = x, .n = n, .count = k, .out = q->norms + i});
+int params_outer_grads(struct params *q, struct head_grads *g) {
+    *g = (struct head_grads){0};
+    if (!q->outer_grad) return 0;
+    float *x = pages_get(q->outer_grad, 0, PAGE_WRITE), **to[OT_COUNT] = {&g->embed, &g->head, &g->norm};
+    q->be->zero(q->be->self, x, q->outer_bytes, Q_COMPUTE);
+    for (int64_t i = q->first[q->layers]; i < q->count; i++)
+        if (!q->p[i].at) *to[q->p[i].which] = x + q->p[i].offset;
+    if (q->m->config.tied) g->head = g->embed;
+    return 1;
+}
+
+void params_layer_grads(const struct params *q, int64_t group, float *grad, struct layer_grads *g) {
+    struct mat *const m[] = {&g->proj[0], &g->proj[1], &g->proj[2], &g->proj[3], &g->proj[4], &g->proj[5], &g->proj[6],
+                             &g->conv1[0], &g->conv1[1], &g->conv2[0], &g->conv2[1]};
+    float **const v[] = {&g->conv1_b, &g->conv2_b, &g->norm1, &g->norm_f, &g->norm2};
+    *g = (struct layer_grads){0};
+    for (int64_t i = q->first[group]; i < q->first[group + 1]; i++) {
+        const struct param *p = &q->p[i];
+        const struct tensor_place *t = &q->m->lay.t[p->which];
+        if (p->which < MATRICES) *m[p->which] = (struct mat){grad + p->offset, t->rows, t->cols, t->cols, DT_F32};
+        else *v[p->which - MATRICES] = grad + p->offset;
     }
 }
 
-static void update_group(struct params *q, int64_t g) {
+/* ---- the update ---- */
+
+static struct adam_tensor adam_of(const struct params *q, const struct param *p, char *page, char *state, const float *grad) {
     const struct adam_settings *s = &q->due;
-    float *value = params_value_get(q, g, PAGE_READ_WRITE), *grad = pages_get(q->grad, g, PAGE_READ);
-    char *state = pages_get(q->state, g, PAGE_READ_WRITE);
+    char *value = page + p->place;
+    struct adam_tensor t = {.g = grad + p->offset, .n = p->n, .lr = s->lr * p->lr_ratio, .weight_decay = p->decay ? s->weight_decay : 0};
+    if (p->has_master) t.p = (float *)(state + p->master), t.copy = p->half ? value : NULL;
+    else if (p->half) t.copy = value;
+    else t.p = (float *)value, t.round = q->how.pure;
+    if (p->small_state)
+        t.m8 = (uint8_t *)state + p->m, t.v8 = (uint8_t *)state + p->v, t.m_absmax = (float *)(state + p->m_absmax), t.v_absmax = (float *)(state + p->v_absmax);
+    else t.m = (float *)(state + p->m), t.v = (float *)(state + p->v);
+    return t;
+}
+
+/* AdamW over a group in memory of `be`; then what a layer's page holds in fp32 follows its master. */
+static void run_update(struct params *q, struct backend *be, int64_t g, char *page, char *state, const float *grad) {
+    const struct adam_settings *s = &q->due;
     for (int64_t i = q->first[g]; i < q->first[g + 1]; i += ADAM_MAX) {
         struct adam_tensor t[ADAM_MAX];
         int64_t k = 0;
-        for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) {
-            const struct param *p = &q->p[i + k];
-            t[k] = (struct adam_tensor){.p = value + p->offset, .g = grad + p->offset, .n = p->n, .lr = s->lr * p->lr_ratio,
-                                        .weight_decay = p->decay ? s->weight_decay : 0};
-            if (p->small_state)
-                t[k].m8 = (uint8_t *)state + p->m, t[k].v8 = (uint8_t *)state + p->v, t[k].m_absmax = (float *)(state + p->m_absmax), t[k].v_absmax = (float *)(state + p->v_absmax);
-            else t[k].m = (float *)(state + p->m), t[k].v = (float *)(state + p->v);
-        }
-        op_adam(q->be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2,
-                                           .eps = s->eps, .grad_scale = s->grad_scale});
+        for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) t[k] = adam_of(q, &q->p[i + k], page, state, grad);
+        op_adam(be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2, .eps = s->eps, .grad_scale = s->grad_scale});
     }
-    params_value_put(q, g, 1), pages_put(q->grad, g, 0), pages_put(q->state, g, 1);
+    for (int64_t i = q->first[g]; i < q->first[g + 1]; i++)
+        if (q->p[i].has_master && !q->p[i].half) be->copy(be->self, page + q->p[i].place, state + q->p[i].master, (size_t)q->p[i].n * 4, Q_COMPUTE);
 }
 
-/* The order of an update is that of the next forward pass: the outer group, if there is one, then the layers. */
-static int64_t nth(const struct params *q, int64_t i) { return q->lora ? i : (i + q->groups - 1) % q->groups; }
+static void update_group(struct params *q, int64_t g) {
+    int64_t i;
+    struct pages *values = home(q, g, &i), *grads = g < q->layers ? q->grad : q->outer_grad;
+    const int64_t j = g < q->layers ? g : 0;
+    if (q->host && params_by_host(q, &q->where, g)) {
+        run_update(q, q->host, g, pages_edit(values, i), pages_edit(q->state, g), pages_edit(grads, j));
+        return;
+    }
+    char *page = pages_get(values, i, g < q->layers && replaces(q) ? PAGE_WRITE : PAGE_READ_WRITE), *state = pages_get(q->state, g, PAGE_READ_WRITE);
+    run_update(q, q->be, g, page, state, pages_get(grads, j, PAGE_READ));
+    pages_put(values, i, 1), pages_put(grads, j, 0), pages_put(q->state, g, 1);
+}
+
+/* The order of an update is that of the next forward pass: the outer groups, then the layers. */
+static int64_t nth(const struct params *q, int64_t i) { return i < q->groups - q->layers ? q->layers + i : i - (q->groups - q->layers); }
+
+/* Starts the copies for the next group that the device updates, if there is one from position i of the order on. */
+static void want_from(struct params *q, int64_t i) {
+    int64_t page;
+    while (i < q->groups && q->host && params_by_host(q, &q->where, nth(q, i))) i++;
+    if (i >= q->groups) return;
+    const int64_t g = nth(q, i);
+    struct pages *values = home(q, g, &page);
+    if (g >= q->layers || !replaces(q)) pages_want(values, page);
+    if (g < q->layers) pages_want(q->grad, g);
+    pages_want(q->state, g);
+}
 
 void params_update(struct params *q, const struct adam_settings *s) {
     params_settle(q);
     q->due = *s, q->done = 0;
-    params_want(q, nth(q, 0), 1);
+    want_from(q, 0);
 }
 
 static void advance(struct params *q, int64_t until) {
     while (q->done < until) {
         int64_t g = nth(q, q->done++);
-        if (q->done < q->groups) params_want(q, nth(q, q->done), 1);
+        want_from(q, q->done);
         update_group(q, g);
     }
 }
-void params_reach(struct params *q, int64_t l) { advance(q, l + 1 + !q->lora); }
+void params_reach(struct params *q, int64_t l) {
+    int64_t layers = l + 1 - q->how.first_layer;
+    if (layers < 0) layers = 0;
+    advance(q, q->groups - q->layers + (layers < q->layers ? layers : q->layers));
+}
 void params_settle(struct params *q) { advance(q, q->groups); }
 
-void params_layer_grads(const struct params *q, float *grad, struct layer_grads *g) {
-    const struct tensor_place *t = q->m->lay.t;
-    struct mat *const m[] = {&g->proj[0], &g->proj[1], &g->proj[2], &g->proj[3], &g->proj[4], &g->proj[5], &g->proj[6],
-                             &g->conv1[0], &g->conv1[1], &g->conv2[0], &g->conv2[1]};
-    for (int i = 0; i < LT_CONV1_B; i++) *m[i] = (struct mat){grad + t[i].offset / 4, t[i].rows, t[i].cols, t[i].cols, DT_F32};
-    float **const v[] = {&g->conv1_b, &g->conv2_b, &g->norm1, &g->norm_f, &g->norm2};
-    for (int i = 0; i < 5; i++) *v[i] = grad + t[LT_CONV1_B + i].offset / 4;
+int params_brings(const struct params *q, int64_t l) {
+    const int64_t g = params_group(q, l);
+    return !q->lora && g >= 0 && q->groups - q->layers + g >= q->done && (replaces(q) || params_by_host(q, &q->where, g));
 }
+
+/* ---- files ---- */
+
+int params_fetch(struct params *q, struct err *e) {
+    params_settle(q);
+    for (int64_t g = 0; q->lora && g < q->groups; g++)
+        if (pages_read(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
+    return 0;
+}
+
+/* The parts of a piece's state as they stand in files: "NAME.m", "NAME.v" and, in 8 bits, "NAME.m_absmax", "NAME.v_absmax".
+ * first, n: elements of the tensor's part that the piece has, of `whole`. */
+struct part { const char *suffix; size_t at; enum dtype type; int64_t first, n, whole; };
+static int parts(const struct param *p, struct part out[4]) {
+    const int64_t blocks = (p->n + STATE_BLOCK - 1) / STATE_BLOCK, all = (p->whole + STATE_BLOCK - 1) / STATE_BLOCK;
+    enum dtype t = p->small_state ? DT_U8 : DT_F32;
+    out[0] = (struct part){".m", p->m, t, p->at, p->n, p->whole}, out[1] = (struct part){".v", p->v, t, p->at, p->n, p->whole};
+    if (!p->small_state) return 2;
+    out[2] = (struct part){".m_absmax", p->m_absmax, DT_F32, p->at / STATE_BLOCK, blocks, all}, out[3] = (struct part){".v_absmax", p->v_absmax, DT_F32, p->at / STATE_BLOCK, blocks, all};
+    return 4;
+}
+
+/* The page with a piece's exact value, and where it lies in it. */
+static struct pages *exact(const struct params *q, const struct param *p, int64_t *page, size_t *at) {
+    struct pages *values = home(q, p->group, page);
+    *at = p->has_master ? p->master : p->place;
+    if (p->has_master) *page = p->group;
+    return p->has_master ? q->state : values;
+}
+static enum dtype exact_type(const struct param *p) { return p->half && !p->has_master ? DT_BF16 : DT_F32; }
+
+/* Bytes of a piece's weights that no master stands for. */
+static size_t bare_bytes(const struct params *q, const struct param *p) { return q->lora || p->has_master ? 0 : (size_t)p->n * dtype_bytes(exact_type(p)); }
 
 int64_t params_copy_bytes(const struct params *q) {
     size_t n = 0;
-    for (int64_t g = 0; g < q->groups; g++) n += q->state_bytes[g] + (q->lora ? 0 : q->value_bytes[g]);
+    for (int64_t g = 0; g < q->groups; g++) n += q->state_bytes[g];
+    for (int64_t i = 0; i < q->count; i++) n += bare_bytes(q, &q->p[i]);
     return (int64_t)n;
 }
 
 int params_copy_take(struct params *q, struct params_copy *c, struct err *e) {
     params_settle(q);
     *c = (struct params_copy){.state = sys_alloc_array((size_t)q->groups, sizeof(size_t), "copy of the optimizer state", e)};
-    if (!c->state || (!q->lora && !(c->value = sys_alloc_array((size_t)q->groups, sizeof(size_t), "copy of the weights", e)))) goto fail;
+    if (!c->state || (!q->lora && !(c->value = sys_alloc_array((size_t)q->count, sizeof(size_t), "copy of the weights", e)))) goto fail;
     if (!(c->block = sys_grow(NULL, (size_t)params_copy_bytes(q), "copy of what is saved", e))) goto fail;
     sys_large_pages(c->block, (size_t)params_copy_bytes(q));
-    size_t at = 0;
-    for (int64_t g = 0, page; g < q->groups; g++) {
+    size_t at = 0, here;
+    for (int64_t g = 0; g < q->groups; g++) {
         c->state[g] = at, at += q->state_bytes[g];
         if (pages_read(q->state, g, 0, c->block + c->state[g], q->state_bytes[g], e)) goto fail;
-        if (q->lora) continue;
-        c->value[g] = at, at += q->value_bytes[g];
-        struct pages *p = home(q, g, &page);
-        if (pages_read(p, page, 0, c->block + c->value[g], q->value_bytes[g], e)) goto fail;
+    }
+    for (int64_t i = 0, page; !q->lora && i < q->count; i++) {
+        const size_t bytes = bare_bytes(q, &q->p[i]);
+        struct pages *p = exact(q, &q->p[i], &page, &here);
+        c->value[i] = at, at += bytes;
+        if (bytes && pages_read(p, page, here, c->block + c->value[i], bytes, e)) goto fail;
     }
     return 0;
 fail:
@@ -234,24 +419,6 @@ fail:
 void params_copy_free(struct params_copy *c) {
     sys_free(c->block), sys_free(c->state), sys_free(c->value);
     *c = (struct params_copy){0};
-}
-
-int params_fetch(struct params *q, struct err *e) {
-    params_settle(q);
-    for (int64_t g = 0; q->lora && g < q->groups; g++)
-        if (pages_read(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
-    return 0;
-}
-
-/* The parts of a tensor's state as they stand in files: "NAME.m", "NAME.v" and, in 8 bits, "NAME.m_absmax", "NAME.v_absmax". */
-struct part { const char *suffix; size_t at; enum dtype type; int64_t n; };
-static int parts(const struct param *p, struct part out[4]) {
-    int64_t blocks = (p->n + STATE_BLOCK - 1) / STATE_BLOCK;
-    enum dtype t = p->small_state ? DT_U8 : DT_F32;
-    out[0] = (struct part){".m", p->m, t, p->n}, out[1] = (struct part){".v", p->v, t, p->n};
-    if (!p->small_state) return 2;
-    out[2] = (struct part){".m_absmax", p->m_absmax, DT_F32, blocks}, out[3] = (struct part){".v_absmax", p->v_absmax, DT_F32, blocks};
-    return 4;
 }
 
 enum { PIECE = 4 << 20 };
@@ -276,15 +443,16 @@ static int stream_out(struct ckpt_writer *w, struct pages *pages, int64_t page, 
     return r;
 }
 
-static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, struct pages *pages, int64_t page, size_t at, struct err *e) {
+/* Elements first .. first+n of a tensor into part of a page, as they are stored. */
+static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t n, struct pages *pages, int64_t page, size_t at, struct err *e) {
     size_t size = dtype_bytes(t->type);
-    int64_t piece = (4 << 20) / (int64_t)size;
-    if (t->count < piece) piece = t->count;
+    int64_t piece = PIECE / (int64_t)size;
+    if (n < piece) piece = n;
     char *buf = sys_alloc((size_t)piece * size, "load buffer", e);
     int r = buf ? 0 : -1;
-    for (int64_t i = 0; !r && i < t->count; i += piece) {
-        int64_t n = t->count - i < piece ? t->count - i : piece;
-        r = stop_check("while a checkpoint was loaded", e) || ckpt_read_range(c, t, i, n, t->type, buf, e) || pages_write(pages, page, at + (size_t)i * size, buf, (size_t)n * size, e) ? -1 : 0;
+    for (int64_t i = 0; !r && i < n; i += piece) {
+        int64_t k = n - i < piece ? n - i : piece;
+        r = stop_check("while a checkpoint was loaded", e) || ckpt_read_range(c, t, first + i, k, t->type, buf, e) || pages_write(pages, page, at + (size_t)i * size, buf, (size_t)k * size, e) ? -1 : 0;
     }
     sys_free(buf);
     return r;
@@ -293,7 +461,15 @@ static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, struct p
 static int find(const struct ckpt *c, const char *name, enum dtype type, int64_t n, const char *dir, const struct ckpt_tensor **t, struct err *e) {
     *t = ckpt_find(c, name);
     if (*t && (*t)->type == type && (*t)->count == n) return 0;
-    return err_set(e, ERR_INPUT, "%s: %s is %s; the run was started with another model, adapter or optimizer: go on with those, or begin anew in another output_dir", dir, name, *t ? "of another size" : "missing");
+    return err_set(e, ERR_INPUT, "%s: %s is %s; the run was started with another model, adapter or optimizer: go on with those, or begin anew in another output_dir", dir, name,
+                   !*t ? "missing" : (*t)->count != n ? "of another size" : "of another type");
+}
+
+/* Pieces of the tensor that begins with piece i. */
+static int64_t pieces(const struct params *q, int64_t i) {
+    int64_t n = 1;
+    while (i + n < q->count && q->p[i + n].at) n++;
+    return n;
 }
 
 int params_save_state(struct params *q, const struct params_copy *from, const char *dir, int64_t step, struct err *e) {
@@ -302,18 +478,21 @@ int params_save_state(struct params *q, const struct params_copy *from, const ch
     struct part part[4];
     char name[160];
     if (!w || ckpt_declare(w, "step", DT_I64, 0, NULL, e)) goto fail;
-    for (int64_t i = 0; i < q->count; i++)
+    for (int64_t i = 0; i < q->count; i += pieces(q, i))
         for (int k = 0, n = parts(&q->p[i], part); k < n; k++) {
             snprintf(name, sizeof name, "%s%s", q->p[i].name, part[k].suffix);
-            if (ckpt_declare(w, name, part[k].type, 1, &part[k].n, e)) goto fail;
+            if (ckpt_declare(w, name, part[k].type, 1, &part[k].whole, e)) goto fail;
         }
     if (ckpt_write(w, &step, sizeof step, e)) goto fail;
-    for (int64_t i = 0; i < q->count; i++)
-        for (int k = 0, n = parts(&q->p[i], part); k < n; k++) {
-            const int64_t g = q->p[i].group;
-            const size_t bytes = (size_t)part[k].n * dtype_bytes(part[k].type);
-            if (from ? stream_copy(w, from->block + from->state[g] + part[k].at, bytes, e) : stream_out(w, q->state, g, part[k].at, bytes, e)) goto fail;
-        }
+    for (int64_t i = 0, n; i < q->count; i += n) {
+        n = pieces(q, i);
+        for (int k = 0; k < parts(&q->p[i], part); k++)
+            for (int64_t j = i; j < i + n; j++) {
+                parts(&q->p[j], part);
+                const size_t bytes = (size_t)part[k].n * dtype_bytes(part[k].type), at = part[k].at;
+                if (from ? stream_copy(w, from->block + from->state[q->p[j].group] + at, bytes, e) : stream_out(w, q->state, q->p[j].group, at, bytes, e)) goto fail;
+            }
+    }
     return ckpt_commit(w, e);
 fail:
     ckpt_abort(w);
@@ -330,7 +509,7 @@ int params_load_state(struct params *q, const char *dir, struct err *e) {
     for (int64_t i = 0; !r && i < q->count; i++)
         for (int k = 0, n = parts(&q->p[i], part); !r && k < n; k++) {
             snprintf(name, sizeof name, "%s%s", q->p[i].name, part[k].suffix);
-            r = find(c, name, part[k].type, part[k].n, path, &t, e) || stream_in(c, t, q->state, q->p[i].group, part[k].at, e) ? -1 : 0;
+            r = find(c, name, part[k].type, part[k].whole, path, &t, e) || stream_in(c, t, part[k].first, part[k].n, q->state, q->p[i].group, part[k].at, e) ? -1 : 0;
         }
     ckpt_close(c);
     return r;
@@ -340,18 +519,45 @@ int params_save_values(struct params *q, const struct params_copy *from, const c
     if (!from) params_settle(q);
     struct ckpt_writer *w = ckpt_create(dir, "master", 0, e);
     if (!w) return -1;
-    for (int64_t i = 0; i < q->count; i++)
-        if (ckpt_declare(w, q->p[i].name, DT_F32, 1, &q->p[i].n, e)) goto fail;
+    for (int64_t i = 0; i < q->count; i += pieces(q, i))
+        if (ckpt_declare(w, q->p[i].name, exact_type(&q->p[i]), 1, &q->p[i].whole, e)) goto fail;
     for (int64_t i = 0; i < q->count; i++) {
         int64_t page;
-        const size_t at = (size_t)q->p[i].offset * 4, bytes = (size_t)q->p[i].n * 4;
-        struct pages *p = home(q, q->p[i].group, &page);
-        if (from ? stream_copy(w, from->block + from->value[q->p[i].group] + at, bytes, e) : stream_out(w, p, page, at, bytes, e)) goto fail;
+        size_t at;
+        struct pages *p = exact(q, &q->p[i], &page, &at);
+        const size_t bytes = (size_t)q->p[i].n * dtype_bytes(exact_type(&q->p[i])), copied = !from ? 0 : q->p[i].has_master ? from->state[q->p[i].group] + at : from->value[i];
+        if (from ? stream_copy(w, from->block + copied, bytes, e) : stream_out(w, p, page, at, bytes, e)) goto fail;
     }
     return ckpt_commit(w, e);
 fail:
     ckpt_abort(w);
     return -1;
+}
+
+/* n masters from element `first` of a piece on, and, if asked, the copies in the model's pages. */
+static int put_masters(struct params *q, const struct param *p, int64_t first, int64_t n, const float *x, uint16_t *half, struct err *e) {
+    int64_t page;
+    struct pages *values = home(q, p->group, &page);
+    if (pages_write(q->state, p->group, p->master + (size_t)first * 4, x, (size_t)n * 4, e)) return -1;
+    if (!half) return 0;
+    for (int64_t i = 0; p->half && i < n; i++) half[i] = f32_to_bf16(x[i]);
+    if (p->half) return pages_write(values, page, p->place + (size_t)first * 2, half, (size_t)n * 2, e);
+    return pages_write(values, page, p->place + (size_t)first * 4, x, (size_t)n * 4, e);
+}
+
+enum { VALUES = 1 << 20 }; /* at once */
+
+/* Masters from a file of a training checkpoint, with the model's copies. */
+static int load_masters(struct params *q, const struct param *p, const struct ckpt *c, const struct ckpt_tensor *t, struct err *e) {
+    float *x = sys_alloc(VALUES * sizeof *x, "load buffer", e);
+    uint16_t *half = x ? sys_alloc(VALUES * sizeof *half, "load buffer", e) : NULL;
+    int r = half ? 0 : -1;
+    for (int64_t i = 0; !r && i < p->n; i += VALUES) {
+        const int64_t n = p->n - i < VALUES ? p->n - i : VALUES;
+        r = ckpt_read_range(c, t, p->at + i, n, DT_F32, x, e) || put_masters(q, p, i, n, x, half, e) ? -1 : 0;
+    }
+    sys_free(x), sys_free(half);
+    return r;
 }
 
 int params_load_values(struct params *q, const char *dir, struct err *e) {
@@ -361,10 +567,53 @@ int params_load_values(struct params *q, const char *dir, struct err *e) {
     const struct ckpt_tensor *t;
     int r = c ? 0 : -1;
     for (int64_t i = 0; !r && i < q->count; i++) {
+        const struct param *p = &q->p[i];
         int64_t page;
-        struct pages *p = home(q, q->p[i].group, &page);
-        r = find(c, q->p[i].name, DT_F32, q->p[i].n, path, &t, e) || stream_in(c, t, p, page, (size_t)q->p[i].offset * 4, e) ? -1 : 0;
+        size_t at;
+        struct pages *pages = exact(q, p, &page, &at);
+        if (!(r = find(c, p->name, exact_type(p), p->whole, path, &t, e))) r = p->has_master ? load_masters(q, p, c, t, e) : stream_in(c, t, p->at, p->n, pages, page, at, e);
     }
     ckpt_close(c);
     return r;
+}
+
+int params_start(struct params *q, model_reader *read, void *context, struct err *e) {
+    if (!masters(q)) return 0;
+    float *x = sys_alloc(VALUES * sizeof *x, "load buffer", e);
+    int r = x ? 0 : -1;
+    for (int64_t k = 0; k < q->count; k++) {
+        const struct param *p = &q->p[k];
+        for (int64_t i = 0; !r && i < p->n; i += VALUES) {
+            const int64_t n = p->n - i < VALUES ? p->n - i : VALUES;
+            r = read(context, p->layer, p->which, p->at + i, n, x, e) || put_masters(q, p, i, n, x, NULL, e) ? -1 : 0;
+        }
+    }
+    sys_free(x);
+    return r;
+}
+
+/* The part of a tensor that lies in one piece, if it is trained with a master. */
+static const struct param *piece_at(const struct params *q, int64_t layer, int which, int64_t element) {
+    for (int64_t i = 0; i < q->count; i++) {
+        const struct param *p = &q->p[i];
+        if (p->layer == layer && p->which == which && p->at <= element && element < p->at + p->n) return p;
+    }
+    return NULL;
+}
+
+int params_read(void *context, int64_t layer, int which, int64_t first, int64_t n, float *to, struct err *e) {
+    const struct params_reading *r = context;
+    size_t size;
+    for (int64_t done = 0; done < n;) {
+        const struct param *p = piece_at(r->q, layer, which, first + done);
+        if (!p || !p->has_master) {
+            model_place(r->q->m, layer, which, &size);
+            if (!p && size == 2 && r->frozen) return model_read_file(&(struct model_file){r->q->m, r->frozen}, layer, which, first, n, to, e);
+            return model_read_pages(r->q->m, layer, which, first, n, to, e);
+        }
+        const int64_t from = first + done - p->at, k = p->n - from < n - done ? p->n - from : n - done;
+        if (pages_read(r->q->state, p->group, p->master + (size_t)from * 4, to + done, (size_t)k * 4, e)) return -1;
+        done += k;
+    }
+    return 0;
 }

@@ -238,7 +238,7 @@ static int finish(struct trainer *t, double epoch, int64_t first, struct err *e)
     str_printf(&h, "learning_rate: %g\ntrain_batch_size: %lld\ngradient_accumulation_steps: %lld\nseed: %llu\nnum_epochs: %g\nsteps: %lld\n", o->learning_rate, (long long)o->batch,
                (long long)o->accumulate, (unsigned long long)o->seed, o->epochs, (long long)t->total_steps);
     int r = h.oom ? err_set(e, ERR_RUN, "out of memory: README.md")
-                  : report_card(o->output_dir, o->model_name_or_path, setup_is_lora(t) ? o->quantization_bit ? "qlora" : "lora" : "full", o->data.dataset, h.p, e);
+                  : report_card(o->output_dir, o->model_name_or_path, setup_is_lora(t) ? o->quantization_bit ? "qlora" : "lora" : o->finetuning == FT_FREEZE ? "freeze" : "full", o->data.dataset, h.p, e);
     str_free(&h);
     if (r) return -1;
     const char *merged = o->merged_adapters ? o->merged_adapters : ""; /* the new adapter stands on these */

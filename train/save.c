@@ -61,7 +61,11 @@ static int write_weights(struct trainer *t, const char *dir, int final, struct e
     if (setup_is_lora(t)) {
         if (lora_save(&t->lora, dir, t->o->model_name_or_path, e)) return -1;
     } else if (final || t->o->save_only_model) {
-        if (model_save(&t->model, dir, (int64_t)5000000000, e)) return -1;
+        struct ckpt *frozen = ckpt_open(t->o->model_name_or_path, e); /* what a card holds of it in bf16 is less than it was, perhaps */
+        struct params_reading from = {.q = &t->params, .frozen = frozen};
+        int r = frozen ? model_save(&t->model, params_read, &from, dir, (int64_t)5000000000, e) : -1;
+        ckpt_close(frozen);
+        if (r) return -1;
     }
     return copy_tokenizer(t->o->model_name_or_path, dir, e);
 }

@@ -4,6 +4,7 @@
 #include "base/print.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
+#include "train/trained.h"
 #include "train/train_internal.h"
 #include <math.h>
 #include <stdio.h>
@@ -209,7 +210,8 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
         else t->chunks = walk(t, rows, &x, NULL) ? t->max_seqs : x.chunks;
         t->chunks_at = rows;
     }
-    *k = (struct engine_config){.rows = rows, .window = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
+    int below;
+    *k = (struct engine_config){.lowest = params_lowest(&t->params, &below), .rows = rows, .window = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
                                 .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .outer_on_host = c->outer_on_host, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .lora = setup_is_lora(t) ? &t->lora : NULL};
 }
 
@@ -226,13 +228,30 @@ static void follow(struct trainer *t, const struct plan_choice *c) {
     t->how.resident_layers = c->resident_layers, t->how.disk_layers = c->disk_layers, t->how.outer_on_host = c->outer_on_host;
 }
 
-/* Layer weights: a sweep up and one down, and for those that are trained one by the optimizer. */
-static struct plan_item layers_item(const struct pages_config *c, int full) {
-    struct plan_item i = pages_item(c, c->name, 3, 1);
+/* Layer weights that nothing changes: a sweep up and one down. */
+static struct plan_item layers_item(const struct pages_config *c) {
+    struct plan_item i = pages_item(c, c->name, 2, 0);
     double copied, read;
-    if (full) return i;
     pages_moved(c, &copied, &read);
-    i.in = 2 * copied, i.read = 2 * read, i.out = 0;
+    i.in = 2 * copied, i.read = 2 * read;
+    return i;
+}
+
+/* Where a choice of the plan puts what is trained. */
+static struct params_place place_of(const struct trainer *t, const struct plan_choice *c) {
+    return (struct params_place){.values = c->values_on_host ? c->resident_state : t->params.groups, .state = c->state_on_host ? c->resident_state : t->params.groups,
+                                 .layers = c->resident_layers, .by_host = c->by_host};
+}
+
+/* Weights of the model, some trained: frozen layers come for forward and for backward, trained ones as their update has it. */
+static struct plan_item weights_item(const struct trainer *t, const struct pages_config *layers, const struct params_moves *v) {
+    struct plan_item i = pages_item(layers, layers->name, 0, 0);
+    int below;
+    const struct params *p = &t->params;
+    const int64_t L = layers->count, from = layers->resident, lowest = params_lowest(p, &below), first = p->how.first_layer, end = first + p->layers;
+    const double page = (double)layers->page_bytes, trained = (double)(end > from ? end - (first > from ? first : from) : 0), visited = (double)(L - (lowest > from ? lowest : from));
+    i.update_in = page * ((double)(L - from) - trained) + v->update_weights_in, i.update_out = v->update_weights_out;
+    i.in = i.update_in + page * visited, i.out = i.update_out;
     return i;
 }
 
@@ -246,19 +265,26 @@ static int64_t mapped(const struct plan_item *items, int n) {
 static int cost(void *context, const struct plan_choice *c, struct plan_item *items) {
     struct trainer *t = context;
     struct engine_config k;
-    struct pages_config layers, outer, value, grad, state;
+    struct pages_config layers, outer;
+    struct params_pages p;
+    struct params_moves v;
+    const struct params_place where = place_of(t, c);
     follow(t, c);
     engine_choice(t, c, &k);
     model_pages(&t->model, &t->how, &layers, &outer);
-    params_pages(&t->params, c->values_on_host, c->state_on_host, &value, &grad, &state);
+    params_pages(&t->params, &where, &p);
+    params_moves(&t->params, &where, &v);
     int n = 0;
     int full = !setup_is_lora(t);
-    items[n++] = layers_item(&layers, full);
-    items[n++] = pages_item(&outer, outer.name, full ? 3 : 0, full);
-    items[n++] = pages_item(&value, "adapters", 3, 1);
-    items[n++] = pages_item(&grad, "gradients", 1, 1);
-    items[n++] = pages_item(&state, "optimizer state", 1, 1);
-    if (!full) items[n++] = (struct plan_item){.name = "adapter for saving", .host = t->params.total * 4};
+    items[n++] = full ? weights_item(t, &layers, &v) : layers_item(&layers);
+    items[n++] = pages_item(&outer, outer.name, 0, 0);
+    items[n++] = pages_item(&p.value, "adapters", 3, 1);
+    items[n++] = pages_item(&p.grad, "gradients", 1, 1);
+    if (full) items[n - 1].in = items[n - 1].update_in = v.update_grad_in, items[n - 1].out = v.grad_out;
+    items[n++] = pages_item(&p.outer_grad, p.outer_grad.name, 0, 0);
+    items[n++] = pages_item(&p.state, p.state.name, 1, 1);
+    if (full) items[n - 1].in = items[n - 1].update_in = v.update_state_in, items[n - 1].out = items[n - 1].update_out = v.update_state_out, items[n - 1].by_host = v.by_host;
+    else items[n++] = (struct plan_item){.name = "adapter for saving", .host = t->params.total * 4};
     n += engine_items(&t->model, &k, items + n);
     if (t->model.info.code_bytes) items[n++] = (struct plan_item){.name = "kernels", .device = t->model.info.code_bytes};
     items[n++] = (struct plan_item){.name = "token arrays", .device = batch_cost(t->max_rows), .host = batch_cost(t->max_rows)};
@@ -312,19 +338,32 @@ static const double DISK = 2e9;
 
 static struct plan_work times(struct plan_work w, double n) { return (struct plan_work){n * w.products, n * w.attention, n * w.bytes}; }
 
-/* Each number of an adapter takes part in a product forward, again, and in two of backward. */
+/* Each number of an adapter takes part in a product forward, again, and in two of backward; each trained number of a layer in one
+ * of backward. What lies below the lowest trained layer is not gone through again. */
 static void describe_work(struct trainer *t, struct plan_request *r) {
     const struct model_config *k = &t->model.config;
-    const int full = !setup_is_lora(t), packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8;
+    const struct params *p = &t->params;
+    int below;
+    const int full = !setup_is_lora(t), packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8, head = full && p->how.outer & (1 << OT_EMBED | 1 << OT_HEAD);
     const double D = (double)k->D, F = (double)k->F, L = (double)k->L, tokens = (double)t->max_rows, act = (double)dtype_bytes(t->model.info.activation);
-    const double weights = 6 * D * D + 3 * D * F, trained = (double)t->params.total, branch = full ? 0 : 2 * trained, attention = 2 * D * t->reach;
+    const double weights = 6 * D * D + 3 * D * F, trained = (double)p->total, branch = full ? 0 : 2 * trained, attention = 2 * D * t->reach, V = L - (double)params_lowest(p, &below);
+    double of_layers = 0; /* trained numbers */
+    for (int64_t i = 0; full && i < p->first[p->layers]; i++) of_layers += (double)p->p[i].n;
     r->forward = times((struct plan_work){L * 2 * weights + branch, L * attention, L * MOVED_FORWARD * D * act}, tokens);
-    r->again = times((struct plan_work){L * 2 * (weights - D * F) + branch, L * attention, L * MOVED_AGAIN * D * act}, tokens);
-    r->backward = times((struct plan_work){L * 2 * weights * (1 + full) + 2 * branch, L * 2.5 * attention, L * MOVED_BACKWARD * D * act}, tokens);
-    r->rest = times((struct plan_work){2 * (double)(k->V * k->D) * (2 + full), 0, 4 * (double)k->V * act}, tokens * t->labelled);
+    r->again = times((struct plan_work){V * 2 * (weights - D * F) + branch, V * attention, V * MOVED_AGAIN * D * act}, tokens);
+    r->backward = times((struct plan_work){V * 2 * weights + 2 * of_layers + 2 * branch, V * 2.5 * attention, V * MOVED_BACKWARD * D * act}, tokens);
+    r->rest = times((struct plan_work){2 * (double)(k->V * k->D) * (2 + (head != 0)), 0, 4 * (double)k->V * act}, tokens * t->labelled);
     r->rest.bytes += MOVED_UPDATE * trained;
-    r->unpacked = packed || full || t->model.info.joins ? L * weights * (act + 2) : 0;
+    r->visited = (int64_t)V > 0 ? (int64_t)V : 1;
+    r->unpacked = !r->joins && !packed ? 0 : L * weights * (act + 2);
     if (!t->model.info.unified) r->visit = VISIT, r->tail = TAIL;
+}
+
+/* Bytes/s of AdamW on the processor: so many a core, as long as its memory keeps up. A card that is not here is taken to have
+ * a machine of 16 cores. */
+static double host_bandwidth(const struct trainer *t) {
+    const double core = 6e9, memory = 150e9, cores = t->host_bytes ? (double)sys_threads() : 16;
+    return core * cores < memory ? core * cores : memory;
 }
 
 /* What the plan is asked. Without --vram the CPU has one memory, and nothing to gain from a second home in it. */
@@ -332,19 +371,20 @@ static int request(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
     const struct backend_info *info = &t->model.info;
     const struct model_config *k = &t->model.config;
-    const int full = !setup_is_lora(t), pages = !info->unified || o->vram_bytes;
+    const int full = !setup_is_lora(t), pages = !info->unified || o->vram_bytes, joins = info->joins && !engine_stacked(&t->model, full ? NULL : &t->lora);
+    const unsigned may = PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (full && t->params.how.outer ? 0u : PLAN_OUTER) | (o->paged || full ? PLAN_STATE : 0u);
     /* So many bytes a row takes at the very most: in sums of them nothing may overflow. */
     const double row = 64.0 * (double)(k->L + 1) * (double)(k->D + k->F + k->H + (full ? 0 : t->lora.config.rank));
     if ((double)t->max_rows * row > 4e18)
         return err_set(e, ERR_INPUT, "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, --per_device_train_batch_size or --cutoff_len", (double)t->max_rows);
     snprintf(t->advice, sizeof t->advice, "A lower --cutoff_len%s%s%s", full ? ", --finetuning_type lora" : t->model.lay.proj == W_Q4 ? " or --lora_rank" : " or --lora_rank, --quantization_bit 4",
-             o->paged ? "" : ", --optim paged_adamw_32bit", o->gradient_checkpointing ? "" : ", gradient checkpointing");
+             o->paged || full ? "" : ", --optim paged_adamw_32bit", o->gradient_checkpointing ? "" : ", gradient checkpointing");
     const int64_t budget = o->vram_bytes ? o->vram_bytes : info->free_bytes - info->free_bytes / 20;
     /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
     t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
-                                       .may = (pages ? PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (full ? 0u : PLAN_OUTER) | (o->paged ? PLAN_STATE : 0u) : 0u) | (info->joins ? PLAN_APART : 0u),
+                                       .may = (pages ? may : 0u) | (joins ? PLAN_APART : 0u), .state_groups = full ? t->params.groups : 0, .host_layers = full && !info->unified ? t->params.layers : 0,
                                        .layers = k->L, .longest = t->longest, .step_rows = t->max_rows, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192, .most_rows = o->chunk_tokens,
-                                       .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing, .joins = info->joins,
+                                       .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing, .joins = joins, .host_bandwidth = host_bandwidth(t),
                                        .flops = info->flops, .bandwidth = info->bandwidth, .link = info->link, .advice = t->advice};
     describe_work(t, &t->request);
     return 0;
@@ -353,6 +393,7 @@ static int request(struct trainer *t, struct err *e) {
 int setup_plan(struct trainer *t, struct err *e) {
     if (plan_make(&t->request, cost, t, &t->plan, e)) return -1;
     follow(t, &t->plan.choice);
+    if (!setup_is_lora(t) && !t->o->paged && t->plan.choice.state_on_host) log_info("the optimizer state is paged, for it does not fit the device's memory; where it lives changes no number");
     return 0;
 }
 
@@ -406,7 +447,10 @@ static int describe_model(struct trainer *t, const struct model_config *config, 
     const struct train_options *o = t->o;
     struct ckpt *c;
     t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type, .q_double = o->double_quantization, .filter_4bit = o->filter_4bit,
-                                .fp32 = !setup_is_lora(t), .resident_layers = -1, .page_dir = o->page_dir ? o->page_dir : o->output_dir ? o->output_dir : "."};
+                                .resident_layers = -1, .page_dir = o->page_dir ? o->page_dir : o->output_dir ? o->output_dir : "."};
+    struct backend_info info;
+    t->be->info(t->be->self, &info);
+    if (!setup_is_lora(t)) t->how.half = o->pure_bf16 || t->copies || info.activation == DT_BF16, t->how.fp32 = !t->how.half;
     if (config) return model_sketch(&t->model, t->be, config, &t->how), 0;
     if (model_open(&t->model, t->be, o->model_name_or_path, &t->how, &c, e)) return -1;
     struct ckpt_quant q = {0};
@@ -431,7 +475,8 @@ int setup_model(struct trainer *t, const struct model_config *config, struct err
         log_info("attention %s", k->document_mask ? "stops at <eod>: records of a packed row, and turns of a conversation, do not see each other (config.json: use_flash_attention false, reset_attention_mask true)"
                                                   : "is plain causal across a row (config.json: use_flash_attention true, or reset_attention_mask false)");
     if (t->train && o->data.neat_packing) log_info("neat_packing: records of a packed row are apart, whatever config.json says");
-    if (adapter_shape(t, e) || params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, o->optimizer == OPT_ADAMW_8BIT, e)) return -1;
+    struct params_how how = {.bits8 = o->optimizer == OPT_ADAMW_8BIT, .pure = o->pure_bf16};
+    if (adapter_shape(t, e) || trained_weights(o, k, &how, e) || params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, &how, e)) return -1;
     if (setup_is_lora(t) && o->loraplus_lr_ratio > 0) params_loraplus(&t->params, o->loraplus_lr_ratio);
     return request(t, e);
 }
@@ -442,30 +487,37 @@ static int64_t model_numbers(const struct model_config *c) {
 }
 
 int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result) {
-    int64_t state = 0, values = t->params.total * 4;
-    for (int64_t g = 0; g < t->params.groups; g++) state += (int64_t)t->params.state_bytes[g];
+    const struct params *p = &t->params;
+    int64_t state = 0, values = 0;
+    for (int64_t g = 0; g < p->groups; g++) state += (int64_t)p->state_bytes[g];
+    for (int64_t i = 0; i < p->count; i++) values += p->p[i].n * (p->p[i].half && !p->p[i].has_master ? 2 : 4), state -= p->p[i].has_master ? p->p[i].n * 4 : 0;
     *result = setup_is_lora(t) ? values : model_numbers(&t->model.config) * (int64_t)dtype_bytes(t->model.config.stored);
     return t->o->save_only_model ? *result : values + state;
 }
 
 static void reach(void *params, int64_t l) { params_reach(params, l); }
 
+static int brings(void *params, int64_t l) { return params_brings(params, l); }
+
 int setup_memory(struct trainer *t, struct err *e) {
-    struct ckpt *c = NULL;
-    if (!(c = ckpt_open(t->o->model_name_or_path, e)) || model_load(&t->model, &t->how, c, e)) return ckpt_close(c), -1;
+    struct ckpt *c = ckpt_open(t->o->model_name_or_path, e);
+    struct model_file file = {.m = &t->model, .c = c};
+    int r = c ? model_load(&t->model, &t->how, c, e) : -1;
+    if (!r && t->o->merged_adapters) r = model_merge(&t->model, t->o->merged_adapters, e);
+    if (!r) r = setup_run(t, model_read_file, &file, e);
     ckpt_close(c);
-    if (t->o->merged_adapters && model_merge(&t->model, t->o->merged_adapters, e)) return -1;
-    return setup_run(t, e);
+    return r;
 }
 
-int setup_run(struct trainer *t, struct err *e) {
+int setup_run(struct trainer *t, model_reader *read, void *context, struct err *e) {
     const struct plan_choice *k = &t->plan.choice;
+    const struct params_place where = place_of(t, k);
     struct engine_config g;
-    if (adapter_load(t, e) || params_open(&t->params, k->values_on_host, k->state_on_host, e)) return -1;
+    if (adapter_load(t, e) || params_open(&t->params, &where, e) || params_start(&t->params, read, context, e)) return -1;
     engine_choice(t, k, &g);
     g.adapters = t->params.value;
     if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, g.rows, g.window, t->max_rows, t->max_seqs, e)) return -1;
-    t->engine.reach = reach, t->engine.context = &t->params;
+    t->engine.reach = reach, t->engine.brings = brings, t->engine.context = &t->params;
     char a[32], b[32];
     int64_t all = model_numbers(&t->model.config) + (setup_is_lora(t) ? t->params.total : 0);
     log_info("trainable params: %s || all params: %s || trainable%%: %.4f", text_thousands(a, t->params.total), text_thousands(b, all), 100.0 * (double)t->params.total / (double)all);

@@ -36,39 +36,34 @@ static int gather(struct trainer *t, const struct dataset *d, const struct sampl
 
 static void forward(struct trainer *t, const struct dropout *drop) { engine_forward(&t->engine, &t->batch, drop); }
 
-static void head(struct trainer *t, struct head_grads *full) {
-    struct params *p = &t->params;
-    if (setup_is_lora(t)) {
-        engine_head(&t->engine, &t->batch, 1, NULL);
-        return;
-    }
-    int64_t outer = p->groups - 1;
-    float *g = pages_get(p->grad, outer, PAGE_WRITE);
-    t->be->zero(t->be->self, g, pages_bytes(p->grad, outer), Q_COMPUTE);
-    const struct tensor_place *o = t->model.outer;
-    *full = (struct head_grads){.embed = g, .head = g + o[t->model.config.tied ? OT_EMBED : OT_HEAD].offset / 4, .norm = g + o[OT_NORM].offset / 4};
-    engine_head(&t->engine, &t->batch, 1, full);
+static void head(struct trainer *t, struct head_grads *outer) {
+    const int trained = params_outer_grads(&t->params, outer);
+    engine_head(&t->engine, &t->batch, 1, trained ? outer : NULL);
 }
 
-static void backward(struct trainer *t, const struct dropout *drop, const struct head_grads *full) {
+/* One layer: its adapters, its weights, those of them that are trained, or none. below: dx is needed. */
+static void backward_layer(struct trainer *t, const struct dropout *drop, int64_t l, int below) {
     struct params *p = &t->params;
     struct pages *weights = t->model.layers;
-    for (int64_t l = t->model.config.L - 1; l >= 0; l--) {
-        void *w = pages_get(weights, l, PAGE_READ);
-        float *value = setup_is_lora(t) ? pages_get(p->value, l, PAGE_READ) : NULL, *grad = pages_get(p->grad, l, PAGE_WRITE);
-        if (value) pages_want(p->value, l - 1);
-        struct layer_grads lg;
-        if (!value) params_layer_grads(p, grad, &lg);
-        t->be->zero(t->be->self, grad, pages_bytes(p->grad, l), Q_COMPUTE);
-        engine_backward_layer(&t->engine, &t->batch, drop, l, w, value, value ? grad : NULL, value ? NULL : &lg, !value || l > 0);
-        params_norms(p, l, grad);
-        if (value) pages_put(p->value, l, 0);
-        pages_put(p->grad, l, 1), pages_put(weights, l, 0);
-    }
-    if (setup_is_lora(t)) return;
-    engine_embed_backward(&t->engine, &t->batch, full);
-    params_norms(p, p->groups - 1, full->embed);
-    pages_put(p->grad, p->groups - 1, 1);
+    const int64_t g = params_group(p, l), next = l > t->engine.c.lowest ? l - 1 : -1;
+    void *w = pages_get(weights, l, PAGE_READ);
+    float *value = p->value ? pages_get(p->value, l, PAGE_READ) : NULL, *grad = g >= 0 ? pages_get(p->grad, g, PAGE_WRITE) : NULL;
+    if (value) pages_want(p->value, next);
+    struct layer_grads lg;
+    if (!value && grad) params_layer_grads(p, g, grad, &lg);
+    if (grad) t->be->zero(t->be->self, grad, pages_bytes(p->grad, g), Q_COMPUTE);
+    engine_backward_layer(&t->engine, &t->batch, drop, l, w, value, value ? grad : NULL, !value && grad ? &lg : NULL, below);
+    if (grad) params_norms(p, g, grad), pages_put(p->grad, g, 1);
+    if (value) pages_put(p->value, l, 0);
+    pages_put(weights, l, 0);
+}
+
+static void backward(struct trainer *t, const struct dropout *drop, const struct head_grads *outer) {
+    int below;
+    const int64_t lowest = params_lowest(&t->params, &below);
+    for (int64_t l = t->model.config.L - 1; l >= lowest; l--) backward_layer(t, drop, l, below || l > lowest);
+    engine_embed_backward(&t->engine, &t->batch, outer);
+    params_outer_norms(&t->params);
 }
 
 /* The layers whose gradients are not finite, for the message. */
@@ -84,12 +79,12 @@ static void name_nonfinite(const struct trainer *t, int64_t step) {
 /* The batch t->sequences[0 .. n) through the model, and the update. */
 int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result *r, struct err *e) {
     const struct train_options *o = t->o;
-    struct head_grads full = {0};
+    struct head_grads outer;
     struct dropout drop = {.p = (float)o->lora.dropout, .seed = o->seed, .step = (uint32_t)step};
     batch_fill(&t->batch, &t->model.config, t->sequences, n);
     forward(t, &drop);
-    head(t, &full);
-    backward(t, &drop, &full);
+    head(t, &outer);
+    backward(t, &drop, &outer);
     if (batch_losses(&t->batch, e) || pages_failed(t->model.layers, e)) return -1;
 
     double norm2 = 0;

@@ -6,7 +6,7 @@
 #include "lora/lora.h"
 #include <stdint.h>
 
-enum finetuning { FT_LORA, FT_FULL };
+enum finetuning { FT_LORA, FT_FULL, FT_FREEZE };
 enum optimizer { OPT_ADAMW, OPT_ADAMW_8BIT };
 enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP, LR_RESTARTS, LR_POLYNOMIAL, LR_INVERSE_SQRT, LR_COSINE_MIN, LR_STABLE_DECAY };
 enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH, EVERY_BEST /* new best evaluation: saving only */ };
@@ -20,6 +20,9 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     int filter_4bit;            /* the localized filter in 4 bits */
     enum q4_type quantization_type;
     int double_quantization;
+    int pure_bf16;              /* trained values are kept in bf16, without fp32 masters */
+    int64_t freeze_layers;      /* freeze: so many layers from the end are trained, negative: from the beginning */
+    const char *freeze_modules, *freeze_extra; /* comma lists: modules of these layers, others of the model or NULL */
     struct lora_config lora;
     /* data */
     struct data_config data;

@@ -44,6 +44,7 @@ struct trainer {
     struct model model;
     struct model_how how;
     int stored_bits;          /* 0, 4, 8: the checkpoint's projections */
+    int copies;               /* weights that are trained are bf16 copies of masters where activations are fp32, too: for tests */
     struct lora lora;
     struct params params;
     struct engine engine;
@@ -114,7 +115,7 @@ void setup_host(struct trainer *t, int here);        /* the host memory that a p
 int setup_plan(struct trainer *t, struct err *e);
 int setup_rates(struct trainer *t, struct err *e);   /* measures link and disk, for what is predicted of the plan */
 int setup_memory(struct trainer *t, struct err *e);  /* allocates what the plan says, loads weights */
-int setup_run(struct trainer *t, struct err *e);     /* the part of it behind the weights */
+int setup_run(struct trainer *t, model_reader *read, void *context, struct err *e); /* the part of it behind the weights; masters are read so */
 void setup_close(struct trainer *t);
 /* Bytes of a checkpoint to resume from, and of what the run leaves at its end. */
 int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result);

@@ -4,6 +4,18 @@
 
 enum { PIECE = 16384 }; /* elements of a task */
 
+/* Values that are kept in bf16 are stepped in fp32, some at a time, and rounded: those of `copy`, or p itself. */
+static float *widened(const struct cpu *c, const struct adam_tensor *x, int64_t j, int64_t n, float *buffer) {
+    if (x->p) return x->p + j;
+    c->k->from_bf16((const uint16_t *)x->copy + j, n, buffer);
+    return buffer;
+}
+static void narrowed(const struct cpu *c, const struct adam_tensor *x, int64_t j, int64_t n, float *p) {
+    uint16_t half[PIECE];
+    if (x->round) c->k->to_bf16(p, n, half), c->k->from_bf16(half, n, p);
+    if (x->copy) c->k->to_bf16(p, n, (uint16_t *)x->copy + j);
+}
+
 void cpu_adam(void *self, const struct adam_args *a) {
     const struct cpu *c = self;
     double c1 = 1 - pow(a->beta1, (double)a->t), c2 = 1 - pow(a->beta2, (double)a->t);
@@ -18,21 +30,24 @@ void cpu_adam(void *self, const struct adam_args *a) {
 #pragma omp for schedule(static) nowait
             for (int64_t j = 0; j < x->n; j += PIECE) {
                 int64_t n = x->n - j < PIECE ? x->n - j : PIECE;
-                c->k->adam(x->p + j, x->g + j, x->m + j, x->v + j, &step, n);
-                if (x->copy) c->k->to_bf16(x->p + j, n, (uint16_t *)x->copy + j);
+                float buffer[PIECE], *p = widened(c, x, j, n, buffer);
+                c->k->adam(p, x->g + j, x->m + j, x->v + j, &step, n);
+                narrowed(c, x, j, n, p);
             }
         }
     }
-    for (int64_t i = 0; i < a->count; i++) { /* 8-bit state: nf4 has its own threads */
+    for (int64_t i = 0; i < a->count; i++) { /* 8-bit state */
         const struct adam_tensor *x = &a->tensors[i];
         if (x->m) continue;
         struct bw8_adam step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps,
                                              (float)x->weight_decay, (float)a->grad_scale);
-        bw8_adamw(&step, x->n, x->p, x->g, x->m8, x->m_absmax, x->v8, x->v_absmax);
-        if (!x->copy) continue;
 #pragma omp parallel for num_threads(cpu_threads(c, x->n))
-        for (int64_t j = 0; j < x->n; j += PIECE)
-            c->k->to_bf16(x->p + j, x->n - j < PIECE ? x->n - j : PIECE, (uint16_t *)x->copy + j);
+        for (int64_t j = 0; j < x->n; j += PIECE) { /* whole blocks of 256 */
+            int64_t n = x->n - j < PIECE ? x->n - j : PIECE;
+            float buffer[PIECE], *p = widened(c, x, j, n, buffer);
+            bw8_adamw(&step, n, p, x->g + j, x->m8 + j, x->m_absmax + j / BW8_BLOCK, x->v8 + j, x->v_absmax + j / BW8_BLOCK);
+            narrowed(c, x, j, n, p);
+        }
     }
 }
 

@@ -23,16 +23,25 @@ __device__ static inline int tensor_of(const int32_t *first, int count, int64_t 
 
 enum { CHUNK = 2 * 4 * THREADS }; /* elements a block: two of 16 bytes of each array a thread */
 struct list {
-    struct tensor { float *p; const float *g; float *m, *v; bf16 *copy; int64_t n; float decay, rate; int wide; } t[LIST];
+    struct tensor { float *p; const float *g; float *m, *v; bf16 *copy; int64_t n; float decay, rate; int wide, round; } t[LIST];
     int32_t first[LIST + 1], count;
     float beta1, beta2, rest1, rest2, eps, grad_scale, v_scale;
 };
 
-/* p *= decay; m, v moments of g' = g grad_scale; p -= rate m / (sqrt(v) v_scale + eps). */
+__device__ static inline float as_bf16(float x) { return __bfloat162float(__float2bfloat16_rn(x)); }
+
+/* p *= decay; m, v moments of g' = g grad_scale; p -= rate m / (sqrt(v) v_scale + eps). Every operation is rounded on its own
+ * (a fused multiply-add would not be), so that the bits are the CPU's. */
 __device__ static inline void step(const struct list &l, const struct list::tensor &t, float g, float *p, float *m, float *v) {
-    g *= l.grad_scale;
-    *m = l.beta1 * *m + l.rest1 * g, *v = l.beta2 * *v + l.rest2 * g * g;
-    *p = *p * t.decay - t.rate * *m / (sqrtf(*v) * l.v_scale + l.eps);
+    g = __fmul_rn(g, l.grad_scale);
+    *m = __fadd_rn(__fmul_rn(l.beta1, *m), __fmul_rn(l.rest1, g));
+    *v = __fadd_rn(__fmul_rn(l.beta2, *v), __fmul_rn(__fmul_rn(l.rest2, g), g));
+    *p = __fsub_rn(__fmul_rn(*p, t.decay), __fdiv_rn(__fmul_rn(t.rate, *m), __fadd_rn(__fmul_rn(__fsqrt_rn(*v), l.v_scale), l.eps)));
+    if (t.round) *p = as_bf16(*p);
+}
+__device__ static inline float4 four_bf16(const bf16 *x) {
+    uint2 u = *(const uint2 *)x;
+    return make_float4(__uint_as_float(u.x << 16), __uint_as_float(u.x & 0xffff0000u), __uint_as_float(u.y << 16), __uint_as_float(u.y & 0xffff0000u));
 }
 /* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read and 12 (14) written an element: bound by memory. Nothing
  * is read again soon: streamed past the cache. */
@@ -42,8 +51,10 @@ __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__
     int64_t from = (int64_t)(blockIdx.x - l.first[i]) * CHUNK;
     if (!t.wide || from + CHUNK > t.n) {
         for (int64_t k = from + threadIdx.x; k < from + CHUNK && k < t.n; k += THREADS) {
-            step(l, t, t.g[k], &t.p[k], &t.m[k], &t.v[k]);
-            if (t.copy) t.copy[k] = __float2bfloat16_rn(t.p[k]);
+            float p = t.p ? t.p[k] : __bfloat162float(t.copy[k]);
+            step(l, t, t.g[k], &p, &t.m[k], &t.v[k]);
+            if (t.p) t.p[k] = p;
+            if (t.copy) t.copy[k] = __float2bfloat16_rn(p);
         }
         return;
     }
@@ -51,7 +62,7 @@ __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         int64_t at = from / 4 + k * THREADS + threadIdx.x;
-        p[k] = __ldcs((const float4 *)t.p + at), g[k] = __ldcs((const float4 *)t.g + at), m[k] = __ldcs((const float4 *)t.m + at), v[k] = __ldcs((const float4 *)t.v + at);
+        p[k] = t.p ? __ldcs((const float4 *)t.p + at) : four_bf16(t.copy + 4 * at), g[k] = __ldcs((const float4 *)t.g + at), m[k] = __ldcs((const float4 *)t.m + at), v[k] = __ldcs((const float4 *)t.v + at);
     }
     __syncwarp(); /* keeps the loads ahead of the arithmetic */
 #pragma unroll
@@ -59,7 +70,8 @@ __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__
         int64_t at = from / 4 + k * THREADS + threadIdx.x;
         step(l, t, g[k].x, &p[k].x, &m[k].x, &v[k].x), step(l, t, g[k].y, &p[k].y, &m[k].y, &v[k].y);
         step(l, t, g[k].z, &p[k].z, &m[k].z, &v[k].z), step(l, t, g[k].w, &p[k].w, &m[k].w, &v[k].w);
-        __stcs((float4 *)t.p + at, p[k]), __stcs((float4 *)t.m + at, m[k]), __stcs((float4 *)t.v + at, v[k]);
+        if (t.p) __stcs((float4 *)t.p + at, p[k]);
+        __stcs((float4 *)t.m + at, m[k]), __stcs((float4 *)t.v + at, v[k]);
         if (!t.copy) continue;
         __nv_bfloat162 half[2] = {__floats2bfloat162_rn(p[k].x, p[k].y), __floats2bfloat162_rn(p[k].z, p[k].w)};
         ((uint2 *)t.copy)[at] = *(const uint2 *)half;
@@ -76,7 +88,7 @@ static void run_list(struct cuda *c, struct list *l) {
 
 struct maps { float s[256], u[256]; };
 struct list8 {
-    struct tensor { float *p; const float *g; uint8_t *m, *v; float *m_absmax, *v_absmax; bf16 *copy; int64_t n; struct bw8_adam step; int wide; } t[LIST];
+    struct tensor { float *p; const float *g; uint8_t *m, *v; float *m_absmax, *v_absmax; bf16 *copy; int64_t n; struct bw8_adam step; int wide, round; } t[LIST];
     int32_t first[LIST + 1], count;
 };
 
@@ -110,9 +122,9 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             int64_t i = b * 256 + k * 128 + lane * 4;
-            if (t.wide && i + 4 <= t.n) p[k] = *(const float4 *)(t.p + i), g[k] = *(const float4 *)(t.g + i), m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
+            if (t.wide && i + 4 <= t.n) p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i), g[k] = *(const float4 *)(t.g + i), m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
             else
-                for (int j = 0; j < 4 && i + j < t.n; j++) (&p[k].x)[j] = t.p[i + j], (&g[k].x)[j] = t.g[i + j], (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
+                for (int j = 0; j < 4 && i + j < t.n; j++) (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]), (&g[k].x)[j] = t.g[i + j], (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
@@ -121,6 +133,7 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
             if (i >= t.n) continue;
             m[j] = __fmul_rn(map_s[(&m8[j / 4].x)[j % 4]], m_scale), v[j] = __fmul_rn(map_u[(&v8[j / 4].x)[j % 4]], v_scale);
             bw8_adam_element(&t.step, (&g[j / 4].x)[j % 4], &(&p[j / 4].x)[j % 4], &m[j], &v[j]);
+            if (t.round) (&p[j / 4].x)[j % 4] = as_bf16((&p[j / 4].x)[j % 4]);
             m_top = fmaxf(m_top, fabsf(m[j])), v_top = fmaxf(v_top, v[j]);
         }
         for (int x = 16; x; x >>= 1) m_top = fmaxf(m_top, __shfl_xor_sync(~0u, m_top, x)), v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, x));
@@ -133,9 +146,12 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             int64_t i = b * 256 + k * 128 + lane * 4;
-            if (t.wide && i + 4 <= t.n) __stcs((float4 *)(t.p + i), p[k]), *(uchar4 *)(t.m + i) = m8[k], *(uchar4 *)(t.v + i) = v8[k];
+            if (t.wide && i + 4 <= t.n) *(uchar4 *)(t.m + i) = m8[k], *(uchar4 *)(t.v + i) = v8[k];
             else
-                for (int j = 0; j < 4 && i + j < t.n; j++) t.p[i + j] = (&p[k].x)[j], t.m[i + j] = (&m8[k].x)[j], t.v[i + j] = (&v8[k].x)[j];
+                for (int j = 0; j < 4 && i + j < t.n; j++) t.m[i + j] = (&m8[k].x)[j], t.v[i + j] = (&v8[k].x)[j];
+            if (t.p && t.wide && i + 4 <= t.n) __stcs((float4 *)(t.p + i), p[k]);
+            else
+                for (int j = 0; t.p && j < 4 && i + j < t.n; j++) t.p[i + j] = (&p[k].x)[j];
             for (int j = 0; t.copy && j < 4 && i + j < t.n; j++) t.copy[i + j] = __float2bfloat16_rn((&p[k].x)[j]);
         }
     }
@@ -159,18 +175,18 @@ void cuda_adam(void *self, const struct adam_args *a) {
     l.eps = (float)a->eps, l.grad_scale = (float)a->grad_scale, l.v_scale = (float)(1 / sqrt(c2));
     for (int64_t i = 0; i < a->count; i++) {
         const struct adam_tensor *x = &a->tensors[i];
-        int wide = aligned(x->p, 16) && aligned(x->g, 16);
+        int wide = aligned(x->p, 16) && aligned(x->g, 16) && (x->p || aligned(x->copy, 8));
         if (x->m) {
             auto &t = l.t[l.count];
             t.p = x->p, t.g = x->g, t.m = x->m, t.v = x->v, t.copy = (bf16 *)x->copy, t.n = x->n;
             t.decay = (float)(1 - x->lr * x->weight_decay), t.rate = (float)(x->lr / c1);
-            t.wide = wide && aligned(x->m, 16) && aligned(x->v, 16) && aligned(x->copy, 8);
+            t.wide = wide && aligned(x->m, 16) && aligned(x->v, 16) && aligned(x->copy, 8), t.round = x->round;
             l.first[l.count + 1] = l.first[l.count] + (int32_t)ceil_div(x->n, CHUNK), l.count++;
         } else {
             auto &t = l8.t[l8.count];
             t.p = x->p, t.g = x->g, t.m = x->m8, t.v = x->v8, t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax, t.copy = (bf16 *)x->copy, t.n = x->n;
             t.step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay, (float)a->grad_scale);
-            t.wide = wide && aligned(x->m8, 4) && aligned(x->v8, 4);
+            t.wide = wide && aligned(x->m8, 4) && aligned(x->v8, 4), t.round = x->round;
             l8.first[l8.count + 1] = l8.first[l8.count] + (int32_t)ceil_div(x->n, 256), l8.count++;
         }
         if (l.count == LIST) run_list(c, &l);

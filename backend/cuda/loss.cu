@@ -90,7 +90,7 @@ void cuda_loss(void *self, const struct loss_args *a) {
     if (slice > SLICE_ROWS) slice = SLICE_ROWS;
     ASSERT(slice >= 1 && a->work_bytes >= 512, "%zu bytes for a row of %lld logits", a->work_bytes, (long long)V);
     bf16 *logits = (bf16 *)a->work, *y = (bf16 *)((char *)a->work + align256((size_t)(slice * V) * 2));
-    const bf16 *E = cuda_unpack(c, &a->E, c->loss_e); /* its own memory, or a copy when it is fp32 (full fine-tuning) */
+    const bf16 *E = cuda_unpack(c, &a->E, c->loss_e); /* its own memory, or a copy when it is fp32 */
     int backward = a->dy.data || a->dE.data;
     if (a->dy.data) CUDA_TRY(c, cudaMemset2DAsync(a->dy.data, (size_t)a->dy.ld * 2, 0, (size_t)D * 2, (size_t)a->dy.rows, cuda_stream(c)));
     for (int64_t i = 0; i < a->n; i += slice) {
@@ -118,5 +118,5 @@ void cuda_loss(void *self, const struct loss_args *a) {
 
 size_t cuda_loss_workspace(struct cuda *c, const struct backend_limits *l, char *at) {
     c->loss_e = (bf16 *)at;
-    return l->trains_weights ? align256((size_t)(l->V * l->D) * 2) : 0;
+    return l->head_f32 ? align256((size_t)(l->V * l->D) * 2) : 0;
 }

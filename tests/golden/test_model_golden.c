@@ -84,12 +84,14 @@ struct world {
     int32_t *ids[2], *labels[2];
     int64_t n[2];
 };
-enum { LORA = 1, FULL = 2, KEEP = 4, DOCMASK = 8, HOST = 16, WINDOWS = 32, OUTER = 64 };
+enum { LORA = 1, FULL = 2, KEEP = 4, DOCMASK = 8, HOST = 16, WINDOWS = 32, OUTER = 64, COPIES = 128 /* bf16 copies of masters, as on a card */, SHARED = 256 /* the processor updates one layer of two */ };
 enum { WINDOW = 13 }; /* the sequences have 16 and 39 rows: 13 + 3 and 3 x 13 */
 
 static void reach(void *params, int64_t l) { params_reach(params, l); }
+static int brings(void *params, int64_t l) { return params_brings(params, l); }
 static int world_open(struct world *w, const char *dir, int flags, int64_t rows) {
-    struct model_how how = {.fp32 = (flags & FULL) != 0, .resident_layers = flags & HOST ? 0 : -1, .outer_on_host = (flags & OUTER) != 0};
+    const int copies = (flags & FULL) && (on_card() || flags & COPIES);
+    struct model_how how = {.fp32 = (flags & FULL) && !copies, .half = copies, .resident_layers = flags & HOST ? 0 : -1, .outer_on_host = (flags & OUTER) != 0};
     struct ckpt *c;
     memset(w, 0, sizeof *w), e.code = 0;
     const char *id[] = {"ids_17", "ids_40"}, *label[] = {"labels_17", "labels_40"};
@@ -101,15 +103,18 @@ static int world_open(struct world *w, const char *dir, int flags, int64_t rows)
     if (!(w->be = open_backend()) || model_open(&w->m, w->be, in(dir), &how, &c, &e)) return -1;
     w->m.config.document_mask = (flags & DOCMASK) != 0;
     int r = model_load(&w->m, &how, c, &e);
+    if (!r && (flags & LORA)) r = lora_load(in("lora-adapter"), &w->m.config, &w->lora, &e);
+    const struct params_how all = params_all(&w->m, 0);
+    const struct params_place where = {.values = flags & HOST ? 0 : 1000, .state = flags & HOST ? 0 : 1000, .layers = flags & HOST ? 0 : w->m.config.L, .by_host = flags & SHARED ? 1 : 0};
+    if (!r && flags & (LORA | FULL)) r = params_describe(&w->params, &w->m, flags & LORA ? &w->lora : NULL, &all, &e) || params_open(&w->params, &where, &e);
+    if (!r && flags & FULL) r = params_start(&w->params, model_read_file, &(struct model_file){&w->m, c}, &e);
     ckpt_close(c);
-    if (r || ((flags & LORA) && lora_load(in("lora-adapter"), &w->m.config, &w->lora, &e))) return -1;
-    if ((flags & (LORA | FULL)) && (params_describe(&w->params, &w->m, flags & LORA ? &w->lora : NULL, 0, &e) ||
-                                    params_open(&w->params, (flags & HOST) && (flags & LORA), (flags & HOST) != 0, &e))) return -1;
+    if (r) return -1;
     struct engine_config k = {.rows = rows, .chunks = 2, .longest = 40, .training = (flags & (LORA | FULL)) != 0, .keep_layers = flags & KEEP ? 1 : 0,
                               .window = flags & WINDOWS ? WINDOW : 0, .outer_on_host = how.outer_on_host,
                               .resident_acts = flags & HOST ? 0 : -1, .lora = flags & LORA ? &w->lora : NULL, .adapters = w->params.value};
     if (engine_open(&w->g, &w->m, &k, &e) || batch_open(&w->b, w->be, rows, flags & WINDOWS ? WINDOW : rows, 64, 2, &e)) return -1;
-    if (flags & (LORA | FULL)) w->g.reach = reach, w->g.context = &w->params;
+    if (flags & (LORA | FULL)) w->g.reach = reach, w->g.brings = brings, w->g.context = &w->params;
     return 0;
 }
 static void world_close(struct world *w) {
@@ -185,42 +190,37 @@ static double gradients(struct world *w) {
     batch_fill(&w->b, &w->m.config, s, 2);
     engine_forward(&w->g, &w->b, NULL);
     struct params *p = &w->params;
-    struct head_grads hg = {0};
-    int64_t outer = p->groups - 1;
-    if (!p->lora) {
-        float *g = pages_get(p->grad, outer, PAGE_WRITE);
-        w->be->zero(w->be->self, g, pages_bytes(p->grad, outer), Q_COMPUTE);
-        hg = (struct head_grads){.embed = g, .head = g, .norm = g + w->m.outer[OT_NORM].offset / 4};
-    }
-    engine_head(&w->g, &w->b, 1, p->lora ? NULL : &hg);
+    struct head_grads hg;
+    const int outer = params_outer_grads(p, &hg);
+    engine_head(&w->g, &w->b, 1, outer ? &hg : NULL);
     for (int64_t l = w->m.config.L - 1; l >= 0; l--) {
         void *weights = pages_get(w->m.layers, l, PAGE_READ);
         float *value_page = p->lora ? pages_get(p->value, l, PAGE_READ) : NULL, *g = pages_get(p->grad, l, PAGE_WRITE);
         struct layer_grads lg;
         w->be->zero(w->be->self, g, pages_bytes(p->grad, l), Q_COMPUTE);
-        if (!p->lora) params_layer_grads(p, g, &lg);
+        if (!p->lora) params_layer_grads(p, l, g, &lg);
         engine_backward_layer(&w->g, &w->b, NULL, l, weights, value_page, p->lora ? g : NULL, p->lora ? NULL : &lg, !p->lora || l > 0);
         params_norms(p, l, g);
         if (p->lora) pages_put(p->value, l, 0);
         pages_put(p->grad, l, 1), pages_put(w->m.layers, l, 0);
     }
-    if (!p->lora) {
-        engine_embed_backward(&w->g, &w->b, &hg);
-        params_norms(p, outer, hg.embed);
-        pages_put(p->grad, outer, 1);
-    }
+    engine_embed_backward(&w->g, &w->b, &hg);
+    params_outer_norms(p);
     batch_losses(&w->b, &e);
     double sum = 0;
     for (int64_t i = 0; i < p->count; i++) sum += p->norms[i];
     return sqrt(sum);
 }
 
-/* The gradient (or value) of parameter i as a flat array. */
+/* The gradient (or value) of the tensor that begins with p as a flat array. */
 static float *page_of(struct world *w, const struct param *p, int gradient) {
     struct params *q = &w->params;
-    float *x = sys_alloc((size_t)p->n * 4, "copy", &e);
-    struct pages *from = gradient ? q->grad : q->lora ? q->value : p->group < w->m.config.L ? w->m.layers : w->m.outer_page;
-    pages_read(from, gradient || q->lora || p->group < w->m.config.L ? p->group : 0, (size_t)p->offset * 4, x, (size_t)p->n * 4, &e);
+    float *x = sys_alloc((size_t)p->whole * 4, "copy", &e);
+    struct params_reading r = {.q = q};
+    params_settle(q);
+    if (gradient) pages_read(p->group < q->layers ? q->grad : q->outer_grad, p->group < q->layers ? p->group : 0, (size_t)p->offset * 4, x, (size_t)p->whole * 4, &e);
+    else if (q->lora) pages_read(q->value, p->group, (size_t)p->offset * 4, x, (size_t)p->n * 4, &e);
+    else params_read(&r, p->layer, p->which, 0, p->whole, x, &e);
     return x;
 }
 
@@ -237,14 +237,15 @@ static int golden_name(const struct world *w, const struct param *p, char *out, 
 static void check_gradients(struct world *w, const char *file) {
     for (int64_t i = 0; i < w->params.count; i++) {
         const struct param *p = &w->params.p[i];
+        if (p->at) continue;
         char name[200] = "grad.";
         int tap = golden_name(w, p, name + 5, sizeof name - 5);
         int64_t n;
         float *want = golden(file, name, &n), *have = page_of(w, p, 1);
         REQUIRE(want, "%s", name);
-        CHECK(n == (tap < 0 ? 1 : 2) * p->n, "%s has %lld numbers", name, (long long)n);
+        CHECK(n == (tap < 0 ? 1 : 2) * p->whole, "%s has %lld numbers", name, (long long)n);
         double scale = largest(want, n), worst = 0, norm = 0, off = 0;
-        for (int64_t k = 0; k < p->n; k++) {
+        for (int64_t k = 0; k < p->whole; k++) {
             double g = (double)want[tap < 0 ? k : 2 * k + tap], d = isfinite(have[k]) ? fabs((double)have[k] - g) : INFINITY;
             worst = fmax(worst, d), off += d * d, norm += g * g;
         }
@@ -303,6 +304,7 @@ TEST(five_steps_full_and_lora) {
         /* Adam's first steps go by the sign of a gradient: in bf16 small ones change theirs, so values say nothing there. */
         for (int64_t i = 0, seen = 0; !on_card() && i < w.params.count; i++) {
             const struct param *p = &w.params.p[i];
+            if (p->at) continue;
             char name[220];
             snprintf(name, sizeof name, lora ? "after5." : "full_after5.");
             int tap = golden_name(&w, p, name + strlen(name), sizeof name - strlen(name));
@@ -315,10 +317,10 @@ TEST(five_steps_full_and_lora) {
             ckpt_close(c);
             if (!there || tap >= 0) continue;
             float *want = golden(file, name, &n), *have = page_of(&w, p, 0);
-            int64_t from = embed ? p->n - n : 0; /* the golden keeps the last rows of the embedding */
+            int64_t from = embed ? p->whole - n : 0; /* the golden keeps the last rows of the embedding */
             double worst = difference(have + from, want, n);
             CHECK(worst < 1e-4, "%s: %g", name, worst);
-            CHECK(n <= p->n && ++seen, "%s", name);
+            CHECK(n <= p->whole && ++seen, "%s", name);
             sys_free(want), sys_free(have);
         }
         sys_free(losses), sys_free(norms);
@@ -370,7 +372,7 @@ TEST(same_bits_for_any_plan) {
                 float *g = page_of(&w, &w.params.p[i], 1);
                 if (!mode) first[i] = g;
                 else {
-                    CHECK(!memcmp(first[i], g, (size_t)w.params.p[i].n * 4), "mode %d: %s", mode, w.params.p[i].name);
+                    CHECK(!memcmp(first[i], g, (size_t)w.params.p[i].whole * 4), "mode %d: %s", mode, w.params.p[i].name);
                     sys_free(g);
                 }
             }

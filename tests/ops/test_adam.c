@@ -67,6 +67,36 @@ TEST(adam_takes_many_tensors_and_any_threads) {
     }
 }
 
+/* Values kept in bf16: each step is the one of fp32 from these values, rounded. */
+TEST(adam_of_values_in_bf16) {
+    enum { N = 40001 };
+    for (int bits8 = 0; bits8 < 2; bits8++) {
+        struct backend *b = backend_for(cpu_kernels_best(), 2, 1, 64);
+        struct mat wide = mat_random(1, N, 0, 1), rounds = mat_new(1, N, 0), g = mat_new(1, N, 0), m[3], v[3], am[3], av[3];
+        uint16_t *half = malloc(N * 2), *copy = malloc(N * 2);
+        for (int k = 0; k < 3; k++) {
+            struct mat *const all[] = {&m[k], &v[k], &am[k], &av[k]};
+            for (int i = 0; i < 4; i++) *all[i] = mat_new(1, N, 0), memset(all[i]->data, 0, N * 4);
+        }
+        for (int64_t i = 0; i < N; i++) half[i] = f32_to_bf16(*at(&wide, 0, i)), *at(&wide, 0, i) = *at(&rounds, 0, i) = bf16_to_f32(half[i]);
+        for (int t = 1; t <= 3; t++) {
+            struct adam_tensor x[3] = {{.p = wide.data, .copy = copy}, {.copy = half}, {.p = rounds.data, .round = 1}};
+            floats_random(g.data, N, 2);
+            for (int k = 0; k < 3; k++) {
+                x[k].g = g.data, x[k].n = N, x[k].lr = 1e-2, x[k].weight_decay = 0.1;
+                if (bits8) x[k].m8 = m[k].data, x[k].v8 = v[k].data, x[k].m_absmax = am[k].data, x[k].v_absmax = av[k].data;
+                else x[k].m = m[k].data, x[k].v = v[k].data;
+            }
+            op_adam(b, &(struct adam_args){.tensors = x, .count = 3, .t = t, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.5});
+            for (int64_t i = 0; i < N; i++) *at(&wide, 0, i) = bf16_to_f32(f32_to_bf16(*at(&wide, 0, i)));
+            for (int64_t i = 0; i < N; i++) CHECK(half[i] == copy[i] && *at(&rounds, 0, i) == *at(&wide, 0, i), "%d bits, step %d, %lld: %04x, not %04x", bits8 ? 8 : 32, t, (long long)i, half[i], copy[i]);
+        }
+        for (int k = 0; k < 3; k++) mat_free(&m[k]), mat_free(&v[k]), mat_free(&am[k]), mat_free(&av[k]);
+        mat_free(&wide), mat_free(&rounds), mat_free(&g), free(half), free(copy);
+        backend_close(b);
+    }
+}
+
 TEST(squares_are_summed_in_a_fixed_order) {
     enum { COUNT = 6 };
     int64_t n[COUNT] = {1, 0, 16384, 16385, 50001, 3};

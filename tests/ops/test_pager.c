@@ -35,7 +35,7 @@ static int fill_part(void *context, int64_t i, int thread, struct err *why) {
     return r;
 }
 static struct pages *make(int64_t resident, int64_t files, int slots, int ring, size_t bytes) {
-    struct pages_config c = {.name = "pages", .count = COUNT, .page_bytes = bytes, .resident = resident, .files = files, .dir = folder, .slots = resident < COUNT ? slots : 0, .ring = files ? ring : 0};
+    struct pages_config c = {.name = "pages", .count = COUNT, .page_bytes = bytes, .resident = resident, .spread = 1, .files = files, .dir = folder, .slots = resident < COUNT ? slots : 0, .ring = files ? ring : 0};
     struct family x = {.p = pages_open(be, &c, &e), .bytes = bytes};
     if (!x.p) return NULL;
     int r = (x.f = filler_open(be, THREADS, &e)) ? jobs_run(COUNT * PARTS, THREADS, fill_part, &x, &e) : -1;
@@ -72,7 +72,7 @@ static int sweeps(struct pages *p, int n) {
 TEST(homes_are_spread_and_add_up) {
     for (int64_t r = 0; r <= COUNT + 1; r++)
         for (int64_t f = 0; f <= (r < COUNT ? COUNT - r : 0); f++) {
-            struct pages_config c = {.name = "pages", .count = COUNT, .page_bytes = 8192, .resident = r, .files = f, .slots = 2, .ring = 3};
+            struct pages_config c = {.name = "pages", .count = COUNT, .page_bytes = 8192, .resident = r, .spread = 1, .files = f, .slots = 2, .ring = 3};
             int64_t n[3] = {0}, device, host, disk, streamed = 0;
             for (int64_t i = 0; i < COUNT; i++) {
                 const enum page_home home = pages_place(&c, i);
@@ -148,7 +148,7 @@ TEST(reads_of_a_sweep) {
     REQUIRE(open_backend(), "%s", e.text);
     static const struct { int64_t resident, files; int ring; } c[] = {{0, COUNT, 3}, {0, COUNT, 2}, {4, 9, 4}, {4, 5, 3}, {0, 3, 3}};
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
-        struct pages_config k = {.count = COUNT, .page_bytes = BYTES, .resident = c[i].resident, .files = c[i].files, .slots = 2, .ring = c[i].ring};
+        struct pages_config k = {.count = COUNT, .page_bytes = BYTES, .resident = c[i].resident, .spread = 1, .files = c[i].files, .slots = 2, .ring = c[i].ring};
         double copied, read;
         struct pages *p = make(c[i].resident, c[i].files, 2, c[i].ring, BYTES);
         REQUIRE(p && sweeps(p, 2), "%s", e.text);

@@ -123,6 +123,10 @@ fails 2 "${on[@]}" --val_size 4 --load_best_model_at_end --eval_strategy epoch
 fails 2 "${on[@]}" --val_size 4 --load_best_model_at_end --eval_strategy steps --eval_steps 3 --save_steps 4
 fails 2 "${on[@]}" --val_size 4 --predict_with_generate --compat old
 fails 2 "${on[@]}" --finetuning_type full --loraplus_lr_ratio 16
+fails 2 "${on[@]}" --pure_bf16 --fp16
+fails 2 "${on[@]}" --finetuning_type freeze --freeze_trainable_modules mlps
+fails 2 "${on[@]}" --finetuning_type freeze --freeze_extra_modules lm_head
+fails 2 "${on[@]}" --finetuning_type freeze --freeze_trainable_layers 0
 fails 2 export "${m[@]}"
 fails 2 export "${m[@]}" --export_dir x --export_quantization_bit 3
 fails 2 quantize "${m[@]}" --output_dir x

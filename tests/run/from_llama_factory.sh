@@ -35,7 +35,7 @@ ok "rows of each kind" bash -c 'for v in same "other meaning" "not needed" refus
 
 # the command lines of the page are those of examples/
 lines_of() { sed -n '/^exec/,/"\$@"$/p' "examples/$1" | grep -o -e '--[a-z_0-9]*' | sort -u; }
-for f in full.sh lora.sh qlora.sh export.sh chat.sh pt.sh predict.sh eval.sh; do
+for f in full.sh freeze.sh lora.sh qlora.sh export.sh chat.sh pt.sh predict.sh eval.sh; do
     ok "the page names $f" has "examples/$f"
     for flag in $(lines_of $f); do ok "$f: ${flag#--}" has "${flag#--}"; done
 done

@@ -35,6 +35,8 @@ adapter="adapter_model.safetensors adapter_config.json README.md trainer_log.jso
     ok "its results" leaves saves/lora $adapter
     ok "examples/full.sh" "$examples/full.sh" $short
     ok "its results" leaves saves/full config.json generation_config.json tokenizer.model trainer_log.jsonl training_loss.png
+    ok "examples/freeze.sh" "$examples/freeze.sh" $short --freeze_trainable_layers 1
+    ok "its results" leaves saves/freeze config.json generation_config.json tokenizer.model trainer_log.jsonl training_loss.png
     ok "examples/qlora.yaml" "$QLORA" train "$examples/qlora.yaml" model_name_or_path=$MODEL num_train_epochs=0.3 logging_steps=1 output_dir=saves/yaml
     ok "its results" leaves saves/yaml $adapter
 }

@@ -1,5 +1,5 @@
 # tests/run/tiny.bash - sourced behind check.bash: a small data set, tokenizer and model, and a short run on them.
-# tiny_model makes them in $work; $lora are the flags of the run; need_card ends the script where there is no card, and
+# tiny_model makes them in $work (its arguments are more flags of `qlora new`); $lora are the flags of the run; need_card ends the script where there is no card, and
 # says in $backend where it is.
 tools=${TOOLS:-build/examples/demo}
 export OMP_NUM_THREADS=2
@@ -15,7 +15,7 @@ tiny_model() {
         { cat "$work/.log"; failed=1; finish; }
     ids=$(printf '{"text":"<empty_output>"}\n{"text":"<eod>"}\n' | "$QLORA" tokenize --model_name_or_path "$work/tok" --file - --quiet | tr -dc '0-9\n')
     ok "a tiny model" "$QLORA" new --config yuan2-tiny --tokenizer "$work/tok" --output_dir "$work/m" --override vocab_size=$((${ids%%$'\n'*} + 1)) \
-        --override eod_token="${ids##*$'\n'}" --override pad_token_id="${ids##*$'\n'}" --quiet
+        --override eod_token="${ids##*$'\n'}" --override pad_token_id="${ids##*$'\n'}" "$@" --quiet
 }
 need_card() {
     local why

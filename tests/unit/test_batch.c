@@ -64,7 +64,9 @@ static void run(const struct batch_sequence *s, int64_t n, int64_t rows, int64_t
     REQUIRE(!model_random(&m, &how, 1, &e) && !lora_parse_targets("all", &l.targets, &e) && !lora_init(&lora, &l, &m.config, &e), "%s", e.text);
     lora_start(&lora, 7);
     for (int64_t i = 0; i < m.config.L * lora.layer_floats; i++) lora.data[i] += 0.01f; /* B is zero at the start */
-    REQUIRE(!params_describe(&params, &m, &lora, 0, &e) && !params_open(&params, 0, 0, &e), "%s", e.text);
+    const struct params_how all = params_all(&m, 0);
+    const struct params_place here = {.values = m.config.L, .state = m.config.L, .layers = m.config.L};
+    REQUIRE(!params_describe(&params, &m, &lora, &all, &e) && !params_open(&params, &here, &e), "%s", e.text);
     struct engine_config k = {.rows = rows, .chunks = 8, .longest = ROW, .training = 1, .window = window, .resident_acts = -1, .lora = &lora, .adapters = params.value};
     REQUIRE(!engine_open(&g, &m, &k, &e) && !batch_open(&b, be, rows, window ? window : rows, 2 * ROW, 4 * PARTS, &e), "%s", e.text);
     batch_fill(&b, &m.config, s, n);

@@ -1,8 +1,10 @@
 /* The plan over a cost that is simple enough to check by hand: budgets from all that could be wanted down to nothing. Then the
  * plans of real runs beside what a card did, and requests that no machine could serve. */
 #include "backend/card.h"
+#include "model/tensors.h"
 #include "tests/test.h"
 #include "train/estimate.h"
+#include <math.h>
 #include <string.h>
 
 /* Sixteen layers of 100 bytes of weights, 64 of state; a token takes 2 bytes of input in every layer, 10 when its activations
@@ -166,6 +168,8 @@ TEST(workspace_follows_the_limits) {
     l.drops = 1;
     CHECK(card_work_bytes(&l) == apart + 4096 * 8192 * 2, "room for drop(x)");
     l.drops = 0, l.trains_weights = 1;
+    CHECK(card_work_bytes(&l) < apart + (64 << 20), "room for sums over sequences");
+    l.head_f32 = 1;
     CHECK(card_work_bytes(&l) >= apart + (size_t)135040 * 2048 * 2, "room for the embedding in bf16");
 }
 
@@ -218,6 +222,39 @@ TEST(a_layer_of_51b_on_an_h100) {
         const double time = off(1e3 * plan_seconds(&x.request, &x.plan) / 42, row[i].ms);
         CHECK(time > -0.1 && time < 0.1, "chunks of %lld: %+.1f %%", (long long)row[i].rows, 100 * time);
     }
+}
+
+/* All of 2B in 8 GB: at half of what an H100 keeps up in products (700 TFLOP/s), 8 FLOPs a weight and token, recomputation counted. */
+TEST(full_of_2b_in_8_gb) {
+    for (int bits8 = 0; bits8 < 2; bits8++)
+        for (int pure = 0; pure < 2; pure++) {
+            struct train_options o = run_options();
+            struct model_config c;
+            struct estimate x;
+            struct err e = {0};
+            o.finetuning = FT_FULL, o.vram_bytes = 8000000000, o.optimizer = bits8 ? OPT_ADAMW_8BIT : OPT_ADAMW, o.pure_bf16 = pure;
+            REQUIRE(!estimate(&o, "yuan2-2b", ESTIMATE_CARD, &x, &e) && !model_config_find("yuan2-2b", &c, &e), "%s", e.text);
+            const double share = x.tokens_per_second * 8 * (double)model_parameters(&c) / 700e12;
+            CHECK(share >= 0.5 && x.plan.device <= 8000000000 && x.plan.host < 40000000000, "%.1f %% in %lld and %lld bytes", 100 * share, (long long)x.plan.device, (long long)x.plan.host);
+            struct estimate all = x;
+            o.vram_bytes = 0, o.accumulate = 16;
+            REQUIRE(!estimate(&o, "yuan2-2b", ESTIMATE_CARD, &all, &e), "%s", e.text);
+            CHECK(!all.plan.choice.by_host && all.plan.choice.resident_layers == c.L && !all.plan.choice.state_on_host, "a card of 80 GB holds it all");
+            model_config_free(&c);
+        }
+}
+
+/* An update goes before the forward pass: copies for it wait for nothing else to hide behind, and the processor shares it. */
+TEST(updates_are_waited_for) {
+    struct plan_request r = request(1 << 20);
+    struct plan p = {.choice = {.rows = 2048, .keep_layers = LAYERS, .resident_layers = LAYERS, .join = 1}, .items = 1};
+    const double none = plan_seconds(&r, &p), pass = r.forward.products / r.flops * (1 + r.tail / 2048) + r.forward.attention / (0.38 * r.flops) + r.forward.bytes / (0.65 * r.bandwidth);
+    p.item[0].update_in = pass / 2 * r.link;
+    CHECK(plan_seconds(&r, &p) == none, "half a pass is hidden");
+    p.item[0].update_in = (pass + 3) * r.link;
+    CHECK(fabs(plan_seconds(&r, &p) - none - 3) < 1e-9, "%g s more", plan_seconds(&r, &p) - none);
+    r.host_bandwidth = 1e3, p.item[0].by_host = (pass + 5) * 1e3;
+    CHECK(fabs(plan_seconds(&r, &p) - none - 5) < 1e-9, "%g s more", plan_seconds(&r, &p) - none);
 }
 
 /* Budgets from more than enough to too little: kept, never faster with less, and the smallest is the smallest. */

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# All weights, some of them, and weights in bf16, on a card: resident or streamed with masters and moments on the host, killed
+# and resumed, a run leaves the same model, byte for byte.
+. "$(dirname "$0")/check.bash"
+. "$(dirname "$0")/tiny.bash"
+need_card
+tiny_model --override num_hidden_layers=5
+
+. "$(dirname "$0")/full.bash"
+finish
