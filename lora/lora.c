@@ -58,7 +58,7 @@ static int64_t floats_before(const struct lora *l, int end) {
     for (int p = 0; p < end; p++)
         if (l->config.targets >> p & 1) {
             proj_shape(&l->model, (enum proj)p, &rows, &cols);
-            sum += l->config.rank * (rows + cols);
+            sum += l->config.rank * (rows + cols) + (l->config.dora ? rows : 0);
         }
     return sum;
 }
@@ -71,6 +71,22 @@ int64_t lora_offset_b(const struct lora *l, enum proj p) {
     int64_t rows, cols, a = lora_offset_a(l, p);
     proj_shape(&l->model, p, &rows, &cols);
     return a < 0 ? a : a + l->config.rank * cols;
+}
+
+int64_t lora_offset_m(const struct lora *l, enum proj p) {
+    int64_t rows, cols, b = lora_offset_b(l, p);
+    proj_shape(&l->model, p, &rows, &cols);
+    return b < 0 || !l->config.dora ? -1 : b + rows * l->config.rank;
+}
+
+int64_t lora_rows(const struct lora *l, enum proj p) {
+    int64_t sum = 0, rows, cols;
+    for (int i = 0; i < (int)p; i++)
+        if (l->config.targets >> i & 1) {
+            proj_shape(&l->model, (enum proj)i, &rows, &cols);
+            sum += rows;
+        }
+    return sum;
 }
 
 int lora_check(const struct lora_config *c, struct err *e) {

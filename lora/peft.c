@@ -34,7 +34,7 @@ static int in_list(const char *word, const char *const *list) {
 static int check_extras(const struct cJSON *config, const char *where, struct err *e) {
     static const char *const known[] = {
         "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
-        "init_lora_weights", "rank_pattern", "alpha_pattern", "modules_to_save",
+        "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern", "modules_to_save",
         /* no effect once trained */
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
         "megatron_core", "layers_pattern", "loftq_config", "eva_config", "corda_config", "runtime_config",
@@ -42,8 +42,8 @@ static int check_extras(const struct cJSON *config, const char *where, struct er
     for (const struct cJSON *v = config->child; v; v = v->next)
         if (!in_list(v->string, known) && !is_off(v))
             return err_set(e, ERR_INPUT,
-                           "%s: \"%.60s\" is set, and this program would not apply it: only plain LoRA and "
-                           "rsLoRA adapters are supported",
+                           "%s: \"%.60s\" is set, and this program would not apply it: only plain LoRA, rsLoRA "
+                           "and DoRA adapters are supported",
                            where, v->string);
     return 0;
 }
@@ -157,7 +157,8 @@ int lora_parse_config(const char *text, size_t n, const char *where, struct lora
     if (json_int(j, "r", 1, INT32_MAX, &c->rank, where, e) < 0 ||
         json_num(j, "lora_alpha", &c->alpha, where, e) < 0 ||
         json_num(j, "lora_dropout", &c->dropout, where, e) < 0 ||
-        json_bool(j, "use_rslora", &c->rslora, where, e) < 0 || read_targets(j, &c->targets, where, e) ||
+        json_bool(j, "use_rslora", &c->rslora, where, e) < 0 ||
+        json_bool(j, "use_dora", &c->dora, where, e) < 0 || read_targets(j, &c->targets, where, e) ||
         check_start(j, where, e) || check_pattern(j, "rank_pattern", 1, 65536, where, e) ||
         check_pattern(j, "alpha_pattern", 0, 0x1p30, where, e) || check_saved(j, where, e) ||
         check_extras(j, where, e))
@@ -197,8 +198,8 @@ static int write_config(const struct lora_config *c, const char *dir, const char
     const char *comma = "";
     for (int p = 0; p < PROJ_COUNT; p++)
         if (c->targets >> p & 1) str_printf(&s, "%s\n    \"%s\"", comma, proj_name[p]), comma = ",";
-    str_printf(&s, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}",
-               c->rslora ? "true" : "false");
+    str_printf(&s, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": %s,\n  \"use_rslora\": %s\n}",
+               c->dora ? "true" : "false", c->rslora ? "true" : "false");
     int r = path_join(path, sizeof path, dir, "adapter_config.json", e);
     if (!r && s.oom) r = err_set(e, ERR_RUN, "out of memory: %s", path);
     if (!r) r = file_write_all(path, s.p, s.n, e);
@@ -208,26 +209,34 @@ static int write_config(const struct lora_config *c, const char *dir, const char
 
 /* ---- tensors ---- */
 
+enum part { PART_A, PART_B, PART_M, PARTS };
 struct slot {
     int64_t layer;
     enum proj p;
-    int is_b;
+    enum part part;
 };
 
 static void slot_name(struct slot s, char name[NAME_MAX_BYTES]) {
-    snprintf(name, NAME_MAX_BYTES, "base_model.model.model.layers.%lld.%s.lora_%c.weight", (long long)s.layer,
-             proj_module[s.p], s.is_b ? 'B' : 'A');
+    static const char *const part[] = {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"};
+    snprintf(name, NAME_MAX_BYTES, "base_model.model.model.layers.%lld.%s.%s", (long long)s.layer, proj_module[s.p],
+             part[s.part]);
 }
 
-static void slot_shape(const struct lora *l, struct slot s, int64_t rank, int64_t shape[2]) {
+/* The parts that a matrix of this adapter has. */
+static int parts(const struct lora *l) { return l->config.dora ? PARTS : PART_M; }
+
+/* Returns the number of dimensions; shape[1] is 1 behind the last. */
+static int slot_shape(const struct lora *l, struct slot s, int64_t rank, int64_t shape[2]) {
     int64_t rows, cols;
     proj_shape(&l->model, s.p, &rows, &cols);
-    shape[0] = s.is_b ? rows : rank;
-    shape[1] = s.is_b ? rank : cols;
+    shape[0] = s.part == PART_A ? rank : rows;
+    shape[1] = s.part == PART_A ? cols : s.part == PART_B ? rank : 1;
+    return s.part == PART_M ? 1 : 2;
 }
 
 static float *slot_data(const struct lora *l, struct slot s) {
-    return l->data + s.layer * l->layer_floats + (s.is_b ? lora_offset_b(l, s.p) : lora_offset_a(l, s.p));
+    const int64_t at[] = {lora_offset_a(l, s.p), lora_offset_b(l, s.p), lora_offset_m(l, s.p)};
+    return l->data + s.layer * l->layer_floats + at[s.part];
 }
 
 /* The targets in the order of their module names, which is the order of tensors in PEFT's files. */
@@ -240,13 +249,24 @@ static int find_slot(const struct lora *l, const char *name, struct slot *s) {
     if (strncmp(name, prefix, sizeof prefix - 1)) return -1;
     s->layer = strtoll(name + sizeof prefix - 1, NULL, 10);
     if (s->layer < 0 || s->layer >= l->model.L) return -1;
-    for (int k = 0; k < 2 * PROJ_COUNT; k++) {
-        s->p = (enum proj)(k / 2), s->is_b = k & 1;
-        if (!(l->config.targets >> s->p & 1)) continue;
+    for (int k = 0; k < PARTS * PROJ_COUNT; k++) {
+        s->p = (enum proj)(k / PARTS), s->part = (enum part)(k % PARTS);
+        if (!(l->config.targets >> s->p & 1) || (int)s->part >= parts(l)) continue;
         slot_name(*s, canonical);
-        if (!strcmp(canonical, name)) return 0;
+        const char *behind = name + strlen(canonical);
+        if (text_starts(name, canonical) && (!*behind || (s->part == PART_M && !strcmp(behind, ".weight")))) return 0;
     }
     return -1;
+}
+
+/* The tensor of a slot, or NULL. The PEFT of some months wrote magnitudes with ".weight" behind their name. */
+static const struct ckpt_tensor *find_tensor(const struct lora_file *f, struct slot s) {
+    char name[NAME_MAX_BYTES + 8];
+    slot_name(s, name);
+    const struct ckpt_tensor *t = ckpt_find(f->c, name);
+    if (t || s.part != PART_M) return t;
+    strcat(name, ".weight");
+    return ckpt_find(f->c, name);
 }
 
 /* ---- reading ---- */
@@ -329,15 +349,16 @@ static int check_tensors(struct lora_file *f, struct err *e) {
                            "%s: tensor %.200s has no place in this model (%lld layers) with the adapter's "
                            "target_modules",
                            ckpt_file(f->c, t), t->name, (long long)l->model.L);
-        slot_shape(l, s, rank_of(f, s.layer, s.p), shape);
-        if (check_shape(f, t, 2, shape, e)) return -1;
+        int rank = slot_shape(l, s, rank_of(f, s.layer, s.p), shape);
+        if (s.part == PART_M && t->rank == 2 && t->count == shape[0]) continue; /* (1,out), as the first PEFT with DoRA had it */
+        if (check_shape(f, t, rank, shape, e)) return -1;
     }
     for (s.layer = 0; s.layer < l->model.L; s.layer++)
-        for (int k = 0; k < 2 * PROJ_COUNT; k++) {
-            s.p = (enum proj)(k / 2), s.is_b = k & 1;
-            if (!(l->config.targets >> s.p & 1)) continue;
+        for (int k = 0; k < PARTS * PROJ_COUNT; k++) {
+            s.p = (enum proj)(k / PARTS), s.part = (enum part)(k % PARTS);
+            if (!(l->config.targets >> s.p & 1) || (int)s.part >= parts(l)) continue;
             slot_name(s, name);
-            if (!ckpt_find(f->c, name))
+            if (!find_tensor(f, s))
                 return err_set(e, ERR_INPUT,
                                "the adapter lacks the tensor %s, which its target_modules promise", name);
         }
@@ -395,10 +416,8 @@ int lora_file_adds(const struct lora_file *f, const char *dir, struct err *e) {
 }
 
 static int read_slot(const struct lora_file *f, struct slot s, float *x, struct err *e) {
-    char name[NAME_MAX_BYTES];
-    slot_name(s, name);
-    const struct ckpt_tensor *t = ckpt_find(f->c, name);
-    ASSERT(t, "tensor %s was checked", name);
+    const struct ckpt_tensor *t = find_tensor(f, s);
+    ASSERT(t, "part %d of layer %lld, %s was checked", (int)s.part, (long long)s.layer, proj_name[s.p]);
     if (ckpt_read_all(f->c, t, DT_F32, x, e)) return -1;
     for (int64_t k = 0; k < t->count; k++)
         if (!isfinite(x[k]))
@@ -407,9 +426,10 @@ static int read_slot(const struct lora_file *f, struct slot s, float *x, struct 
     return 0;
 }
 
-int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, struct err *e) {
+int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, float *m, struct err *e) {
     int64_t rows, cols, R = f->shape.config.rank, r = rank_of(f, layer, p);
-    if (read_slot(f, (struct slot){layer, p, 0}, a, e) || read_slot(f, (struct slot){layer, p, 1}, b, e))
+    if (read_slot(f, (struct slot){layer, p, PART_A}, a, e) || read_slot(f, (struct slot){layer, p, PART_B}, b, e) ||
+        (f->shape.config.dora && read_slot(f, (struct slot){layer, p, PART_M}, m, e)))
         return -1;
     if (!f->patterned) return 0;
     const float scale = scale_of(f, layer, p);
@@ -430,7 +450,7 @@ int lora_load(const char *dir, const struct model_config *m, struct lora *l, str
             if (l->config.targets >> p & 1) {
                 float *data = l->data + layer * l->layer_floats;
                 r = stop_check("while an adapter was loaded", e) || lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p),
-                                   data + lora_offset_b(l, (enum proj)p), e) ? -1 : 0;
+                                   data + lora_offset_b(l, (enum proj)p), l->config.dora ? data + lora_offset_m(l, (enum proj)p) : NULL, e) ? -1 : 0;
             }
     lora_file_close(&f);
     if (r) lora_free(l);
@@ -451,18 +471,18 @@ int lora_save(const struct lora *l, const char *dir, const char *base_model, str
     char name[NAME_MAX_BYTES];
     int64_t shape[2], *layer = NULL;
     struct ckpt_writer *w = NULL;
-    const int64_t L = l->model.L, slots = L * 2 * PROJ_COUNT;
+    const int64_t L = l->model.L, each = PARTS * PROJ_COUNT, slots = L * each;
     if (!(layer = sys_alloc_array((size_t)L, sizeof *layer, "layer order", e))) goto fail;
     for (int64_t i = 0; i < L; i++) layer[i] = i;
     qsort(layer, (size_t)L, sizeof *layer, by_decimal);
     if (!(w = ckpt_create(dir, "adapter_model", 0, e))) goto fail;
     for (int pass = 0; pass < 2; pass++) /* declare all, then write all */
         for (int64_t i = 0; i < slots; i++) {
-            struct slot s = {layer[i / (2 * PROJ_COUNT)], by_name[i / 2 % PROJ_COUNT], (int)(i & 1)};
-            if (!(l->config.targets >> s.p & 1)) continue;
+            struct slot s = {layer[i / each], by_name[i / PARTS % PROJ_COUNT], (enum part)(i % PARTS)};
+            if (!(l->config.targets >> s.p & 1) || (int)s.part >= parts(l)) continue;
             slot_name(s, name);
-            slot_shape(l, s, l->config.rank, shape);
-            if (pass == 0 ? ckpt_declare(w, name, DT_F32, 2, shape, e)
+            int rank = slot_shape(l, s, l->config.rank, shape);
+            if (pass == 0 ? ckpt_declare(w, name, DT_F32, rank, shape, e)
                           : ckpt_write(w, slot_data(l, s), shape[0] * shape[1] * (int64_t)sizeof(float), e))
                 goto fail;
         }

@@ -46,7 +46,10 @@ static void describe_adapters(struct params *q) {
             snprintf(name, sizeof name, "layers.%lld.%s.lora_A", (long long)g, proj_module[p]);
             add(q, g, name, lora_offset_a(q->lora, (enum proj)p), R * cols, R * cols, 0, 1, q->how.bits8);
             snprintf(name, sizeof name, "layers.%lld.%s.lora_B", (long long)g, proj_module[p]);
-            add(q, g, name, lora_offset_b(q->lora, (enum proj)p), rows * R, rows * R, 0, 1, q->how.bits8);
+            add(q, g, name, lora_offset_b(q->lora, (enum proj)p), rows * R, rows * R, 0, 1, q->how.bits8)->fast = 1;
+            if (!q->lora->config.dora) continue;
+            snprintf(name, sizeof name, "layers.%lld.%s.lora_magnitude_vector", (long long)g, proj_module[p]);
+            add(q, g, name, lora_offset_m(q->lora, (enum proj)p), rows, rows, 0, 1, q->how.bits8)->fast = 1;
         }
     }
 }
@@ -116,7 +119,7 @@ int params_describe(struct params *q, struct model *m, struct lora *lora, const 
     if (lora) q->how.first_layer = 0, q->how.layers = m->config.L, q->how.outer = 0;
     q->layers = lora || how->tensors ? q->how.layers : 0;
     q->groups = q->layers + (lora ? 0 : outer_groups(NULL, m, how->outer));
-    size_t most = (size_t)(q->groups * (lora ? 2 * PROJ_COUNT : LT_COUNT) + OT_COUNT), groups = (size_t)q->groups + 1;
+    size_t most = (size_t)(q->groups * (lora ? 3 * PROJ_COUNT : LT_COUNT) + OT_COUNT), groups = (size_t)q->groups + 1;
     q->p = sys_alloc_array(most, sizeof *q->p, "parameter table", e);
     q->first = sys_alloc_array(groups, sizeof *q->first, "parameter table", e);
     q->value_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
@@ -130,7 +133,8 @@ int params_describe(struct params *q, struct model *m, struct lora *lora, const 
 
 void params_loraplus(struct params *q, double ratio) {
     ASSERT(q->lora, "ratio %g without adapters", ratio);
-    for (int64_t i = 1; i < q->count; i += 2) q->p[i].lr_ratio = ratio; /* A and B in turn */
+    for (int64_t i = 0; i < q->count; i++)
+        if (q->p[i].fast) q->p[i].lr_ratio = ratio;
 }
 
 int64_t params_group(const struct params *q, int64_t layer) {
@@ -217,6 +221,21 @@ int params_open(struct params *q, const struct params_place *w, struct err *e) {
     for (int64_t g = 0; q->lora && g < q->groups; g++)
         if (pages_write(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     return clear_state(q, e);
+}
+
+void params_magnitudes(struct params *q) {
+    struct engine view = {.c = {.lora = q->lora}, .m = q->m};
+    for (int64_t l = 0; l < q->m->config.L; l++) {
+        struct layer w;
+        struct adapter lora[PROJ_COUNT];
+        float *value = pages_get(q->value, l, PAGE_READ_WRITE);
+        model_layer(q->m, l, pages_get(q->m->layers, l, PAGE_READ), &w);
+        pages_want(q->m->layers, l + 1);
+        engine_adapters(&view, l, value, NULL, lora);
+        for (int p = 0; p < PROJ_COUNT; p++)
+            if (lora[p].A.data) op_dora(q->be, &(struct dora_args){.w = w.proj[p], .lora = lora[p], .norm = value + lora_offset_m(q->lora, (enum proj)p)});
+        pages_put(q->m->layers, l, 0), pages_put(q->value, l, 1);
+    }
 }
 
 void params_close(struct params *q) {

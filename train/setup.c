@@ -223,8 +223,8 @@ static int adapter_shape(struct trainer *t, struct err *e) {
         if (lora_file_open(o->adapter_name_or_path, &t->model.config, &f, e)) return -1;
         c = f.shape.config;
         lora_file_close(&f);
-        if (o->lora.rank != c.rank || o->lora.targets != c.targets)
-            log_warn("the adapter's own rank %lld and targets are used, not those of the command line", (long long)c.rank);
+        if (o->lora.rank != c.rank || o->lora.targets != c.targets || o->lora.dora != c.dora)
+            log_warn("the adapter's own rank %lld, targets and kind (%s) are used, not those of the command line", (long long)c.rank, c.dora ? "DoRA" : "LoRA");
         c.dropout = o->lora.dropout;
     }
     return lora_shapes(&t->lora, &c, &t->model.config, e);
@@ -390,6 +390,7 @@ int setup_run(struct trainer *t, model_reader *read, void *context, struct err *
     g.adapters = t->params.value;
     if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, g.rows, g.window, t->max_rows, t->max_seqs, e)) return -1;
     t->engine.reach = reach, t->engine.brings = brings, t->engine.context = &t->params;
+    if (setup_is_lora(t) && t->lora.config.dora && !t->o->adapter_name_or_path) params_magnitudes(&t->params);
     char a[32], b[32];
     int64_t all = model_numbers(&t->model.config) + (setup_is_lora(t) ? t->params.total : 0);
     log_info("trainable params: %s || all params: %s || trainable%%: %.4f", text_thousands(a, t->params.total), text_thousands(b, all), 100.0 * (double)t->params.total / (double)all);

@@ -145,7 +145,7 @@ int state_load_weights(struct trainer *t, const char *dir, struct err *e) {
     struct lora saved = {0};
     if (lora_load(dir, &t->model.config, &saved, e)) return -1;
     int r = 0;
-    if (saved.layer_floats != t->lora.layer_floats || saved.config.targets != t->lora.config.targets || saved.config.rank != t->lora.config.rank)
+    if (saved.layer_floats != t->lora.layer_floats || saved.config.targets != t->lora.config.targets || saved.config.rank != t->lora.config.rank || saved.config.dora != t->lora.config.dora)
         r = err_set(e, ERR_INPUT, "%s holds an adapter of rank %lld, this run has rank %lld or other targets; resume with the flags of that run", dir,
                     (long long)saved.config.rank, (long long)t->lora.config.rank);
     for (int64_t g = 0; !r && g < t->params.groups; g++)

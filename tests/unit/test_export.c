@@ -426,12 +426,12 @@ TEST(wrong_input_is_refused_and_leaves_nothing) {
     refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("foreign")}, "needs [3, ");
     snprintf(list, sizeof list, "%s,%s", folder("oka"), folder("gone"));
     refused("ok", "x", (struct export_how){.type = -1, .adapters = list}, "gone holds no adapter_config.json");
-    char *config = read_bytes("oka", "adapter_config.json", &n), *dora = config ? strstr(config, "\"use_dora\": false") : NULL;
-    REQUIRE(dora, "no configuration");
-    memcpy(dora, "\"use_dora\": true ", 17);
-    REQUIRE(!dir_make(folder("dora"), &e) && !file_write_all(folder("dora/adapter_config.json"), config, n, &e), "%s", e.text);
+    char *config = read_bytes("oka", "adapter_config.json", &n), *mora = config ? strstr(config, "\"use_dora\": false") : NULL;
+    REQUIRE(mora, "no configuration");
+    memcpy(mora, "\"use_mora\": true ", 17);
+    REQUIRE(!dir_make(folder("mora"), &e) && !file_write_all(folder("mora/adapter_config.json"), config, n, &e), "%s", e.text);
     sys_free(config);
-    refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("dora")}, "\"use_dora\" is set");
+    refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("mora")}, "\"use_mora\" is set");
     char *weights = read_bytes("nan", "adapter_model.safetensors", &n);
     memset(weights + n - 400, 0xff, 4);
     REQUIRE(!file_write_all(folder("nan/adapter_model.safetensors"), weights, n, &e), "%s", e.text);

@@ -457,7 +457,7 @@ static const struct {
      "choose from linear|cosine|constant|constant_with_warmup"},
     {CMD_TRAIN, NEW_BASE "--lr_scheduler_kwargs {\"power\":2}", "lr_scheduler_type linear has no parameters"},
     {CMD_TRAIN, NEW_BASE "--lr_scheduler_type cosine_with_min_lr", "One of min_lr or min_lr_rate should be set"},
-    {CMD_TRAIN, NEW_BASE "--use_dora", "use_dora true is not supported: use plain LoRA"},
+    {CMD_TRAIN, NEW_BASE "--pissa_init", "pissa_init true is not supported: adapters start as in the LoRA paper"},
     {CMD_TRAIN, NEW_BASE "--report_to tensorbord", "report_to tensorbord is not supported, did you mean tensorboard?"},
     {CMD_TRAIN, NEW_BASE "--save_safetensors false", "save_safetensors false is not supported"},
     {CMD_TRAIN, NEW_BASE "--no_save_safetensors", "save_safetensors false is not supported"},
