@@ -108,7 +108,7 @@ const struct flag flags[] = {
     {"additional_target", 0, NO(LIST), 0, 0, T, G_METHOD, REFUSED, "embeddings and head stay frozen under an adapter: with the tied head of Yuan 2.0 a copy of each would be saved "
      "that other tools load untied; use finetuning_type full, or leave it out"},
     {"use_dora", 0, BOOL(train.lora.dora), "false", 0, T, G_METHOD, USED,
-     "DoRA: a trained magnitude for every row of an adapted matrix, the direction by the adapter; about a tenth slower"},
+     "DoRA: a trained magnitude for every row of an adapted matrix, the direction by the adapter; a card trains about a quarter slower"},
     {"loraplus_lr_ratio", 0, NUM(train.loraplus_lr_ratio), 0, "0..1e6", T, G_METHOD, USED,
      "LoRA+: learning rate of B over that of A; 16 is usual"},
     {"loraplus_lr_embedding", 0, NO(NUM), 0, 0, T, G_METHOD, INERT, "embeddings get no adapter"},
