@@ -93,7 +93,7 @@ int lora_append(struct lora *l, const struct lora *more, struct err *e) {
         return err_set(e, ERR_INPUT, "an adapter with use_dora scales what is there, so it cannot be added to others; merge them one "
                                      "after the other first: qlora export --adapter_name_or_path A,B .. --export_dir NEW");
     struct lora_config c = {.rank = l->config.rank + more->config.rank,
-                            .targets = l->config.targets | more->config.targets};
+                            .targets = l->config.targets | more->config.targets, .wholes = l->config.wholes | more->config.wholes};
     c.alpha = (double)c.rank; /* scale 1 */
     if (lora_init(&sum, &c, &l->model, e)) return -1;
     for (int64_t layer = 0; layer < l->model.L; layer++)

@@ -174,6 +174,15 @@ out:
 }
 
 /* In the order and form of PEFT 0.7 (sorted keys, two blanks), so that a folder can be compared with one of its own. */
+static void write_wholes(struct str *s, unsigned wholes) {
+    static const char *const name[WHOLES] = {"embed_tokens", "lm_head", "model.norm"}; /* "norm" would be the end of other names, too */
+    const char *comma = "";
+    if (!wholes) str_puts(s, "null");
+    for (int w = 0; w < WHOLES; w++)
+        if (wholes >> w & 1) str_printf(s, "%s\n    \"%s\"", *comma ? comma : "[", name[w]), comma = ",";
+    if (wholes) str_puts(s, "\n  ]");
+}
+
 static int write_config(const struct lora_config *c, const char *dir, const char *base_model, struct err *e) {
     char path[4096];
     struct str s = {0};
@@ -189,9 +198,10 @@ static int write_config(const struct lora_config *c, const char *dir, const char
     str_json_num(&s, c->alpha);
     str_puts(&s, ",\n  \"lora_dropout\": ");
     str_json_num(&s, c->dropout);
+    str_puts(&s, ",\n  \"megatron_config\": null,\n  \"megatron_core\": \"megatron.core\",\n  \"modules_to_save\": ");
+    write_wholes(&s, c->wholes);
     str_printf(&s,
-               ",\n  \"megatron_config\": null,\n  \"megatron_core\": \"megatron.core\",\n  "
-               "\"modules_to_save\": null,\n"
+               ",\n"
                "  \"peft_type\": \"LORA\",\n  \"r\": %lld,\n  \"rank_pattern\": {},\n  \"revision\": null,\n"
                "  \"target_modules\": [",
                (long long)c->rank);
@@ -281,11 +291,12 @@ static float scale_of(const struct lora_file *f, int64_t layer, enum proj p) {
     return lora_scale(&c);
 }
 
-const struct ckpt_tensor *lora_file_saved(const struct lora_file *f, const char *name) {
+static const struct ckpt_tensor *find_saved(const struct ckpt *c, const char *name) {
     char full[2 * NAME_MAX_BYTES];
     snprintf(full, sizeof full, "base_model.model.%s", name);
-    return ckpt_find(f->c, full);
+    return ckpt_find(c, full);
 }
+const struct ckpt_tensor *lora_file_saved(const struct lora_file *f, const char *name) { return find_saved(f->c, name); }
 
 static int check_shape(const struct lora_file *f, const struct ckpt_tensor *t, int rank, const int64_t *shape,
                        struct err *e) {
@@ -301,10 +312,29 @@ static int check_shape(const struct lora_file *f, const struct ckpt_tensor *t, i
 static const struct {
     const char *module, *tensor;
     int rank;
-} wholes[] = {{"embed_tokens", "model.embed_tokens.weight", 2},
-              {"lm_head", "lm_head.weight", 2},
-              {"norm", "model.norm.weight", 1}};
-enum { WHOLES = sizeof wholes / sizeof *wholes };
+} wholes[WHOLES] = {{"embed_tokens", "model.embed_tokens.weight", 2},
+                    {"lm_head", "lm_head.weight", 2},
+                    {"norm", "model.norm.weight", 1}};
+
+const struct ckpt_tensor *lora_file_whole(const struct lora_file *f, enum whole w) { return find_saved(f->c, wholes[w].tensor); }
+
+static unsigned wholes_of(const struct ckpt *c) {
+    unsigned found = 0;
+    for (int w = 0; w < WHOLES; w++) found |= (unsigned)(find_saved(c, wholes[w].tensor) != NULL) << w;
+    return found;
+}
+
+int lora_wholes(const char *dirs, unsigned *found, struct err *e) {
+    char dir[3000];
+    *found = 0;
+    while (lora_next(&dirs, dir, sizeof dir)) {
+        struct ckpt *c = ckpt_open_adapter(dir, e);
+        if (!c) return -1;
+        *found |= wholes_of(c);
+        ckpt_close(c);
+    }
+    return 0;
+}
 
 static int check_wholes(struct lora_file *f, struct err *e) {
     const struct model_config *m = &f->shape.model;
@@ -321,8 +351,8 @@ static int check_wholes(struct lora_file *f, struct err *e) {
         if (t && check_shape(f, t, wholes[i].rank,
                              wholes[i].rank == 1 ? (int64_t[]){m->D} : (int64_t[]){m->V, m->D}, e))
             return -1;
-        f->saved += t != NULL;
     }
+    f->shape.config.wholes = wholes_of(f->c);
     return 0;
 }
 
@@ -407,7 +437,7 @@ void lora_file_close(struct lora_file *f) {
 }
 
 int lora_file_adds(const struct lora_file *f, const char *dir, struct err *e) {
-    if (!f->saved) return 0;
+    if (!f->shape.config.wholes) return 0;
     return err_set(e, ERR_INPUT,
                    "%s holds not only additions but whole weights (modules_to_save: embedding, head or "
                    "norm); make a model of it "
@@ -444,7 +474,7 @@ int lora_load(const char *dir, const struct model_config *m, struct lora *l, str
     struct lora_file f;
     *l = (struct lora){0};
     if (lora_file_open(dir, m, &f, e)) return -1;
-    int r = lora_file_adds(&f, dir, e) || lora_init(l, &f.shape.config, m, e) ? -1 : 0;
+    int r = lora_init(l, &f.shape.config, m, e);
     for (int64_t layer = 0; !r && layer < m->L; layer++)
         for (int p = 0; !r && p < PROJ_COUNT; p++)
             if (l->config.targets >> p & 1) {
@@ -467,7 +497,17 @@ static int by_decimal(const void *a, const void *b) {
     return strcmp(x, y);
 }
 
+/* Declares a whole weight, or writes it. */
+static int save_whole(const struct lora *l, enum whole w, struct ckpt_writer *to, int declare, struct err *e) {
+    char name[NAME_MAX_BYTES];
+    const int64_t shape[2] = {w == WHOLE_NORM ? l->model.D : l->model.V, l->model.D};
+    ASSERT(l->whole[w], "%s is not held", wholes[w].module);
+    snprintf(name, sizeof name, "base_model.model.%s", wholes[w].tensor);
+    return declare ? ckpt_declare(to, name, DT_F32, wholes[w].rank, shape, e) : ckpt_write(to, l->whole[w], lora_whole_count(l, w) * (int64_t)sizeof(float), e);
+}
+
 int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e) {
+    static const enum whole sorted[WHOLES] = {WHOLE_HEAD, WHOLE_EMBED, WHOLE_NORM}; /* by name: in front of all layers, between, behind */
     char name[NAME_MAX_BYTES];
     int64_t shape[2], *layer = NULL;
     struct ckpt_writer *w = NULL;
@@ -476,7 +516,9 @@ int lora_save(const struct lora *l, const char *dir, const char *base_model, str
     for (int64_t i = 0; i < L; i++) layer[i] = i;
     qsort(layer, (size_t)L, sizeof *layer, by_decimal);
     if (!(w = ckpt_create(dir, "adapter_model", 0, e))) goto fail;
-    for (int pass = 0; pass < 2; pass++) /* declare all, then write all */
+    for (int pass = 0; pass < 2; pass++) { /* declare all, then write all */
+        for (int k = 0; k < 2; k++)
+            if (l->config.wholes >> sorted[k] & 1 && save_whole(l, sorted[k], w, !pass, e)) goto fail;
         for (int64_t i = 0; i < slots; i++) {
             struct slot s = {layer[i / each], by_name[i / PARTS % PROJ_COUNT], (enum part)(i % PARTS)};
             if (!(l->config.targets >> s.p & 1) || (int)s.part >= parts(l)) continue;
@@ -486,6 +528,8 @@ int lora_save(const struct lora *l, const char *dir, const char *base_model, str
                           : ckpt_write(w, slot_data(l, s), shape[0] * shape[1] * (int64_t)sizeof(float), e))
                 goto fail;
         }
+        if (l->config.wholes >> WHOLE_NORM & 1 && save_whole(l, WHOLE_NORM, w, !pass, e)) goto fail;
+    }
     sys_free(layer);
     return ckpt_commit(w, e) ? -1 : write_config(&l->config, dir, base_model, e);
 fail:

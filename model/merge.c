@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/stop.h"
 #include "base/sys.h"
+#include "checkpoint/checkpoint.h"
 #include "model/model.h"
 #include <math.h>
 #include <string.h>
@@ -110,5 +111,26 @@ int model_merge(struct model *m, const char *adapters, struct err *e) {
     if (!r) log_info("Merged %d adapter(s) into the model: %s", g.n, adapters);
     for (int k = 0; k < g.n; k++) lora_file_close(&g.file[k]), sys_free(g.a[k]), sys_free(g.b[k]), sys_free(g.rows[k]);
     sys_free(g.squares), sys_free(g.wide), sys_free(g.narrow);
+    return r;
+}
+
+int model_wholes(struct model *m, const char *adapter, struct err *e) {
+    struct lora_file f;
+    if (lora_file_open(adapter, &m->config, &f, e)) return -1;
+    float *x = sys_alloc(PIECE * sizeof *x, "load buffer", e);
+    int r = x ? 0 : -1;
+    for (int w = 0; !r && w < WHOLES; w++) {
+        const struct ckpt_tensor *t = lora_file_whole(&f, (enum whole)w);
+        if (!t) continue;
+        ASSERT(m->outer[w].bytes == (size_t)t->count * 4, "%s has no place of its own in fp32", outer_names[w]);
+        for (int64_t at = 0; !r && at < t->count; at += PIECE) {
+            const int64_t n = t->count - at < PIECE ? t->count - at : PIECE;
+            if ((r = ckpt_read_range(f.c, t, at, n, DT_F32, x, e))) break;
+            for (int64_t i = 0; !r && i < n; i++)
+                if (!isfinite(x[i])) r = err_set(e, ERR_INPUT, "%s: element %lld of tensor %s is not a finite number", ckpt_file(f.c, t), (long long)(at + i), t->name);
+            if (!r) r = pages_write(m->outer_page, 0, m->outer[w].offset + (size_t)at * 4, x, (size_t)n * 4, e);
+        }
+    }
+    sys_free(x), lora_file_close(&f);
     return r;
 }

@@ -57,7 +57,7 @@ struct params {
 };
 /* Everything that the model has. */
 struct params_how params_all(const struct model *m, int bits8);
-/* Shapes only; no pages yet. lora: adapters of which all is trained, or NULL. */
+/* Shapes only; no pages yet. lora: adapters of which all is trained, with the whole weights of its configuration, or NULL. */
 int params_describe(struct params *q, struct model *m, struct lora *lora, const struct params_how *how, struct err *e);
 /* The B matrices of adapters, and magnitudes, learn `ratio` times as fast as A.           Hayou et al. 2024 (LoRA+) */
 void params_loraplus(struct params *q, double ratio);
