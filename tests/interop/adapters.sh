@@ -3,6 +3,7 @@
 # input of tests/interop/peft_adapters.py. Needs ./qlora and the demo's tools.
 set -eu
 cd "$(dirname "$0")/../.."
+export OMP_NUM_THREADS=2
 out=$1 tools=build/examples/demo
 mkdir -p "$out"
 "$tools/make_data" "$out/data" >/dev/null

@@ -14,6 +14,11 @@ differ() { ! cmp -s "$1/adapter_model.safetensors" "$2/adapter_model.safetensors
 loss() { "$QLORA" score --file "$work/q.jsonl" --quiet "$@" | sed 's/.*"loss":\([0-9.]*\).*/\1/' | awk '{s += $1} END {printf "%.6f\n", s / NR}'; }
 names() { head -c 65536 "$1/adapter_model.safetensors" | tr '"' '\n' | grep -a '^base_model' | grep -av layers | tr '\n' ' '; }
 
+# a group of layers or of pieces too many would train something twice
+trainable() { (lora=${lora/--quiet/} && train "$work/count$#" --max_steps 1 "$@") && sed -n 's/,//g; s/.*trainable params: \([0-9]*\).*/\1/p' "$work/count$#.log"; }
+V=$(sed -n 's/.*"vocab_size": *\([0-9]*\).*/\1/p' "$work/m/config.json") D=$(sed -n 's/.*"hidden_size": *\([0-9]*\).*/\1/p' "$work/m/config.json")
+ok "what is trained" test "$(trainable --additional_target embed_tokens,lm_head,norm)" = $(($(trainable) + 2 * V * D + D))
+
 q="--model_name_or_path $work/m --quantization_bit 4"
 for tied in true false; do
     if [[ $tied == false ]]; then
