@@ -324,10 +324,17 @@ static unsigned wholes_of(const struct ckpt *c) {
     return found;
 }
 
+static int no_config(const char *dir, struct err *e) {
+    return err_set(e, ERR_INPUT, "%s holds no adapter_config.json; give the folder that a LoRA run wrote, or one of its checkpoint-N", dir);
+}
+
 int lora_wholes(const char *dirs, unsigned *found, struct err *e) {
     char dir[3000];
     *found = 0;
     while (lora_next(&dirs, dir, sizeof dir)) {
+        char path[4096];
+        if (path_join(path, sizeof path, dir, "adapter_config.json", e)) return -1;
+        if (!path_exists(path)) return no_config(dir, e);
         struct ckpt *c = ckpt_open_adapter(dir, e);
         if (!c) return -1;
         *found |= wholes_of(c);
@@ -401,7 +408,7 @@ static int read_config(const char *dir, const struct model_config *m, struct lor
     size_t n;
     if (path_join(path, sizeof path, dir, "adapter_config.json", e)) return -1;
     if (!path_exists(path))
-        return err_set(e, ERR_INPUT, "%s holds no adapter_config.json; give the folder that a LoRA run wrote, or one of its checkpoint-N", dir);
+        return no_config(dir, e);;
     if (file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e)) return -1;
     int r =
         lora_parse_config(text, n, path, &f->own, e) || !(f->json = json_parse(text, n, path, e)) ? -1 : 0;
