@@ -19,9 +19,9 @@
 
 int op_timing;
 
-enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, JOIN, FILTER, FILTER_BWD, ROPE, ATTEND, ATTEND_BWD, GATE, GATE_BWD,
+enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, JOIN, DORA, DORA_BWD, FILTER, FILTER_BWD, ROPE, ATTEND, ATTEND_BWD, GATE, GATE_BWD,
           LOSS, ADAM, SQSUM, NOISE, OPS };
-static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "join", "filter",
+static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "join", "dora", "dora_bwd", "filter",
                                        "filter_bwd", "rope", "attend", "attend_bwd", "gate", "gate_bwd", "loss", "adam", "sqsum", "noise"};
 static struct op_count counts[OPS];
 
@@ -99,6 +99,7 @@ static void check_adapter(const struct adapter *l, int64_t out, int64_t in) {
     SHAPE_IF(l->dA, R, in);
     SHAPE_IF(l->dB, out, R);
     TYPE(l->A, DT_F32), TYPE(l->B, DT_F32), TYPE(l->dA, DT_F32), TYPE(l->dB, DT_F32);
+    ASSERT(!l->m || l->c, "magnitudes of %lld outputs without their scales", (long long)out);
 }
 
 /* ---- wrappers ---- */
@@ -169,6 +170,7 @@ void op_linear_bwd(struct backend *b, const struct linear_args *a) {
         check_adapter(&o->lora, out, in);
         SHAPE(o->xa, N, R);
         SHAPE_IF(o->dxa, N, R);
+        ASSERT(!o->lora.m || !o->dW.data, "magnitudes over a trained weight, %lld rows", (long long)out);
         int dx = a->dx.data != NULL, dA = o->lora.dA.data != NULL, dB = o->lora.dB.data != NULL;
         work += 2 * (double)N * (double)R * ((double)out * ((dx || dA) + dB) + (double)in * (dx + dA));
     }
@@ -187,6 +189,22 @@ void op_join(struct backend *b, const struct join_args *a) {
         moved += weight_bytes(&a->part[i].w);
     }
     CALL(b, JOIN, join, a, 0, moved + bytes(&a->to));
+}
+
+void op_dora(struct backend *b, const struct dora_args *a) {
+    const struct adapter *l = &a->lora;
+    check_weight(&a->w, a->w.rows, a->w.cols);
+    check_adapter(l, a->w.rows, a->w.cols);
+    ASSERT(l->m || a->norm, "neither norms nor scales of %lld rows", (long long)a->w.rows);
+    double n = (double)a->w.rows * (double)a->w.cols;
+    CALL(b, DORA, dora, a, 2 * n * (double)(l->A.rows + 2), weight_bytes(&a->w) + bytes(&l->A) + bytes(&l->B));
+}
+
+void op_dora_bwd(struct backend *b, const struct dora_args *a) {
+    check_rows(a->rows, a->y.rows);
+    SHAPE(a->dy, a->y.rows, a->y.cols);
+    ASSERT(a->lora.m && a->lora.dm, "gradient of no magnitudes, %lld outputs", (long long)a->y.cols);
+    CALL(b, DORA_BWD, dora_bwd, a, 2 * elements(&a->y), 2 * bytes(&a->y));
 }
 
 static void check_filter(const struct filter_args *a) {
@@ -271,10 +289,10 @@ void op_gate(struct backend *b, const struct gate_args *a) {
 void op_gate_bwd(struct backend *b, const struct gate_args *a) {
     SHAPE(a->u, a->g.rows, a->g.cols);
     SHAPE(a->dy, a->g.rows, a->g.cols);
-    SHAPE(a->dg, a->g.rows, a->g.cols);
+    SHAPE_IF(a->dg, a->g.rows, a->g.cols);
     SHAPE(a->du, a->g.rows, a->g.cols);
     SHAPE_IF(a->y, a->g.rows, a->g.cols);
-    CALL(b, GATE_BWD, gate_bwd, a, 9 * elements(&a->g), (a->y.data ? 6 : 5) * bytes(&a->g));
+    CALL(b, GATE_BWD, gate_bwd, a, 9 * elements(&a->g), (4 + (a->y.data != NULL) + (a->dg.data != NULL)) * bytes(&a->g));
 }
 
 void op_loss(struct backend *b, const struct loss_args *a) {

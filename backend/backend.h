@@ -46,6 +46,10 @@ struct adapter { /* low-rank branch: y += scale * drop(x) Aᵀ Bᵀ (Hu et al. 2
     struct mat A, B;   /* (R,in), (out,R) fp32 */
     struct mat dA, dB; /* gradients, += ; data NULL = frozen adapter */
     float scale;
+    /* DoRA (Liu et al. 2024): c_o times base and branch of output o, c_o = m_o / |W_o + scale B_o A|, the norm being a constant */
+    const float *m;    /* dev [out] magnitudes, or NULL: none of this */
+    float *c;          /* dev [out] made by op_dora, read by all that take the adapter */
+    float *dm;         /* dev [out] gradient, += by op_dora_bwd, or NULL */
 };
 
 /* Dropout mask: element (token, feature) is kept iff its 32-bit word of Philox4x32-10 is >= p * 2^32, kept values are
@@ -92,6 +96,7 @@ struct norm_args {
  * stack them (q|k, gate|up).
  * backward:  dx (=|+=) Σ_i dy_i W_i + s_i drop'((dy_i B_i) A_i);   dA_i += s_i (dy_i B_i)ᵀ drop(x);   dB_i += s_i dy_iᵀ xa_i;
  *            dW_i += dy_iᵀ x
+ * With magnitudes W_i and B_i stand for c_i W_i and c_i B_i, rows scaled; only dB_i is c_i times that. Their own gradient is op_dora_bwd's.
  *
  * The adapter as extra columns: where xa_0, xa_1 lie behind the columns of x in the same rows, and dxa_0, dxa_1 behind those of
  * dy_0, dy_1, a backend may run base and branch as one product over [x | xa] and [dy | dxa], and need not pass over y twice. */
@@ -118,12 +123,24 @@ struct linear_args {
 };
 
 /* A linear's frozen weights and adapters as one operand of the backend's activation type, made once for many calls:
- *     to = [W_0 s_0B_0 0; W_1 0 s_1B_1; A_0 0 0; A_1 0 0]      (Σ out_i + Σ R_i, in + Σ R_i)
+ *     to = [W_0 s_0B_0 0; W_1 0 s_1B_1; A_0 0 0; A_1 0 0]      (Σ out_i + Σ R_i, in + Σ R_i), with magnitudes the rows of W, B times c
  * Offered where info.joins: the caller decides whether there is memory for it. */
 struct join_args {
     int n;
     struct { struct weight w; struct adapter lora; } part[LINEAR_MAX];
     struct mat to;             /* = ; ld a multiple of 8 */
+};
+
+/* The magnitudes of DoRA. norm_o = |W_o + scale B_o A|, W as products see it; c_o = m_o / norm_o, 0 where the norm is 0. In fp32 or
+ * more, for it is read by all tokens; once for a visit of all chunks.
+ * backward: dm_o += Σ_t dy[t,o] y[t,o] / m_o, y being the linear's output (without what it was added to): c_o is a common factor of
+ * a column of y, so what it scaled need not be kept. Sequence by sequence; nothing where m_o is 0. */
+struct dora_args {
+    struct weight w;
+    struct adapter lora;       /* m may be NULL where only norms are asked for */
+    float *norm;               /* dev [out] = or NULL */
+    const struct rows *rows;   /* backward, and all that follows */
+    struct mat y, dy;          /* (N,out) */
 };
 
 /* localized filter, one convolution: y[t] = x[t-1] W0ᵀ + x[t] W1ᵀ + b (+ add[t]), x[-1] = 0 at a sequence's start. Of a part of
@@ -170,7 +187,7 @@ struct attend_args {
 };
 
 /* y = g * silu(u), silu(u) = u sigmoid(u); backward dg = dy silu(u), du = dy g σ(u)(1 + u(1-σ(u))).  dg may be g, du may
- * be u (in place). y of backward may be absent, or is recomputed into y = (to save keeping it). */
+ * be u (in place). dg and y of backward may be absent, or y is recomputed into y = (to save keeping it). */
 struct gate_args {
     const struct rows *rows;
     struct mat g, u, y;        /* (N,F) */
@@ -284,6 +301,8 @@ struct backend {
     void (*linear)(void *self, const struct linear_args *a);
     void (*linear_bwd)(void *self, const struct linear_args *a);
     void (*join)(void *self, const struct join_args *a); /* NULL: not offered */
+    void (*dora)(void *self, const struct dora_args *a);
+    void (*dora_bwd)(void *self, const struct dora_args *a);
     void (*filter)(void *self, const struct filter_args *a);
     void (*filter_bwd)(void *self, const struct filter_args *a);
     void (*rope)(void *self, const struct rope_args *a);
@@ -319,6 +338,8 @@ void op_norm_bwd(struct backend *b, const struct norm_args *a);
 void op_linear(struct backend *b, const struct linear_args *a);
 void op_linear_bwd(struct backend *b, const struct linear_args *a);
 void op_join(struct backend *b, const struct join_args *a);
+void op_dora(struct backend *b, const struct dora_args *a);
+void op_dora_bwd(struct backend *b, const struct dora_args *a);
 void op_filter(struct backend *b, const struct filter_args *a);
 void op_filter_bwd(struct backend *b, const struct filter_args *a);
 void op_rope(struct backend *b, const struct rope_args *a);

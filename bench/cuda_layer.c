@@ -95,7 +95,7 @@ int main(int argc, char **argv) {
     float *value = device((size_t)lora.layer_floats * 4, 1), *grad = device((size_t)lora.layer_floats * 4, 0);
     struct engine g = {.c = {.lora = &lora}, .m = &m};
     struct adapter adapters[PROJ_COUNT];
-    engine_adapters(&g, value, grad, adapters);
+    engine_adapters(&g, 0, value, grad, adapters);
 
     struct saved s;
     struct scratch t;

@@ -286,6 +286,7 @@ static int set_lora(struct options *o, struct err *e) {
     if (!target && o->train.do_train && !o->train.data.compat_new)
         return wrong(e, "Please specify lora_target in LoRA training.");
     l->alpha = o->lora_alpha ? (double)o->lora_alpha : 2.0 * (double)l->rank;
+    if (o->additional_target && lora_parse_wholes(o->additional_target, &l->wholes, e)) return -1;
     if (lora_parse_targets(target ? target : "all", &l->targets, e)) return -1;
     struct str names = {0};
     for (int p = 0; p < PROJ_COUNT; p++) str_printf(&names, "%s%s", p ? "," : "", proj_name[p]);

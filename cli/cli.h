@@ -28,7 +28,7 @@ struct options {
     struct train_options train;   /* also the model, data and machine flags of the other commands */
     /* flags that become something else in `train` (cli/check.c) */
     int64_t quantization_bit, lora_alpha, reserved_label_len;
-    const char *lora_target, *optim, *template, *deepspeed, *report_to;
+    const char *lora_target, *additional_target, *optim, *template, *deepspeed, *report_to;
     int sampling;                 /* 0: random, 1: in order, 2: by length */
     int gradient_checkpointing, disable_gradient_checkpointing, create_new_adapter, no_card, quiet, predict_with_generate;
     /* preview, score, chat, tokenize, new */

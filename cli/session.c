@@ -36,15 +36,29 @@ static int load_adapters(const struct session *s, const char *dirs, struct lora 
     return r;
 }
 
+/* The whole weights of the adapters into the model, the last one's winning. */
+static int load_wholes(struct session *s, const char *dirs, struct err *e) {
+    char dir[3000];
+    int r = 0;
+    while (!r && lora_next(&dirs, dir, sizeof dir)) r = model_wholes(&s->model, dir, e);
+    return r;
+}
+
 int session_adapters(struct session *s, const char *dirs, struct err *e) {
     struct lora sum = {0};
     struct pages *pages = NULL;
+    unsigned wholes = 0;
+    if (dirs && lora_wholes(dirs, &wholes, e)) return -1;
+    if (s->ready && (wholes || s->lora.config.wholes))
+        return err_set(e, ERR_INPUT, "%s holds whole weights (modules_to_save), which take the place of the model's own: start again with --adapter_name_or_path",
+                       wholes ? dirs : "the adapter in force");
     int r = dirs ? load_adapters(s, dirs, &sum, e) : 0;
     if (!r && sum.data) {
         struct pages_config c = {.name = "adapters", .count = s->model.config.L, .page_bytes = (size_t)sum.layer_floats * 4, .resident = s->model.config.L};
         if (!(pages = pages_open(s->be, &c, e))) r = -1;
         for (int64_t l = 0; !r && l < c.count; l++) r = pages_write(pages, l, 0, sum.data + l * sum.layer_floats, c.page_bytes, e);
     }
+    if (!r && wholes) r = load_wholes(s, dirs, e);
     if (r) return pages_close(pages), lora_free(&sum), -1;
     pages_close(s->adapters), lora_free(&s->lora);
     s->adapters = pages, s->lora = sum;
@@ -56,6 +70,7 @@ int session_open(struct session *s, const struct options *o, struct err *e) {
     struct model_how how = {.quantization_bit = t->quantization_bit, .q_type = t->quantization_type, .q_double = t->double_quantization, .filter_4bit = t->filter_4bit, .resident_layers = -1};
     struct ckpt *c = NULL;
     *s = (struct session){0};
+    if (t->adapter_name_or_path && lora_wholes(t->adapter_name_or_path, &how.wholes, e)) return -1;
     if (!(s->be = backend_open(t->backend, e)) || model_open(&s->model, s->be, t->model_name_or_path, &how, &c, e)) return -1;
     if (t->vram_bytes) { /* as many layers stay on the device as leave room for the rest */
         struct pages_config layers, outer;
@@ -67,6 +82,7 @@ int session_open(struct session *s, const struct options *o, struct err *e) {
     int r = open_tokenizer(s, o, e) || model_load(&s->model, &how, c, e) ? -1 : 0;
     ckpt_close(c);
     if (!r) r = session_adapters(s, t->adapter_name_or_path, e);
+    s->ready = 1;
     return r && backend_failed(s->be, e) ? -1 : r;
 }
 

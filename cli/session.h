@@ -11,12 +11,14 @@ struct session {
     struct tok *tok;         /* NULL: the folder has no tokenizer.model; ids only */
     struct lora lora;        /* the adapters in force as one; rank 0: none */
     struct pages *adapters;  /* NULL: none */
+    int ready;               /* opened: the model stays as it is */
     int64_t ids;             /* ids 0 .. ids-1 are valid */
 };
 int session_open(struct session *s, const struct options *o, struct err *e);
 void session_close(struct session *s);
 /* Puts the adapters of a comma list of folders in force, applied together; NULL: none. When one of them cannot be loaded,
- * nothing changes. Generators made before must be closed first. */
+ * nothing changes. Generators made before must be closed first. Adapters with whole weights (modules_to_save) come with the opening of
+ * a session or not at all: they take the place of the model's own. */
 int session_adapters(struct session *s, const char *dirs, struct err *e);
 /* Text to ids with special strings; an error if the folder has no tokenizer. */
 int session_encode(const struct session *s, const char *text, size_t n, struct ids *ids, struct err *e);

@@ -22,10 +22,9 @@ float lora_scale(const struct lora_config *c) {
     return (float)(c->alpha / (c->rslora ? sqrt((double)c->rank) : (double)c->rank));
 }
 
-int lora_parse_targets(const char *text, unsigned *targets, struct err *e) {
+/* The words of a comma list as bits in the order of `known`; those of `all` for its last word. */
+static int parse_words(const char *text, const char *flag, const char *const *known, const char *choices, unsigned all, unsigned *bits, struct err *e) {
     static const char trim[] = " \t\r\n\"'";
-    static const char *const known[] = {"q_proj",  "k_proj",    "v_proj", "o_proj", "gate_proj",
-                                        "up_proj", "down_proj", "all",    NULL};
     unsigned found = 0;
     for (const char *s = text;; s++) { /* s++ steps over the comma */
         s += strspn(s, trim);
@@ -39,17 +38,27 @@ int lora_parse_targets(const char *text, unsigned *targets, struct err *e) {
         if (!known[k]) {
             const char *near = n ? nearest_word(word, known) : NULL;
             return err_set(
-                e, ERR_INPUT,
-                "lora_target: \"%s\" is no module%s%s%s; give all, or some of q_proj,k_proj,v_proj,o_proj,"
-                "gate_proj,up_proj,down_proj",
-                word, near ? " (did you mean " : "", near ? near : "", near ? "?)" : "");
+                e, ERR_INPUT, "%s: \"%s\" is no module%s%s%s; give %s", flag, word,
+                near ? " (did you mean " : "", near ? near : "", near ? "?)" : "", choices);
         }
-        found |= k < PROJ_COUNT ? 1u << k : (1u << PROJ_COUNT) - 1;
+        found |= all && !known[k + 1] ? all : 1u << k;
         if (!*comma) break;
         s = comma;
     }
-    *targets = found;
+    *bits = found;
     return 0;
+}
+
+int lora_parse_targets(const char *text, unsigned *targets, struct err *e) {
+    static const char *const known[] = {"q_proj",  "k_proj",    "v_proj", "o_proj", "gate_proj",
+                                        "up_proj", "down_proj", "all",    NULL};
+    return parse_words(text, "lora_target", known, "all, or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+                       (1u << PROJ_COUNT) - 1, targets, e);
+}
+
+int lora_parse_wholes(const char *text, unsigned *wholes, struct err *e) {
+    static const char *const known[] = {"embed_tokens", "lm_head", "norm", NULL};
+    return parse_words(text, "additional_target", known, "some of embed_tokens,lm_head,norm (the last norm)", 0, wholes, e);
 }
 
 /* Floats of one layer's adapters of the targets before `end`. Bounded by lora_shapes, so it cannot overflow later. */
@@ -58,7 +67,7 @@ static int64_t floats_before(const struct lora *l, int end) {
     for (int p = 0; p < end; p++)
         if (l->config.targets >> p & 1) {
             proj_shape(&l->model, (enum proj)p, &rows, &cols);
-            sum += l->config.rank * (rows + cols);
+            sum += l->config.rank * (rows + cols) + (l->config.dora ? rows : 0);
         }
     return sum;
 }
@@ -71,6 +80,22 @@ int64_t lora_offset_b(const struct lora *l, enum proj p) {
     int64_t rows, cols, a = lora_offset_a(l, p);
     proj_shape(&l->model, p, &rows, &cols);
     return a < 0 ? a : a + l->config.rank * cols;
+}
+
+int64_t lora_offset_m(const struct lora *l, enum proj p) {
+    int64_t rows, cols, b = lora_offset_b(l, p);
+    proj_shape(&l->model, p, &rows, &cols);
+    return b < 0 || !l->config.dora ? -1 : b + rows * l->config.rank;
+}
+
+int64_t lora_rows(const struct lora *l, enum proj p) {
+    int64_t sum = 0, rows, cols;
+    for (int i = 0; i < (int)p; i++)
+        if (l->config.targets >> i & 1) {
+            proj_shape(&l->model, (enum proj)i, &rows, &cols);
+            sum += rows;
+        }
+    return sum;
 }
 
 int lora_check(const struct lora_config *c, struct err *e) {
@@ -124,7 +149,16 @@ void lora_start(struct lora *l, uint64_t seed) {
         }
 }
 
+int64_t lora_whole_count(const struct lora *l, enum whole w) { return w == WHOLE_NORM ? l->model.D : l->model.V * l->model.D; }
+
+int lora_hold(struct lora *l, struct err *e) {
+    for (int w = 0; w < WHOLES; w++)
+        if (l->config.wholes >> w & 1 && !(l->whole[w] = sys_alloc_array((size_t)lora_whole_count(l, (enum whole)w), sizeof(float), "a module trained whole", e))) return -1;
+    return 0;
+}
+
 void lora_free(struct lora *l) {
+    for (int w = 0; w < WHOLES; w++) sys_free(l->whole[w]), l->whole[w] = NULL;
     sys_free(l->data);
     l->data = NULL;
 }

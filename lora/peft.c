@@ -34,7 +34,7 @@ static int in_list(const char *word, const char *const *list) {
 static int check_extras(const struct cJSON *config, const char *where, struct err *e) {
     static const char *const known[] = {
         "peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
-        "init_lora_weights", "rank_pattern", "alpha_pattern", "modules_to_save",
+        "use_dora", "init_lora_weights", "rank_pattern", "alpha_pattern", "modules_to_save",
         /* no effect once trained */
         "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version",
         "megatron_core", "layers_pattern", "loftq_config", "eva_config", "corda_config", "runtime_config",
@@ -42,8 +42,8 @@ static int check_extras(const struct cJSON *config, const char *where, struct er
     for (const struct cJSON *v = config->child; v; v = v->next)
         if (!in_list(v->string, known) && !is_off(v))
             return err_set(e, ERR_INPUT,
-                           "%s: \"%.60s\" is set, and this program would not apply it: only plain LoRA and "
-                           "rsLoRA adapters are supported",
+                           "%s: \"%.60s\" is set, and this program would not apply it: only plain LoRA, rsLoRA "
+                           "and DoRA adapters are supported",
                            where, v->string);
     return 0;
 }
@@ -157,7 +157,8 @@ int lora_parse_config(const char *text, size_t n, const char *where, struct lora
     if (json_int(j, "r", 1, INT32_MAX, &c->rank, where, e) < 0 ||
         json_num(j, "lora_alpha", &c->alpha, where, e) < 0 ||
         json_num(j, "lora_dropout", &c->dropout, where, e) < 0 ||
-        json_bool(j, "use_rslora", &c->rslora, where, e) < 0 || read_targets(j, &c->targets, where, e) ||
+        json_bool(j, "use_rslora", &c->rslora, where, e) < 0 ||
+        json_bool(j, "use_dora", &c->dora, where, e) < 0 || read_targets(j, &c->targets, where, e) ||
         check_start(j, where, e) || check_pattern(j, "rank_pattern", 1, 65536, where, e) ||
         check_pattern(j, "alpha_pattern", 0, 0x1p30, where, e) || check_saved(j, where, e) ||
         check_extras(j, where, e))
@@ -173,6 +174,15 @@ out:
 }
 
 /* In the order and form of PEFT 0.7 (sorted keys, two blanks), so that a folder can be compared with one of its own. */
+static void write_wholes(struct str *s, unsigned wholes) {
+    static const char *const name[WHOLES] = {"embed_tokens", "lm_head", "model.norm"}; /* "norm" would be the end of other names, too */
+    const char *comma = "";
+    if (!wholes) str_puts(s, "null");
+    for (int w = 0; w < WHOLES; w++)
+        if (wholes >> w & 1) str_printf(s, "%s\n    \"%s\"", *comma ? comma : "[", name[w]), comma = ",";
+    if (wholes) str_puts(s, "\n  ]");
+}
+
 static int write_config(const struct lora_config *c, const char *dir, const char *base_model, struct err *e) {
     char path[4096];
     struct str s = {0};
@@ -188,17 +198,18 @@ static int write_config(const struct lora_config *c, const char *dir, const char
     str_json_num(&s, c->alpha);
     str_puts(&s, ",\n  \"lora_dropout\": ");
     str_json_num(&s, c->dropout);
+    str_puts(&s, ",\n  \"megatron_config\": null,\n  \"megatron_core\": \"megatron.core\",\n  \"modules_to_save\": ");
+    write_wholes(&s, c->wholes);
     str_printf(&s,
-               ",\n  \"megatron_config\": null,\n  \"megatron_core\": \"megatron.core\",\n  "
-               "\"modules_to_save\": null,\n"
+               ",\n"
                "  \"peft_type\": \"LORA\",\n  \"r\": %lld,\n  \"rank_pattern\": {},\n  \"revision\": null,\n"
                "  \"target_modules\": [",
                (long long)c->rank);
     const char *comma = "";
     for (int p = 0; p < PROJ_COUNT; p++)
         if (c->targets >> p & 1) str_printf(&s, "%s\n    \"%s\"", comma, proj_name[p]), comma = ",";
-    str_printf(&s, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": false,\n  \"use_rslora\": %s\n}",
-               c->rslora ? "true" : "false");
+    str_printf(&s, "\n  ],\n  \"task_type\": \"CAUSAL_LM\",\n  \"use_dora\": %s,\n  \"use_rslora\": %s\n}",
+               c->dora ? "true" : "false", c->rslora ? "true" : "false");
     int r = path_join(path, sizeof path, dir, "adapter_config.json", e);
     if (!r && s.oom) r = err_set(e, ERR_RUN, "out of memory: %s", path);
     if (!r) r = file_write_all(path, s.p, s.n, e);
@@ -208,26 +219,34 @@ static int write_config(const struct lora_config *c, const char *dir, const char
 
 /* ---- tensors ---- */
 
+enum part { PART_A, PART_B, PART_M, PARTS };
 struct slot {
     int64_t layer;
     enum proj p;
-    int is_b;
+    enum part part;
 };
 
 static void slot_name(struct slot s, char name[NAME_MAX_BYTES]) {
-    snprintf(name, NAME_MAX_BYTES, "base_model.model.model.layers.%lld.%s.lora_%c.weight", (long long)s.layer,
-             proj_module[s.p], s.is_b ? 'B' : 'A');
+    static const char *const part[] = {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"};
+    snprintf(name, NAME_MAX_BYTES, "base_model.model.model.layers.%lld.%s.%s", (long long)s.layer, proj_module[s.p],
+             part[s.part]);
 }
 
-static void slot_shape(const struct lora *l, struct slot s, int64_t rank, int64_t shape[2]) {
+/* The parts that a matrix of this adapter has. */
+static int parts(const struct lora *l) { return l->config.dora ? PARTS : PART_M; }
+
+/* Returns the number of dimensions; shape[1] is 1 behind the last. */
+static int slot_shape(const struct lora *l, struct slot s, int64_t rank, int64_t shape[2]) {
     int64_t rows, cols;
     proj_shape(&l->model, s.p, &rows, &cols);
-    shape[0] = s.is_b ? rows : rank;
-    shape[1] = s.is_b ? rank : cols;
+    shape[0] = s.part == PART_A ? rank : rows;
+    shape[1] = s.part == PART_A ? cols : s.part == PART_B ? rank : 1;
+    return s.part == PART_M ? 1 : 2;
 }
 
 static float *slot_data(const struct lora *l, struct slot s) {
-    return l->data + s.layer * l->layer_floats + (s.is_b ? lora_offset_b(l, s.p) : lora_offset_a(l, s.p));
+    const int64_t at[] = {lora_offset_a(l, s.p), lora_offset_b(l, s.p), lora_offset_m(l, s.p)};
+    return l->data + s.layer * l->layer_floats + at[s.part];
 }
 
 /* The targets in the order of their module names, which is the order of tensors in PEFT's files. */
@@ -240,13 +259,24 @@ static int find_slot(const struct lora *l, const char *name, struct slot *s) {
     if (strncmp(name, prefix, sizeof prefix - 1)) return -1;
     s->layer = strtoll(name + sizeof prefix - 1, NULL, 10);
     if (s->layer < 0 || s->layer >= l->model.L) return -1;
-    for (int k = 0; k < 2 * PROJ_COUNT; k++) {
-        s->p = (enum proj)(k / 2), s->is_b = k & 1;
-        if (!(l->config.targets >> s->p & 1)) continue;
+    for (int k = 0; k < PARTS * PROJ_COUNT; k++) {
+        s->p = (enum proj)(k / PARTS), s->part = (enum part)(k % PARTS);
+        if (!(l->config.targets >> s->p & 1) || (int)s->part >= parts(l)) continue;
         slot_name(*s, canonical);
-        if (!strcmp(canonical, name)) return 0;
+        const char *behind = name + strlen(canonical);
+        if (text_starts(name, canonical) && (!*behind || (s->part == PART_M && !strcmp(behind, ".weight")))) return 0;
     }
     return -1;
+}
+
+/* The tensor of a slot, or NULL. The PEFT of some months wrote magnitudes with ".weight" behind their name. */
+static const struct ckpt_tensor *find_tensor(const struct lora_file *f, struct slot s) {
+    char name[NAME_MAX_BYTES + 8];
+    slot_name(s, name);
+    const struct ckpt_tensor *t = ckpt_find(f->c, name);
+    if (t || s.part != PART_M) return t;
+    strcat(name, ".weight");
+    return ckpt_find(f->c, name);
 }
 
 /* ---- reading ---- */
@@ -261,11 +291,12 @@ static float scale_of(const struct lora_file *f, int64_t layer, enum proj p) {
     return lora_scale(&c);
 }
 
-const struct ckpt_tensor *lora_file_saved(const struct lora_file *f, const char *name) {
+static const struct ckpt_tensor *find_saved(const struct ckpt *c, const char *name) {
     char full[2 * NAME_MAX_BYTES];
     snprintf(full, sizeof full, "base_model.model.%s", name);
-    return ckpt_find(f->c, full);
+    return ckpt_find(c, full);
 }
+const struct ckpt_tensor *lora_file_saved(const struct lora_file *f, const char *name) { return find_saved(f->c, name); }
 
 static int check_shape(const struct lora_file *f, const struct ckpt_tensor *t, int rank, const int64_t *shape,
                        struct err *e) {
@@ -281,10 +312,36 @@ static int check_shape(const struct lora_file *f, const struct ckpt_tensor *t, i
 static const struct {
     const char *module, *tensor;
     int rank;
-} wholes[] = {{"embed_tokens", "model.embed_tokens.weight", 2},
-              {"lm_head", "lm_head.weight", 2},
-              {"norm", "model.norm.weight", 1}};
-enum { WHOLES = sizeof wholes / sizeof *wholes };
+} wholes[WHOLES] = {{"embed_tokens", "model.embed_tokens.weight", 2},
+                    {"lm_head", "lm_head.weight", 2},
+                    {"norm", "model.norm.weight", 1}};
+
+const struct ckpt_tensor *lora_file_whole(const struct lora_file *f, enum whole w) { return find_saved(f->c, wholes[w].tensor); }
+
+static unsigned wholes_of(const struct ckpt *c) {
+    unsigned found = 0;
+    for (int w = 0; w < WHOLES; w++) found |= (unsigned)(find_saved(c, wholes[w].tensor) != NULL) << w;
+    return found;
+}
+
+static int no_config(const char *dir, struct err *e) {
+    return err_set(e, ERR_INPUT, "%s holds no adapter_config.json; give the folder that a LoRA run wrote, or one of its checkpoint-N", dir);
+}
+
+int lora_wholes(const char *dirs, unsigned *found, struct err *e) {
+    char dir[3000];
+    *found = 0;
+    while (lora_next(&dirs, dir, sizeof dir)) {
+        char path[4096];
+        if (path_join(path, sizeof path, dir, "adapter_config.json", e)) return -1;
+        if (!path_exists(path)) return no_config(dir, e);
+        struct ckpt *c = ckpt_open_adapter(dir, e);
+        if (!c) return -1;
+        *found |= wholes_of(c);
+        ckpt_close(c);
+    }
+    return 0;
+}
 
 static int check_wholes(struct lora_file *f, struct err *e) {
     const struct model_config *m = &f->shape.model;
@@ -301,8 +358,8 @@ static int check_wholes(struct lora_file *f, struct err *e) {
         if (t && check_shape(f, t, wholes[i].rank,
                              wholes[i].rank == 1 ? (int64_t[]){m->D} : (int64_t[]){m->V, m->D}, e))
             return -1;
-        f->saved += t != NULL;
     }
+    f->shape.config.wholes = wholes_of(f->c);
     return 0;
 }
 
@@ -329,15 +386,16 @@ static int check_tensors(struct lora_file *f, struct err *e) {
                            "%s: tensor %.200s has no place in this model (%lld layers) with the adapter's "
                            "target_modules",
                            ckpt_file(f->c, t), t->name, (long long)l->model.L);
-        slot_shape(l, s, rank_of(f, s.layer, s.p), shape);
-        if (check_shape(f, t, 2, shape, e)) return -1;
+        int rank = slot_shape(l, s, rank_of(f, s.layer, s.p), shape);
+        if (s.part == PART_M && t->rank == 2 && t->count == shape[0]) continue; /* (1,out), as the first PEFT with DoRA had it */
+        if (check_shape(f, t, rank, shape, e)) return -1;
     }
     for (s.layer = 0; s.layer < l->model.L; s.layer++)
-        for (int k = 0; k < 2 * PROJ_COUNT; k++) {
-            s.p = (enum proj)(k / 2), s.is_b = k & 1;
-            if (!(l->config.targets >> s.p & 1)) continue;
+        for (int k = 0; k < PARTS * PROJ_COUNT; k++) {
+            s.p = (enum proj)(k / PARTS), s.part = (enum part)(k % PARTS);
+            if (!(l->config.targets >> s.p & 1) || (int)s.part >= parts(l)) continue;
             slot_name(s, name);
-            if (!ckpt_find(f->c, name))
+            if (!find_tensor(f, s))
                 return err_set(e, ERR_INPUT,
                                "the adapter lacks the tensor %s, which its target_modules promise", name);
         }
@@ -350,7 +408,7 @@ static int read_config(const char *dir, const struct model_config *m, struct lor
     size_t n;
     if (path_join(path, sizeof path, dir, "adapter_config.json", e)) return -1;
     if (!path_exists(path))
-        return err_set(e, ERR_INPUT, "%s holds no adapter_config.json; give the folder that a LoRA run wrote, or one of its checkpoint-N", dir);
+        return no_config(dir, e);;
     if (file_read_all(path, CONFIG_MAX_BYTES, &text, &n, e)) return -1;
     int r =
         lora_parse_config(text, n, path, &f->own, e) || !(f->json = json_parse(text, n, path, e)) ? -1 : 0;
@@ -386,7 +444,7 @@ void lora_file_close(struct lora_file *f) {
 }
 
 int lora_file_adds(const struct lora_file *f, const char *dir, struct err *e) {
-    if (!f->saved) return 0;
+    if (!f->shape.config.wholes) return 0;
     return err_set(e, ERR_INPUT,
                    "%s holds not only additions but whole weights (modules_to_save: embedding, head or "
                    "norm); make a model of it "
@@ -395,10 +453,8 @@ int lora_file_adds(const struct lora_file *f, const char *dir, struct err *e) {
 }
 
 static int read_slot(const struct lora_file *f, struct slot s, float *x, struct err *e) {
-    char name[NAME_MAX_BYTES];
-    slot_name(s, name);
-    const struct ckpt_tensor *t = ckpt_find(f->c, name);
-    ASSERT(t, "tensor %s was checked", name);
+    const struct ckpt_tensor *t = find_tensor(f, s);
+    ASSERT(t, "part %d of layer %lld, %s was checked", (int)s.part, (long long)s.layer, proj_name[s.p]);
     if (ckpt_read_all(f->c, t, DT_F32, x, e)) return -1;
     for (int64_t k = 0; k < t->count; k++)
         if (!isfinite(x[k]))
@@ -407,9 +463,10 @@ static int read_slot(const struct lora_file *f, struct slot s, float *x, struct 
     return 0;
 }
 
-int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, struct err *e) {
+int lora_file_read(const struct lora_file *f, int64_t layer, enum proj p, float *a, float *b, float *m, struct err *e) {
     int64_t rows, cols, R = f->shape.config.rank, r = rank_of(f, layer, p);
-    if (read_slot(f, (struct slot){layer, p, 0}, a, e) || read_slot(f, (struct slot){layer, p, 1}, b, e))
+    if (read_slot(f, (struct slot){layer, p, PART_A}, a, e) || read_slot(f, (struct slot){layer, p, PART_B}, b, e) ||
+        (f->shape.config.dora && read_slot(f, (struct slot){layer, p, PART_M}, m, e)))
         return -1;
     if (!f->patterned) return 0;
     const float scale = scale_of(f, layer, p);
@@ -424,13 +481,13 @@ int lora_load(const char *dir, const struct model_config *m, struct lora *l, str
     struct lora_file f;
     *l = (struct lora){0};
     if (lora_file_open(dir, m, &f, e)) return -1;
-    int r = lora_file_adds(&f, dir, e) || lora_init(l, &f.shape.config, m, e) ? -1 : 0;
+    int r = lora_init(l, &f.shape.config, m, e);
     for (int64_t layer = 0; !r && layer < m->L; layer++)
         for (int p = 0; !r && p < PROJ_COUNT; p++)
             if (l->config.targets >> p & 1) {
                 float *data = l->data + layer * l->layer_floats;
                 r = stop_check("while an adapter was loaded", e) || lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p),
-                                   data + lora_offset_b(l, (enum proj)p), e) ? -1 : 0;
+                                   data + lora_offset_b(l, (enum proj)p), l->config.dora ? data + lora_offset_m(l, (enum proj)p) : NULL, e) ? -1 : 0;
             }
     lora_file_close(&f);
     if (r) lora_free(l);
@@ -447,25 +504,39 @@ static int by_decimal(const void *a, const void *b) {
     return strcmp(x, y);
 }
 
+/* Declares a whole weight, or writes it. */
+static int save_whole(const struct lora *l, enum whole w, struct ckpt_writer *to, int declare, struct err *e) {
+    char name[NAME_MAX_BYTES];
+    const int64_t shape[2] = {w == WHOLE_NORM ? l->model.D : l->model.V, l->model.D};
+    ASSERT(l->whole[w], "%s is not held", wholes[w].module);
+    snprintf(name, sizeof name, "base_model.model.%s", wholes[w].tensor);
+    return declare ? ckpt_declare(to, name, DT_F32, wholes[w].rank, shape, e) : ckpt_write(to, l->whole[w], lora_whole_count(l, w) * (int64_t)sizeof(float), e);
+}
+
 int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e) {
+    static const enum whole sorted[WHOLES] = {WHOLE_HEAD, WHOLE_EMBED, WHOLE_NORM}; /* by name: in front of all layers, between, behind */
     char name[NAME_MAX_BYTES];
     int64_t shape[2], *layer = NULL;
     struct ckpt_writer *w = NULL;
-    const int64_t L = l->model.L, slots = L * 2 * PROJ_COUNT;
+    const int64_t L = l->model.L, each = PARTS * PROJ_COUNT, slots = L * each;
     if (!(layer = sys_alloc_array((size_t)L, sizeof *layer, "layer order", e))) goto fail;
     for (int64_t i = 0; i < L; i++) layer[i] = i;
     qsort(layer, (size_t)L, sizeof *layer, by_decimal);
     if (!(w = ckpt_create(dir, "adapter_model", 0, e))) goto fail;
-    for (int pass = 0; pass < 2; pass++) /* declare all, then write all */
+    for (int pass = 0; pass < 2; pass++) { /* declare all, then write all */
+        for (int k = 0; k < 2; k++)
+            if (l->config.wholes >> sorted[k] & 1 && save_whole(l, sorted[k], w, !pass, e)) goto fail;
         for (int64_t i = 0; i < slots; i++) {
-            struct slot s = {layer[i / (2 * PROJ_COUNT)], by_name[i / 2 % PROJ_COUNT], (int)(i & 1)};
-            if (!(l->config.targets >> s.p & 1)) continue;
+            struct slot s = {layer[i / each], by_name[i / PARTS % PROJ_COUNT], (enum part)(i % PARTS)};
+            if (!(l->config.targets >> s.p & 1) || (int)s.part >= parts(l)) continue;
             slot_name(s, name);
-            slot_shape(l, s, l->config.rank, shape);
-            if (pass == 0 ? ckpt_declare(w, name, DT_F32, 2, shape, e)
+            int rank = slot_shape(l, s, l->config.rank, shape);
+            if (pass == 0 ? ckpt_declare(w, name, DT_F32, rank, shape, e)
                           : ckpt_write(w, slot_data(l, s), shape[0] * shape[1] * (int64_t)sizeof(float), e))
                 goto fail;
         }
+        if (l->config.wholes >> WHOLE_NORM & 1 && save_whole(l, WHOLE_NORM, w, !pass, e)) goto fail;
+    }
     sys_free(layer);
     return ckpt_commit(w, e) ? -1 : write_config(&l->config, dir, base_model, e);
 fail:

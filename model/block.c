@@ -139,6 +139,11 @@ void joints_make(struct backend *be, enum dtype act, const struct layer *w, cons
     }
 }
 
+void scales_make(struct backend *be, const struct layer *w, const struct adapter *lora) {
+    for (int p = 0; p < PROJ_COUNT; p++)
+        if (lora[p].m) op_dora(be, &(struct dora_args){.w = w->proj[p], .lora = lora[p]});
+}
+
 /* ---- the block ---- */
 
 /* The (N,R) matrix behind columns `first` of m, absent when its rows have no room. */
@@ -240,6 +245,18 @@ static void after_attention(const struct block *b, const struct window *w, struc
     linear(b, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {down}});
 }
 
+/* The gradient of a projection's magnitudes, if it has any, from its output. */
+static void magnitudes(const struct block *b, const struct window *w, enum proj p, struct mat y, struct mat dy) {
+    if (b->lora && b->lora[p].m) op_dora_bwd(b->be, &(struct dora_args){.w = b->w->proj[p], .lora = b->lora[p], .rows = &w->rows, .y = y, .dy = dy});
+}
+/* The same of a projection whose output was added to the residual: it is made again in `y`, which has room for more than that. */
+static void magnitudes_again(const struct block *b, const struct window *w, enum proj p, struct mat x, struct mat room, struct mat dy) {
+    if (!b->lora || !b->lora[p].m) return;
+    struct mat y = {room.data, w->rows.N, b->config->D, b->config->D, room.type};
+    op_linear(b->be, &(struct linear_args){.rows = &w->rows, .x = x, .n = 1, .joint = joint(b, p), .out = {out(b, w, p, y, none)}});
+    magnitudes(b, w, p, y, dy);
+}
+
 /* The windows of the rows; one that holds all of them if the caller names none. */
 static int windows(const struct block *b, struct window *all, const struct window **w) {
     *all = (struct window){.rows = *b->rows, .seam = -1};
@@ -282,11 +299,18 @@ static void back_to_attention(const struct block *b, const struct window *w, str
         op_gate(be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .y = m});
         linear(b, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {out(b, w, PROJ_DOWN, none, none)}});
     }
+    magnitudes_again(b, w, PROJ_DOWN, m, t->dm, dx); /* dm and what follows it are not in use yet: at least 2 D columns */
     op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {out(b, w, PROJ_DOWN, none, dx)}, .dx = dm});
+    magnitudes(b, w, PROJ_GATE, m, dm); /* g dg = m dm, for m = g silu(up) */
+    if (b->lora && b->lora[PROJ_UP].m) {
+        op_gate_bwd(be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .dy = dm, .du = m});
+        magnitudes(b, w, PROJ_UP, up, m);
+    }
     op_gate_bwd(be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .dy = dm, .dg = g, .du = up}); /* in place */
     op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = cc, .n = 2, .joint = joint(b, PROJ_GATE), .dx = dD,
                                             .out = {out(b, w, PROJ_GATE, none, g), out(b, w, PROJ_UP, none, up)}});
     norm_bwd(b, w, x1, dD, dx, b->w->norm2, s->r2, c->eps, b->grads ? b->grads->norm2 : NULL, 0);
+    magnitudes_again(b, w, PROJ_O, o, t->dD, dx);
     op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O), .out = {out(b, w, PROJ_O, none, dx)}, .dx = d_o});
 }
 
@@ -301,6 +325,13 @@ static void back_to_input(const struct block *b, const struct window *w, struct 
     struct mat a = of_window(s->a, w), u = of_window(s->u, w), z = of_window(s->s, w), f = of_window(s->b, w), dqk = of_chunk(t->dqk, w), dv = of_chunk(t->dv, w);
     struct mat dD = of_window(t->dD, w), ds = of_window(t->ds, w), du = of_window(t->du, w), after_s = none, after_u = none, a_before = none, u_before = none;
     op_rope(be, &(struct rope_args){.rows = &w->rows, .x = dqk, .K = b->config->K, .sign = -1});
+    if (b->lora && (b->lora[PROJ_Q].m || b->lora[PROJ_K].m)) { /* q and k as their projections made them */
+        struct mat qk = of_chunk(s->qk, w);
+        op_rope(be, &(struct rope_args){.rows = &w->rows, .x = qk, .K = b->config->K, .sign = -1});
+        magnitudes(b, w, PROJ_Q, mat_cols(qk, 0, D), mat_cols(dqk, 0, D));
+        magnitudes(b, w, PROJ_K, mat_cols(qk, D, D), mat_cols(dqk, D, D));
+    }
+    magnitudes(b, w, PROJ_V, of_chunk(s->v, w), dv);
     op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q), .dx = need_dx ? dD : none,
                                             .out = {out(b, w, PROJ_Q, none, mat_cols(dqk, 0, D)), out(b, w, PROJ_K, none, mat_cols(dqk, D, D))}});
     struct linear_args v = {.rows = &w->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, w, PROJ_V, none, dv)}};

@@ -52,6 +52,9 @@ struct joints { struct mat v, qk, o, gu, down; };
 size_t joints_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R);
 void joints_make(struct backend *be, enum dtype act, const struct layer *w, const struct adapter *lora, void *p, struct joints *j);
 
+/* The scales of a layer's magnitudes (backend.h, dora), for a visit of all chunks: lora[p].c = of all that have any. */
+void scales_make(struct backend *be, const struct layer *w, const struct adapter *lora);
+
 struct layer_grads { /* full fine-tuning: all fp32 += */
     struct mat proj[PROJ_COUNT], conv1[2], conv2[2];
     float *conv1_b, *conv2_b, *norm1, *norm_f, *norm2;

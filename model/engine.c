@@ -33,9 +33,14 @@ static struct backend_limits limits(const struct model *m, const struct engine_c
                                    .head_f32 = m->outer_format == W_F32 && m->info.activation == DT_BF16, .drops = c->drops, .joined = joins(m, c) || engine_stacked(m, c->lora)};
 }
 
-/* The engine's own block: saved, r, scratch, joints. The head has it to itself when it runs: slices of logits in saved, and behind
+/* Bytes of the scales of all magnitudes. */
+static size_t scales_bytes(const struct model *m, const struct lora *l) {
+    return l && l->config.dora ? align256((size_t)(m->config.L * lora_rows(l, PROJ_COUNT)) * 4) : 0;
+}
+
+/* The engine's own block: saved, r, scratch, joints, scales. The head has it to itself when it runs: slices of logits in saved, and behind
  * r y, dy, and the head's weights where they are fetched. counting: ids 0 1 2 .. for embeddings that were gathered. */
-struct parts { size_t saved, r, counting, scratch, joints, row, weights, block, stage; };
+struct parts { size_t saved, r, counting, scratch, joints, row, weights, scales, block, stage; };
 static struct parts parts(const struct model *m, const struct engine_config *c) {
     enum dtype act = m->info.activation;
     const struct model_config *k = &m->config;
@@ -52,6 +57,7 @@ static struct parts parts(const struct model *m, const struct engine_config *c) 
     const size_t layers = p.scratch + p.joints, head = (c->training ? 2 : 1) * p.row + p.weights, embedding = align256(p.stage);
     p.block = p.saved + p.r + p.counting + (layers > head ? layers : head);
     if (p.block < p.saved + p.r + p.counting + embedding) p.block = p.saved + p.r + p.counting + embedding;
+    p.scales = scales_bytes(m, c->lora), p.block += p.scales;
     return p;
 }
 
@@ -95,6 +101,7 @@ int engine_open(struct engine *g, struct model *m, const struct engine_config *c
     scratch_view(k, g->type, targets(c), rank(c), capacity(c), c->training, g->memory + layers, &g->scratch);
     g->r = (float *)(g->memory + p.saved), g->shared = g->memory + layers;
     g->joints = p.joints ? g->shared + p.scratch : NULL;
+    g->scales = p.scales ? (float *)(void *)(g->memory + p.block - p.scales) : NULL;
     if (p.stage && open_stage(g, &p, e)) goto fail;
     struct backend_limits l = limits(m, c);
     if (!m->be->reserve(m->be->self, &l, e)) return 0;
@@ -111,8 +118,9 @@ void engine_close(struct engine *g) {
     *g = (struct engine){0};
 }
 
-void engine_adapters(const struct engine *g, float *value, float *grad, struct adapter out[PROJ_COUNT]) {
+void engine_adapters(const struct engine *g, int64_t layer, float *value, float *grad, struct adapter out[PROJ_COUNT]) {
     const struct lora *l = g->c.lora;
+    float *c = g->scales ? g->scales + layer * lora_rows(l, PROJ_COUNT) : NULL;
     for (int p = 0; p < PROJ_COUNT; p++) {
         out[p] = (struct adapter){0};
         if (!l || !(l->config.targets >> p & 1)) continue;
@@ -120,6 +128,9 @@ void engine_adapters(const struct engine *g, float *value, float *grad, struct a
         proj_shape(&g->m->config, (enum proj)p, &rows, &cols);
         out[p] = (struct adapter){.A = {value + a, R, cols, cols, DT_F32}, .B = {value + b, rows, R, R, DT_F32}, .scale = lora_scale(&l->config)};
         if (grad) out[p].dA = (struct mat){grad + a, R, cols, cols, DT_F32}, out[p].dB = (struct mat){grad + b, rows, R, R, DT_F32};
+        if (!c) continue;
+        out[p].m = value + lora_offset_m(l, (enum proj)p), out[p].c = c + lora_rows(l, (enum proj)p);
+        if (grad) out[p].dm = grad + lora_offset_m(l, (enum proj)p);
     }
 }
 
@@ -206,7 +217,8 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         float *value = g->c.adapters ? pages_get(g->c.adapters, l, PAGE_READ) : NULL;
         const int brought = g->brings && g->brings(g->context, l + 1);
         if (g->c.adapters) pages_want(g->c.adapters, l + 1);
-        engine_adapters(g, value, NULL, lora);
+        engine_adapters(g, l, value, NULL, lora);
+        if (value) scales_make(g->be, &w, lora);
         struct joints j;
         const struct joints *joints = joints_of(g, &w, value ? lora : NULL, &j);
         for (int c = 0; c < b->n_chunks; c++) {
@@ -264,7 +276,7 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
     struct adapter lora[PROJ_COUNT];
     backend_range(g->be, "layer %lld backward", (long long)l);
     model_layer(m, l, weights, &w);
-    engine_adapters(g, value, grad, lora);
+    engine_adapters(g, l, value, grad, lora);
     struct joints j;
     const struct joints *joints = joints_of(g, &w, value ? lora : NULL, &j);
     for (int c = 0; c < b->n_chunks; c++) {

@@ -47,6 +47,7 @@ struct engine {
     void (*reach)(void *context, int64_t l); /* or NULL: told before the forward pass reads layer l (-1: the embedding) */
     int (*brings)(void *context, int64_t l); /* or NULL: whether reach will bring the page of layer l itself */
     void *context;
+    float *scales;             /* with DoRA: [L * lora_rows], made when forward visits a layer, read again by backward */
     char *kept;                /* [keep_layers * chunks] saved sets */
     size_t kept_bytes;
 };
@@ -59,7 +60,7 @@ int engine_open(struct engine *g, struct model *m, const struct engine_config *c
 void engine_close(struct engine *g);
 
 /* Adapters of layer l from its page; grad: page of gradients in the same layout, or NULL. */
-void engine_adapters(const struct engine *g, float *value, float *grad, struct adapter out[PROJ_COUNT]);
+void engine_adapters(const struct engine *g, int64_t l, float *value, float *grad, struct adapter out[PROJ_COUNT]);
 
 /* drop: p, seed, step; NULL = no dropout (evaluation). */
 void engine_forward(struct engine *g, const struct batch *b, const struct dropout *drop);

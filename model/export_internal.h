@@ -37,6 +37,7 @@ struct source { /* one tensor on its way in */
     int64_t cols;
     const struct lora_config *config[EXPORT_ADAPTERS]; /* of the adapters that change it */
     float *a[EXPORT_ADAPTERS], *b[EXPORT_ADAPTERS];
+    float *scales[EXPORT_ADAPTERS]; /* [rows] of one with magnitudes, else NULL */
     int adapters;
 };
 /* Checks that the tensor is there in its shape and adds its bytes to j->all_bytes. */

@@ -102,6 +102,25 @@ static int find_projection(const struct model_tensor *m, int64_t *layer, enum pr
     return -1;
 }
 
+static int read_wide(struct job *j, const struct source *s, int64_t first, int64_t count);
+static void apply(const struct job *j, const struct source *s, int adapters, int64_t first, int64_t count);
+
+/* The scales of adapter k from its magnitudes, by a pass over the matrix with the adapters before it applied. */
+static int make_scales(struct job *j, const struct model_tensor *m, struct source *s, int k, const float *magnitudes) {
+    const int64_t rows = m->shape[0];
+    double *squares = sys_alloc((size_t)rows * sizeof *squares, "row norms", j->e);
+    int rc = squares ? 0 : -1;
+    for (int64_t at = 0; !rc && at < m->count; at += EXPORT_PIECE) {
+        const int64_t n = m->count - at < EXPORT_PIECE ? m->count - at : EXPORT_PIECE;
+        if ((rc = read_wide(j, s, at, n))) break;
+        apply(j, s, k + 1, at, n); /* its own scales are not there yet: the bare sum */
+        lora_squares(s->cols, at, n, j->wide, squares);
+    }
+    if (!rc && (s->scales[k] = sys_alloc((size_t)rows * 4, "row scales", j->e))) lora_scales(rows, magnitudes, squares, s->scales[k]);
+    sys_free(squares);
+    return s->scales[k] ? 0 : -1;
+}
+
 static int open_adapters(struct job *j, const struct model_tensor *m, struct source *s) {
     int64_t layer;
     enum proj p;
@@ -114,8 +133,13 @@ static int open_adapters(struct job *j, const struct model_tensor *m, struct sou
         s->config[k] = c;
         s->a[k] = sys_alloc((size_t)(c->rank * m->shape[1]) * 4, "adapter of one matrix", j->e);
         s->b[k] = sys_alloc((size_t)(c->rank * m->shape[0]) * 4, "adapter of one matrix", j->e);
-        if (!s->a[k] || !s->b[k] || lora_file_read(&j->adapter[i], layer, p, s->a[k], s->b[k], j->e))
-            return -1;
+        float *magnitudes = c->dora ? sys_alloc((size_t)m->shape[0] * 4, "magnitudes", j->e) : NULL;
+        int rc = s->a[k] && s->b[k] && (magnitudes || !c->dora) && !lora_file_read(&j->adapter[i], layer, p, s->a[k], s->b[k], magnitudes, j->e) &&
+                         !(c->dora && make_scales(j, m, s, k, magnitudes))
+                     ? 0
+                     : -1;
+        sys_free(magnitudes);
+        if (rc) return -1;
     }
     return 0;
 }
@@ -132,7 +156,7 @@ int source_open(struct job *j, const struct model_tensor *m, struct source *s) {
 
 void source_close(struct source *s) {
     sys_free(s->scale);
-    for (int i = 0; i < s->adapters; i++) sys_free(s->a[i]), sys_free(s->b[i]);
+    for (int i = 0; i < s->adapters; i++) sys_free(s->a[i]), sys_free(s->b[i]), sys_free(s->scales[i]);
     *s = (struct source){0};
 }
 
@@ -219,19 +243,26 @@ static void read_ahead(struct job *j) {
     }
 }
 
+/* Elements of the tensor itself, in fp32. */
+static int read_wide(struct job *j, const struct source *s, int64_t first, int64_t count) {
+    if (!s->q.bits) return read_range(j, s->from, s->t, first, count, DT_F32, j->wide);
+    return s->q.bits == 4 ? decode_q4(j, s, first, count) : decode_int8(j, s, first, count);
+}
+
+/* The first so many adapters on elements in wide, one after the other. */
+static void apply(const struct job *j, const struct source *s, int adapters, int64_t first, int64_t count) {
+    for (int i = 0; i < adapters; i++) {
+        lora_merge(s->config[i], s->cols, s->a[i], s->b[i], first, count, j->wide);
+        if (s->scales[i]) lora_rescale(s->cols, s->scales[i], first, count, j->wide);
+    }
+}
+
 int source_read(struct job *j, const struct source *s, int64_t first, int64_t count) {
     const struct ckpt_tensor *t = s->t;
-    int rc;
+    const int as_is = !s->q.bits && !s->adapters && (j->type != DT_F16 || t->type == DT_F16);
     read_ahead(j);
-    if (s->q.bits)
-        rc = s->q.bits == 4 ? decode_q4(j, s, first, count) : decode_int8(j, s, first, count);
-    else if (!s->adapters && (j->type != DT_F16 || t->type == DT_F16))
-        rc = read_range(j, s->from, t, first, count, j->type, j->piece);
-    else
-        rc = read_range(j, s->from, t, first, count, DT_F32, j->wide);
-    if (rc) return -1;
-    for (int i = 0; i < s->adapters; i++)
-        lora_merge(s->config[i], s->cols, s->a[i], s->b[i], first, count, j->wide);
+    if (as_is ? read_range(j, s->from, t, first, count, j->type, j->piece) : read_wide(j, s, first, count)) return -1;
+    apply(j, s, s->adapters, first, count);
     if (s->q.bits || s->adapters || (j->type == DT_F16 && t->type != DT_F16)) {
         int64_t bad = round_piece(j, count);
         if (bad >= 0) return source_not_finite(j, s, first + bad);

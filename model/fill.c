@@ -149,7 +149,7 @@ static int outer(struct fill *f, struct err *e) {
     const struct model *m = f->m;
     if (m->config.tied && tied_head(f, e)) return -1;
     for (int i = 0; i < OT_COUNT; i++)
-        if (m->outer[i].bytes && plain(f, -1, m->outer[i].offset, ckpt_find(f->c, outer_names[i]), i == OT_NORM ? DT_F32 : of_format(m->outer_format), e)) return -1;
+        if (m->outer[i].bytes && plain(f, -1, m->outer[i].offset, ckpt_find(f->c, outer_names[i == OT_HEAD && m->untied ? (int)OT_EMBED : i]), i == OT_NORM ? DT_F32 : of_format(m->outer_format), e)) return -1;
     return 0;
 }
 

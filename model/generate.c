@@ -26,6 +26,8 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     size_t qk = align256((size_t)(capacity * 2 * c->D) * size), v = align256((size_t)(capacity * c->D) * size), row = align256((size_t)c->D * size);
     size_t layer = qk + v + 2 * row, x = align256((size_t)(g->rows * c->D) * size), saved = saved_bytes(c, act, targets, R, n);
     size_t scratch = scratch_bytes(c, act, targets, R, n, 0), total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
+    const size_t scales = lora && lora->config.dora ? align256((size_t)(c->L * lora_rows(lora, PROJ_COUNT)) * 4) : 0;
+    total += scales;
     g->layer = sys_alloc_array((size_t)c->L, sizeof *g->layer, "layer caches", e);
     g->logits = sys_alloc_array((size_t)c->V, sizeof *g->logits, "logits", e);
     g->raw = be->alloc(be->self, AT_HOST, (size_t)c->V * size);
@@ -47,6 +49,7 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     p += saved + scratch;
     g->x = (struct mat){p, g->rows, c->D, c->D, act}, g->y = (struct mat){p + x, g->rows, c->D, c->D, act};
     g->out = (struct mat){p + 2 * x, 1, c->V, c->V, act};
+    g->scales = scales ? (float *)(void *)((char *)g->memory + total - scales) : NULL;
     struct backend_limits lim = {.rows = g->rows, .sequence = capacity, .D = c->D, .F = c->F, .H = c->H, .K = c->K, .V = c->V, .R = R, .generates = 1};
     if (!be->reserve(be->self, &lim, e)) return 0;
     generator_close(g);
@@ -85,14 +88,15 @@ static void piece(struct generator *g, const int32_t *ids, int64_t n) {
     op_embed(g->be, &(struct embed_args){.rows = &rows, .ids = g->dev, .y = x, .skip = -1, .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
     pages_put(m->outer_page, 0, 0);
     struct engine_config ec = {.lora = g->lora};
-    struct engine view = {.c = ec, .m = m};
+    struct engine view = {.c = ec, .m = m, .scales = g->scales};
     for (int64_t l = 0; l < c->L && !stop_requested(); l++) { /* generator_feed then says so */
         struct layer w;
         struct adapter lora[PROJ_COUNT];
         model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
         float *value = g->adapters ? pages_get(g->adapters, l, PAGE_READ) : NULL;
         pages_want(m->layers, l + 1);
-        engine_adapters(&view, value, NULL, lora);
+        engine_adapters(&view, l, value, NULL, lora);
+        if (value && !g->scaled) scales_make(g->be, &w, lora);
         g->layer[l].past = g->past;
         block_forward(&(struct block){.be = g->be, .config = c, .rows = &rows, .w = &w, .lora = value ? lora : NULL, .cache = &g->layer[l], .s = &g->saved, .t = &g->scratch}, x, y);
         struct mat swap = x;
@@ -100,7 +104,7 @@ static void piece(struct generator *g, const int32_t *ids, int64_t n) {
         if (value) pages_put(g->adapters, l, 0);
         pages_put(m->layers, l, 0);
     }
-    g->past += n;
+    g->past += n, g->scaled |= !stop_requested();
     if (x.data != g->x.data) g->y.data = g->x.data, g->x.data = x.data;
 }
 

@@ -19,6 +19,8 @@ struct generator {
     int64_t document;             /* first key that new rows may see */
     struct layer_cache *layer;    /* [L] */
     void *memory;
+    float *scales;                /* with DoRA: [L * lora_rows], made by the first piece */
+    int scaled;
     struct saved saved;
     struct scratch scratch;
     struct mat x, y, out;         /* (rows, D), (rows, D), (1, V) */

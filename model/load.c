@@ -39,7 +39,9 @@ static void describe(struct model *m, const struct model_how *how, const struct 
     if (how->half) plain = W_BF16;
     enum weight_format proj = bits == 4 ? W_Q4 : bits == 8 ? W_INT8 : plain;
     layout_layer(g, proj, how->filter_4bit ? W_Q4 : plain, q->bits ? q->block : 64, q->bits ? q->nested : how->q_double, &m->lay);
-    m->outer_format = how->fp32 || (embed != DT_BF16 && !card && !how->half) ? W_F32 : W_BF16;
+    const int apart = (how->wholes & (1u << WHOLE_EMBED | 1u << WHOLE_HEAD)) != 0;
+    if (g->tied && apart) m->config.tied = 0, m->untied = 1;
+    m->outer_format = how->fp32 || apart || (embed != DT_BF16 && !card && !how->half) ? W_F32 : W_BF16;
     size_t size = (size_t)(g->V * g->D) * (m->outer_format == W_F32 ? 4 : 2), at = (size + 255) / 256 * 256;
     m->outer[OT_EMBED] = (struct tensor_place){0, size, g->V, g->D};
     m->outer[OT_HEAD] = (struct tensor_place){at, g->tied ? 0 : size, g->V, g->D};
@@ -118,7 +120,7 @@ static int inspect(struct model *m, const struct ckpt *c, const char *dir, const
     const struct ckpt_tensor *t = require(c, outer_names[OT_EMBED], dir, e);
     if (!t || shape_is(c, t, 2, (int64_t[]){g->V, g->D}, e)) return -1;
     describe(m, &held, &q0, plain, t->type);
-    if (!g->tied) {
+    if (!g->tied && !m->untied) {
         const struct ckpt_tensor *h = require(c, outer_names[OT_HEAD], dir, e);
         if (!h || shape_is(c, h, 2, (int64_t[]){g->V, g->D}, e)) return -1;
     }

@@ -51,6 +51,7 @@ struct model {
     struct tensor_place outer[OT_COUNT];
     enum weight_format outer_format; /* of embedding and head; the norm is fp32 */
     struct pages *outer_page;        /* one page */
+    int untied;                      /* the configuration ties the head to the embedding, an adapter has them apart */
     int trainable_weights;           /* they are trained themselves, or copies of what is */
 };
 
@@ -64,6 +65,7 @@ struct model_how { /* how a checkpoint is to be held */
     int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
     int64_t disk_layers;             /* of the others so many live in a file in page_dir */
     const char *page_dir;
+    unsigned wholes;                 /* an adapter holds these whole (enum whole): embedding and head are apart then, whatever the configuration says, and fp32 */
     int outer_on_host;               /* embedding, head and norm stay in host memory: the engine fetches what it needs */
 };
 /* Reads config.json and decides the formats without reading weights: enough for a plan. *c is the opened checkpoint. */
@@ -79,6 +81,8 @@ int model_load(struct model *m, const struct model_how *how, const struct ckpt *
 /* Adds adapters (a comma list of PEFT folders) to the loaded weights: in fp32, rounded once to the pages' type. Quantised
  * projections are refused. */
 int model_merge(struct model *m, const char *adapters, struct err *e);
+/* The whole weights of an adapter (a PEFT folder) in the place of the model's own, which was opened for them. */
+int model_wholes(struct model *m, const char *adapter, struct err *e);
 void model_free(struct model *m);
 void model_layer(const struct model *m, int64_t l, void *page, struct layer *out);
 struct weight model_embed(const struct model *m, void *outer);

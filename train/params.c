@@ -35,7 +35,7 @@ static struct param *add(struct params *q, int64_t group, const char *name, int6
 }
 
 static void describe_adapters(struct params *q) {
-    for (int64_t g = 0; g < q->groups; g++) {
+    for (int64_t g = 0; g < q->layers; g++) {
         q->first[g] = q->count;
         q->value_bytes[g] = (size_t)q->lora->layer_floats * 4;
         for (int p = 0; p < PROJ_COUNT; p++) {
@@ -46,7 +46,10 @@ static void describe_adapters(struct params *q) {
             snprintf(name, sizeof name, "layers.%lld.%s.lora_A", (long long)g, proj_module[p]);
             add(q, g, name, lora_offset_a(q->lora, (enum proj)p), R * cols, R * cols, 0, 1, q->how.bits8);
             snprintf(name, sizeof name, "layers.%lld.%s.lora_B", (long long)g, proj_module[p]);
-            add(q, g, name, lora_offset_b(q->lora, (enum proj)p), rows * R, rows * R, 0, 1, q->how.bits8);
+            add(q, g, name, lora_offset_b(q->lora, (enum proj)p), rows * R, rows * R, 0, 1, q->how.bits8)->fast = 1;
+            if (!q->lora->config.dora) continue;
+            snprintf(name, sizeof name, "layers.%lld.%s.lora_magnitude_vector", (long long)g, proj_module[p]);
+            add(q, g, name, lora_offset_m(q->lora, (enum proj)p), rows, rows, 0, 1, q->how.bits8)->fast = 1;
         }
     }
 }
@@ -102,6 +105,7 @@ static int64_t outer_groups(struct params *q, const struct model *m, unsigned ou
             const int64_t g = q->layers + groups - 1, k = n - at < piece ? n - at : piece;
             if (fresh) q->first[g] = q->count;
             add_weight(q, g, outer_names[i], -1, i, offset + at, at, k, n, i != OT_NORM, q->how.bits8 && i != OT_EMBED);
+            q->p[q->count - 1].fast = i == OT_NORM;
         }
     }
     return groups;
@@ -113,24 +117,26 @@ struct params_how params_all(const struct model *m, int bits8) {
 
 int params_describe(struct params *q, struct model *m, struct lora *lora, const struct params_how *how, struct err *e) {
     *q = (struct params){.be = m->be, .m = m, .lora = lora, .how = *how};
-    if (lora) q->how.first_layer = 0, q->how.layers = m->config.L, q->how.outer = 0;
+    if (lora) q->how.first_layer = 0, q->how.layers = m->config.L, q->how.outer = lora->config.wholes;
     q->layers = lora || how->tensors ? q->how.layers : 0;
-    q->groups = q->layers + (lora ? 0 : outer_groups(NULL, m, how->outer));
-    size_t most = (size_t)(q->groups * (lora ? 2 * PROJ_COUNT : LT_COUNT) + OT_COUNT), groups = (size_t)q->groups + 1;
+    q->groups = q->layers + outer_groups(NULL, m, q->how.outer);
+    size_t most = (size_t)(q->groups * (lora ? 3 * PROJ_COUNT : LT_COUNT) + OT_COUNT), groups = (size_t)q->groups + 1;
     q->p = sys_alloc_array(most, sizeof *q->p, "parameter table", e);
     q->first = sys_alloc_array(groups, sizeof *q->first, "parameter table", e);
     q->value_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
     q->state_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
     if (!q->p || !q->first || !q->value_bytes || !q->state_bytes) return params_close(q), -1;
     if (lora) describe_adapters(q);
-    else describe_layers(q), outer_groups(q, m, how->outer);
+    else describe_layers(q);
+    outer_groups(q, m, q->how.outer);
     q->first[q->groups] = q->count;
     return 0;
 }
 
 void params_loraplus(struct params *q, double ratio) {
     ASSERT(q->lora, "ratio %g without adapters", ratio);
-    for (int64_t i = 1; i < q->count; i += 2) q->p[i].lr_ratio = ratio; /* A and B in turn */
+    for (int64_t i = 0; i < q->count; i++)
+        if (q->p[i].fast) q->p[i].lr_ratio = ratio;
 }
 
 int64_t params_group(const struct params *q, int64_t layer) {
@@ -141,7 +147,7 @@ int64_t params_group(const struct params *q, int64_t layer) {
 int64_t params_lowest(const struct params *q, int *below) {
     const unsigned behind = (1u << LT_O | 1u << LT_GATE | 1u << LT_UP | 1u << LT_DOWN | 1u << LT_NORM2 | 1u << LT_Q | 1u << LT_K | 1u << LT_V); /* block_backward without dx reaches these */
     *below = 0;
-    if (q->lora) return 0;
+    if (q->lora) return *below = q->how.outer >> OT_EMBED & 1, 0;
     if (q->how.outer >> OT_EMBED & 1) return *below = 1, 0;
     if (!q->layers) return q->m->config.L;
     *below = (q->how.tensors & ~behind) != 0;
@@ -206,10 +212,25 @@ int params_open(struct params *q, const struct params_place *w, struct err *e) {
         if (params_by_host(q, w, g) && !(q->host = backend_cpu(e))) return -1;
     if (!(q->norms = backend_alloc(q->be, AT_HOST, (size_t)q->count * sizeof *q->norms, "gradient norms", e))) return -1;
     for (int64_t i = 0; i < q->count; i++) q->norms[i] = 0;
-    for (int64_t i = 0; q->lora && q->how.pure && i < q->groups * q->lora->layer_floats; i++) q->lora->data[i] = bf16_to_f32(f32_to_bf16(q->lora->data[i]));
-    for (int64_t g = 0; q->lora && g < q->groups; g++)
+    for (int64_t i = 0; q->lora && q->how.pure && i < q->layers * q->lora->layer_floats; i++) q->lora->data[i] = bf16_to_f32(f32_to_bf16(q->lora->data[i]));
+    for (int64_t g = 0; q->lora && g < q->layers; g++)
         if (pages_write(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     return clear_state(q, e);
+}
+
+void params_magnitudes(struct params *q) {
+    struct engine view = {.c = {.lora = q->lora}, .m = q->m};
+    for (int64_t l = 0; l < q->m->config.L; l++) {
+        struct layer w;
+        struct adapter lora[PROJ_COUNT];
+        float *value = pages_get(q->value, l, PAGE_READ_WRITE);
+        model_layer(q->m, l, pages_get(q->m->layers, l, PAGE_READ), &w);
+        pages_want(q->m->layers, l + 1);
+        engine_adapters(&view, l, value, NULL, lora);
+        for (int p = 0; p < PROJ_COUNT; p++)
+            if (lora[p].A.data) op_dora(q->be, &(struct dora_args){.w = w.proj[p], .lora = lora[p], .norm = value + lora_offset_m(q->lora, (enum proj)p)});
+        pages_put(q->m->layers, l, 0), pages_put(q->value, l, 1);
+    }
 }
 
 void params_close(struct params *q) {
@@ -225,7 +246,7 @@ void params_close(struct params *q) {
 /* Where a group's values, or the copies of them, live. */
 static struct pages *home(const struct params *q, int64_t group, int64_t *page) {
     *page = group;
-    if (q->lora) return q->value;
+    if (q->lora && group < q->layers) return q->value;
     *page = q->how.first_layer + group;
     if (group < q->layers) return q->m->layers;
     *page = 0;
@@ -357,8 +378,10 @@ int params_brings(const struct params *q, int64_t l) {
 
 int params_fetch(struct params *q, struct err *e) {
     params_settle(q);
-    for (int64_t g = 0; q->lora && g < q->groups; g++)
+    for (int64_t g = 0; q->lora && g < q->layers; g++)
         if (pages_read(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
+    for (int w = 0; q->lora && w < WHOLES; w++)
+        if (q->lora->config.wholes >> w & 1 && model_read_pages(q->m, -1, w, 0, lora_whole_count(q->lora, (enum whole)w), q->lora->whole[w], e)) return -1;
     return 0;
 }
 

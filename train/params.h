@@ -19,6 +19,7 @@ struct param {                  /* a tensor, or a piece of one: pieces follow ea
     int which;
     int64_t at, whole;          /* element of the tensor with which the piece begins; elements of the tensor */
     int decay;                  /* weight decay applies */
+    int fast;                   /* LoRA+ learns it faster: B, and what has one dimension */
     double lr_ratio;            /* of its learning rate to the run's */
     int small_state;            /* 8-bit state; otherwise fp32 */
     int half, has_master;       /* the value page holds bf16; it is a copy of the master */
@@ -56,9 +57,9 @@ struct params {
 };
 /* Everything that the model has. */
 struct params_how params_all(const struct model *m, int bits8);
-/* Shapes only; no pages yet. lora: adapters of which all is trained, or NULL. */
+/* Shapes only; no pages yet. lora: adapters of which all is trained, with the whole weights of its configuration, or NULL. */
 int params_describe(struct params *q, struct model *m, struct lora *lora, const struct params_how *how, struct err *e);
-/* The B matrices of adapters learn `ratio` times as fast as A.                            Hayou et al. 2024 (LoRA+) */
+/* The B matrices of adapters, and magnitudes, learn `ratio` times as fast as A.           Hayou et al. 2024 (LoRA+) */
 void params_loraplus(struct params *q, double ratio);
 /* Bytes that a step copies, and what for. update_*: of all those to and from the device, what an update moves, behind the next
  * forward pass; by_host: bytes that the processor reads and writes for its part. */
@@ -78,6 +79,8 @@ void params_close(struct params *q);
 int64_t params_group(const struct params *q, int64_t layer);
 /* Backward goes down to this layer; == L: to none. below: and through it, to the embedding or to what lies before its attention. */
 int64_t params_lowest(const struct params *q, int *below);
+/* DoRA at its start: the magnitudes become the norms of the model's rows, as its pages hold them. B is zero. */
+void params_magnitudes(struct params *q);
 
 /* Queues the squared norms of a layer's gradients, or of those of embedding, head and norm, into q->norms. */
 void params_norms(struct params *q, int64_t group, const float *grad);

@@ -304,8 +304,8 @@ static int adapter_shape(struct trainer *t, struct err *e) {
         if (lora_file_open(o->adapter_name_or_path, &t->model.config, &f, e)) return -1;
         c = f.shape.config;
         lora_file_close(&f);
-        if (o->lora.rank != c.rank || o->lora.targets != c.targets)
-            log_warn("the adapter's own rank %lld and targets are used, not those of the command line", (long long)c.rank);
+        if (o->lora.rank != c.rank || o->lora.targets != c.targets || o->lora.dora != c.dora || o->lora.wholes != c.wholes)
+            log_warn("the adapter's own rank %lld, targets, kind (%s) and whole modules are used, not those of the command line", (long long)c.rank, c.dora ? "DoRA" : "LoRA");
         c.dropout = o->lora.dropout;
     }
     return lora_shapes(&t->lora, &c, &t->model.config, e);
@@ -318,9 +318,9 @@ static int adapter_load(struct trainer *t, struct err *e) {
     if (o->adapter_name_or_path) {
         if (lora_load(o->adapter_name_or_path, &t->model.config, &t->lora, e)) return -1;
         t->lora.config.dropout = c.dropout;
-        return 0;
+        return lora_hold(&t->lora, e);
     }
-    if (lora_init(&t->lora, &c, &t->model.config, e)) return -1;
+    if (lora_init(&t->lora, &c, &t->model.config, e) || lora_hold(&t->lora, e)) return -1;
     lora_start(&t->lora, o->seed);
     return 0;
 }
@@ -344,14 +344,14 @@ static void describe_work(struct trainer *t, struct plan_request *r) {
     const struct model_config *k = &t->model.config;
     const struct params *p = &t->params;
     int below;
-    const int full = !setup_is_lora(t), packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8, head = full && p->how.outer & (1 << OT_EMBED | 1 << OT_HEAD);
+    const int full = !setup_is_lora(t), packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8, head = p->how.outer & (1 << OT_EMBED | 1 << OT_HEAD);
     const double D = (double)k->D, F = (double)k->F, L = (double)k->L, tokens = (double)t->max_rows, act = (double)dtype_bytes(t->model.info.activation);
-    const double weights = 6 * D * D + 3 * D * F, trained = (double)p->total, branch = full ? 0 : 2 * trained, attention = 2 * D * t->reach, V = L - (double)params_lowest(p, &below);
     double of_layers = 0; /* trained numbers */
-    for (int64_t i = 0; full && i < p->first[p->layers]; i++) of_layers += (double)p->p[i].n;
+    for (int64_t i = 0; i < p->first[p->layers]; i++) of_layers += (double)p->p[i].n;
+    const double weights = 6 * D * D + 3 * D * F, trained = (double)p->total, branch = full ? 0 : 2 * of_layers, attention = 2 * D * t->reach, V = L - (double)params_lowest(p, &below);
     r->forward = times((struct plan_work){L * 2 * weights + branch, L * attention, L * MOVED_FORWARD * D * act}, tokens);
     r->again = times((struct plan_work){V * 2 * (weights - D * F) + branch, V * attention, V * MOVED_AGAIN * D * act}, tokens);
-    r->backward = times((struct plan_work){V * 2 * weights + 2 * of_layers + 2 * branch, V * 2.5 * attention, V * MOVED_BACKWARD * D * act}, tokens);
+    r->backward = times((struct plan_work){V * 2 * weights + 2 * (full ? of_layers : branch), V * 2.5 * attention, V * MOVED_BACKWARD * D * act}, tokens);
     r->rest = times((struct plan_work){2 * (double)(k->V * k->D) * (2 + (head != 0)), 0, 4 * (double)k->V * act}, tokens * t->labelled);
     r->rest.bytes += MOVED_UPDATE * trained;
     r->visited = (int64_t)V > 0 ? (int64_t)V : 1;
@@ -372,7 +372,7 @@ static int request(struct trainer *t, struct err *e) {
     const struct backend_info *info = &t->model.info;
     const struct model_config *k = &t->model.config;
     const int full = !setup_is_lora(t), pages = !info->unified || o->vram_bytes, joins = info->joins && !engine_stacked(&t->model, full ? NULL : &t->lora);
-    const unsigned may = PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (full && t->params.how.outer ? 0u : PLAN_OUTER) | (o->paged || full ? PLAN_STATE : 0u);
+    const unsigned may = PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (t->params.how.outer ? 0u : PLAN_OUTER) | (o->paged || full ? PLAN_STATE : 0u);
     /* So many bytes a row takes at the very most: in sums of them nothing may overflow. */
     const double row = 64.0 * (double)(k->L + 1) * (double)(k->D + k->F + k->H + (full ? 0 : t->lora.config.rank));
     if ((double)t->max_rows * row > 4e18)
@@ -451,6 +451,8 @@ static int describe_model(struct trainer *t, const struct model_config *config, 
     struct backend_info info;
     t->be->info(t->be->self, &info);
     if (!setup_is_lora(t)) t->how.half = o->pure_bf16 || t->copies || info.activation == DT_BF16, t->how.fp32 = !t->how.half;
+    t->how.wholes = setup_is_lora(t) ? o->lora.wholes : 0;
+    if (setup_is_lora(t) && o->adapter_name_or_path && lora_wholes(o->adapter_name_or_path, &t->how.wholes, e)) return -1;
     if (config) return model_sketch(&t->model, t->be, config, &t->how), 0;
     if (model_open(&t->model, t->be, o->model_name_or_path, &t->how, &c, e)) return -1;
     struct ckpt_quant q = {0};
@@ -503,6 +505,7 @@ int setup_memory(struct trainer *t, struct err *e) {
     struct ckpt *c = ckpt_open(t->o->model_name_or_path, e);
     struct model_file file = {.m = &t->model, .c = c};
     int r = c ? model_load(&t->model, &t->how, c, e) : -1;
+    if (!r && t->how.wholes && t->o->adapter_name_or_path) r = model_wholes(&t->model, t->o->adapter_name_or_path, e);
     if (!r && t->o->merged_adapters) r = model_merge(&t->model, t->o->merged_adapters, e);
     if (!r) r = setup_run(t, model_read_file, &file, e);
     ckpt_close(c);
@@ -518,6 +521,7 @@ int setup_run(struct trainer *t, model_reader *read, void *context, struct err *
     g.adapters = t->params.value;
     if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, g.rows, g.window, t->max_rows, t->max_seqs, e)) return -1;
     t->engine.reach = reach, t->engine.brings = brings, t->engine.context = &t->params;
+    if (setup_is_lora(t) && t->lora.config.dora && !t->o->adapter_name_or_path) params_magnitudes(&t->params);
     char a[32], b[32];
     int64_t all = model_numbers(&t->model.config) + (setup_is_lora(t) ? t->params.total : 0);
     log_info("trainable params: %s || all params: %s || trainable%%: %.4f", text_thousands(a, t->params.total), text_thousands(b, all), 100.0 * (double)t->params.total / (double)all);

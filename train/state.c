@@ -145,11 +145,12 @@ int state_load_weights(struct trainer *t, const char *dir, struct err *e) {
     struct lora saved = {0};
     if (lora_load(dir, &t->model.config, &saved, e)) return -1;
     int r = 0;
-    if (saved.layer_floats != t->lora.layer_floats || saved.config.targets != t->lora.config.targets || saved.config.rank != t->lora.config.rank)
-        r = err_set(e, ERR_INPUT, "%s holds an adapter of rank %lld, this run has rank %lld or other targets; resume with the flags of that run", dir,
+    if (saved.layer_floats != t->lora.layer_floats || saved.config.targets != t->lora.config.targets || saved.config.rank != t->lora.config.rank || saved.config.dora != t->lora.config.dora || saved.config.wholes != t->lora.config.wholes)
+        r = err_set(e, ERR_INPUT, "%s holds an adapter of rank %lld, this run has rank %lld, other targets or another kind; resume with the flags of that run", dir,
                     (long long)saved.config.rank, (long long)t->lora.config.rank);
-    for (int64_t g = 0; !r && g < t->params.groups; g++)
+    for (int64_t g = 0; !r && g < t->params.layers; g++)
         r = pages_write(t->params.value, g, 0, saved.data + g * saved.layer_floats, (size_t)saved.layer_floats * 4, e);
+    if (!r && saved.config.wholes) r = model_wholes(&t->model, dir, e);
     lora_free(&saved);
     return r;
 }

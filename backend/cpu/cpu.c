@@ -112,7 +112,7 @@ static const struct backend table = {
     .zero = cpu_zero, .mark = cpu_mark, .wait = cpu_wait, .wait_host = cpu_wait_host, .sync = cpu_sync,
     .workspace = cpu_workspace, .reserve = cpu_reserve, .close = cpu_close,
     .embed = cpu_embed, .embed_bwd = cpu_embed_bwd, .norm = cpu_norm, .norm_bwd = cpu_norm_bwd,
-    .linear = cpu_linear, .linear_bwd = cpu_linear_bwd, .filter = cpu_filter, .filter_bwd = cpu_filter_bwd,
+    .linear = cpu_linear, .linear_bwd = cpu_linear_bwd, .dora = cpu_dora, .dora_bwd = cpu_dora_bwd, .filter = cpu_filter, .filter_bwd = cpu_filter_bwd,
     .rope = cpu_rope, .attend = cpu_attend, .attend_bwd = cpu_attend_bwd, .gate = cpu_gate, .gate_bwd = cpu_gate_bwd,
     .loss = cpu_loss, .adam = cpu_adam, .sqsum = cpu_sqsum, .noise = cpu_noise,
 };

@@ -30,6 +30,7 @@ struct view {
     int shift;                  /* -1, +1: row i is row i + shift of its sequence; outside it `edge`, or zeros if NULL */
     const float *edge;
     const struct rows *rows; /* needed with drop and shift */
+    const float *by_row, *by_col; /* rows times by_row[i], columns times by_col[j], or NULL */
 };
 
 /* c (M,N) = [add] + [bias] + [c if accumulate] + Σ_terms alpha a bᵀ, each term summed over its own K.
@@ -95,6 +96,9 @@ const float *cpu_vector(const struct cpu *c, const void *x, enum dtype type, int
 void cpu_sum_rows(const struct cpu *c, const struct rows *r, const float *scale, struct mat x, struct mat y, float *sum);
 
 /* gemm.c */
+/* Elements first .. first+n-1 (n <= BLOCK_K) of a weight in fp32, as products see them: rounded to bf16 if it is quantised. In
+ * place, or made in tmp[n]. */
+const float *weight_decode(const struct cpu_kernels *k, const struct weight *w, int64_t first, int64_t n, float *tmp);
 size_t product_scratch_bytes(void); /* of each thread, beside the shared `left` */
 void product_run(const struct cpu *c, const struct product *p);
 /* Packs rows r0 .. r0+n-1, columns k0 .. k0+kc-1 of v (by_k: columns r0.., rows k0..) into panels of the left or right
@@ -109,6 +113,8 @@ size_t attend_scratch_bytes(const struct cpu_kernels *k, int64_t K);
 /* The ops, by file. */
 void cpu_linear(void *self, const struct linear_args *a);
 void cpu_linear_bwd(void *self, const struct linear_args *a);
+void cpu_dora(void *self, const struct dora_args *a);
+void cpu_dora_bwd(void *self, const struct dora_args *a);
 void cpu_filter(void *self, const struct filter_args *a);
 void cpu_filter_bwd(void *self, const struct filter_args *a);
 void cpu_embed(void *self, const struct embed_args *a);

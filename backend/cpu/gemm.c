@@ -10,8 +10,7 @@
 
 static const float zeros[BLOCK_K];
 
-/* Elements first .. first+n-1 of a weight in fp32, as the product sees them: rounded to bf16 if it is quantised. */
-static const float *decode(const struct cpu_kernels *k, const struct weight *w, int64_t first, int64_t n, float *tmp) {
+const float *weight_decode(const struct cpu_kernels *k, const struct weight *w, int64_t first, int64_t n, float *tmp) {
     uint16_t half[BLOCK_K];
     const uint16_t *from = half;
     switch (w->format) {
@@ -24,10 +23,10 @@ static const float *decode(const struct cpu_kernels *k, const struct weight *w, 
     return tmp;
 }
 
-/* Columns c0 .. c0+n-1 of row i of v: in place, or made in tmp[n]. */
-static const float *view_row(const struct cpu_kernels *k, const struct view *v, int64_t i, int64_t c0, int64_t n,
-                             float *tmp) {
-    if (v->w) return decode(k, v->w, i * v->w->cols + c0, n, tmp);
+/* Columns c0 .. c0+n-1 of row i of v, unscaled: in place, or made in tmp[n]. */
+static const float *stored_row(const struct cpu_kernels *k, const struct view *v, int64_t i, int64_t c0, int64_t n,
+                               float *tmp) {
+    if (v->w) return weight_decode(k, v->w, i * v->w->cols + c0, n, tmp);
     if (v->shift) {
         const int32_t *offset = v->rows->offset;
         int64_t j = i + v->shift;
@@ -42,6 +41,15 @@ static const float *view_row(const struct cpu_kernels *k, const struct view *v, 
     const float *x = v->p + i * v->ld + c0;
     if (!v->drop) return x;
     k->drop(v->drop, (uint32_t)(v->rows->token0 + i), c0, x, tmp, 0, n);
+    return tmp;
+}
+
+static const float *view_row(const struct cpu_kernels *k, const struct view *v, int64_t i, int64_t c0, int64_t n,
+                             float *tmp) {
+    const float *x = stored_row(k, v, i, c0, n, tmp);
+    if (!v->by_row && !v->by_col) return x;
+    const float all = v->by_row ? v->by_row[i] : 1;
+    for (int64_t j = 0; j < n; j++) tmp[j] = x[j] * (v->by_col ? v->by_col[c0 + j] : all);
     return tmp;
 }
 

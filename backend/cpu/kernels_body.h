@@ -246,7 +246,7 @@ static void gate_bwd(const float *g, const float *u, const float *dy, float *dg,
             tu[j] = dy[i + j] * g[i + j] * (s * (1.f + u[i + j] * (1.f - s)));
         }
         if (y) memcpy(y + i, ty, (size_t)m * sizeof *y);
-        memcpy(dg + i, tg, (size_t)m * sizeof *dg);
+        if (dg) memcpy(dg + i, tg, (size_t)m * sizeof *dg);
         memcpy(du + i, tu, (size_t)m * sizeof *du);
     }
 }

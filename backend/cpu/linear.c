@@ -1,10 +1,19 @@
 /* backend/cpu/linear.c - linear maps and the localized filter: every product with a weight, as terms of product_run.
  *
- * The low-rank branch is a second term of the same product, x (the kept drop(x) Aᵀ) times Bᵀ: y is written once.
+ * The low-rank branch is a second term of the same product, x (the kept drop(x) Aᵀ) times Bᵀ: y is written once. The magnitudes of
+ * DoRA scale rows of W and B on their way into the product.
  */
 #include "backend/cpu/cpu_internal.h"
 
 static int has_lora(const struct linear_out *o) { return o->lora.A.data != NULL; }
+/* W and B of an output, their rows scaled by the magnitudes if it has any. */
+static const float *scales(const struct linear_out *o) { return has_lora(o) && o->lora.m ? o->lora.c : NULL; }
+static struct view weight_of(const struct linear_out *o) { return (struct view){.w = &o->w, .by_row = scales(o)}; }
+static struct view up_of(const struct linear_out *o) {
+    struct view B = view_of(&o->lora.B);
+    B.by_row = scales(o);
+    return B;
+}
 static const struct dropout *dropout_of(const struct linear_out *o) { return o->drop.p > 0 ? &o->drop : NULL; }
 
 void cpu_linear(void *self, const struct linear_args *a) {
@@ -23,9 +32,9 @@ void cpu_linear(void *self, const struct linear_args *a) {
         if (!o->y.data) continue;
         struct product p = {.M = N, .N = o->w.rows, .c = mat_f32(&o->y), .ldc = o->y.ld, .n_terms = 1,
                             .add = o->add.data ? mat_f32(&o->add) : NULL, .ld_add = o->add.ld,
-                            .term = {{.a = x, .b = {.w = &o->w}, .K = a->x.cols, .alpha = 1}}};
+                            .term = {{.a = x, .b = weight_of(o), .K = a->x.cols, .alpha = 1}}};
         if (has_lora(o))
-            p.term[p.n_terms++] = (struct term){.a = view_of(&o->xa), .b = view_of(&o->lora.B),
+            p.term[p.n_terms++] = (struct term){.a = view_of(&o->xa), .b = up_of(o),
                                                 .K = o->lora.B.cols, .alpha = o->lora.scale};
         product_run(cpu, &p);
     }
@@ -65,7 +74,7 @@ void cpu_linear_bwd(void *self, const struct linear_args *a) {
     for (int i = 0; i < a->n; i++) {
         const struct linear_out *o = &a->out[i];
         struct view dy = view_of(&o->dy), x = view_of(&a->x);
-        dx.term[dx.n_terms++] = (struct term){.a = dy, .b = {.w = &o->w}, .b_by_k = 1, .K = o->w.rows, .alpha = 1};
+        dx.term[dx.n_terms++] = (struct term){.a = dy, .b = weight_of(o), .b_by_k = 1, .K = o->w.rows, .alpha = 1};
         if (o->dW.data) weight_gradient(cpu, a->rows, dy, x, 1, &o->dW);
         if (!has_lora(o) || (!a->dx.data && !o->lora.dA.data && !o->lora.dB.data)) continue;
         const struct adapter *l = &o->lora;
@@ -74,7 +83,8 @@ void cpu_linear_bwd(void *self, const struct linear_args *a) {
         dyB[i] = (struct view){.p = cpu->rank + i * cpu->limits.R, .ld = ld_rank};
         product_run(cpu, &(struct product){
             .M = o->dy.rows, .N = l->B.cols, .c = cpu->rank + i * cpu->limits.R, .ldc = ld_rank, .n_terms = 1,
-            .term = {{.a = dy, .b = view_of(&l->B), .b_by_k = 1, .K = l->B.rows, .alpha = 1}}});
+            .term = {{.a = dy, .b = up_of(o), .b_by_k = 1, .K = l->B.rows, .alpha = 1}}});
+        dy.by_col = scales(o);
         if (l->dB.data) weight_gradient(cpu, a->rows, dy, view_of(&o->xa), l->scale, &l->dB);
         x.drop = dropout_of(o), x.rows = a->rows;
         if (l->dA.data) weight_gradient(cpu, a->rows, dyB[i], x, l->scale, &l->dA);

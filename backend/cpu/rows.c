@@ -107,6 +107,6 @@ void cpu_gate_bwd(void *self, const struct gate_args *a) {
 #pragma omp parallel for num_threads(cpu_threads(c, a->g.rows * a->g.cols))
     for (int64_t t = 0; t < a->g.rows; t++)
         c->k->gate_bwd(mat_f32(&a->g) + t * a->g.ld, mat_f32(&a->u) + t * a->u.ld, mat_f32(&a->dy) + t * a->dy.ld,
-                       mat_f32(&a->dg) + t * a->dg.ld, mat_f32(&a->du) + t * a->du.ld,
+                       a->dg.data ? mat_f32(&a->dg) + t * a->dg.ld : NULL, mat_f32(&a->du) + t * a->du.ld,
                        a->y.data ? mat_f32(&a->y) + t * a->y.ld : NULL, a->g.cols);
 }

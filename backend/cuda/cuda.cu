@@ -253,7 +253,7 @@ extern "C" __attribute__((visibility("default"))) struct backend *qlora_backend(
     struct backend t = {};
     t.version = BACKEND_VERSION, t.self = c, t.info = info, t.alloc = alloc, t.release = release, t.put = put, t.get = get, t.copy = copy, t.zero = zero;
     t.mark = mark, t.wait = wait, t.wait_host = wait_host, t.sync = sync, t.workspace = workspace, t.reserve = reserve, t.close = close_cuda, t.range = range;
-    t.embed = cuda_embed, t.embed_bwd = cuda_embed_bwd, t.norm = cuda_norm, t.norm_bwd = cuda_norm_bwd, t.linear = cuda_linear, t.linear_bwd = cuda_linear_bwd;
+    t.embed = cuda_embed, t.embed_bwd = cuda_embed_bwd, t.norm = cuda_norm, t.norm_bwd = cuda_norm_bwd, t.linear = cuda_linear, t.linear_bwd = cuda_linear_bwd, t.dora = cuda_dora, t.dora_bwd = cuda_dora_bwd;
     t.join = cuda_join, t.filter = cuda_filter, t.filter_bwd = cuda_filter_bwd, t.rope = cuda_rope, t.attend = cuda_attend, t.attend_bwd = cuda_attend_bwd;
     t.gate = cuda_gate, t.gate_bwd = cuda_gate_bwd, t.loss = cuda_loss, t.adam = cuda_adam, t.sqsum = cuda_sqsum, t.noise = cuda_noise;
     c->table = t;

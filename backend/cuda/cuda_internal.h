@@ -103,6 +103,8 @@ const bf16 *cuda_unpack(struct cuda *c, const struct weight *w, bf16 *dst);
 /* w in bf16 at dst + row * ld, whatever its format; columns beyond w.cols stay. C and shown by the plugin, so that tests see
  * strides that no op shows alone. */
 extern "C" __attribute__((visibility("default"))) void cuda_unpack_to(struct cuda *c, const struct weight *w, bf16 *dst, int64_t ld);
+/* x[r][j] = bf16(c[r] x[r][j]) for rows x cols; ld % 8 == 0. */
+void cuda_scale_rows(struct cuda *c, bf16 *x, int64_t ld, int64_t rows, int64_t cols, const float *by_row);
 void cuda_to_bf16(struct cuda *c, bf16 *dst, const float *src, int64_t n);
 
 /* Starts of a launch's sequences, in its parameters: sequence i is rows at[i] .. at[i+1]-1. */
@@ -115,9 +117,9 @@ static inline struct seq_list seq_list_of(const struct rows *r, int first) {
     return s;
 }
 
-/* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, or transposed out(R,rows). left (N,rows), right (N,R); all operands must fit. */
+/* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, rows by_row times, or transposed out(R,rows). left (N,rows), right (N,R); all operands must fit. */
 enum { TALL_JOBS = 4, TALL_TILES = (1 << 16) - 1 };
-struct tall_job { const bf16 *left, *right; int64_t ld_left, ld_right; float *out; int64_t ld_out; int rows, R, transposed; float scale; };
+struct tall_job { const bf16 *left, *right; int64_t ld_left, ld_right; float *out; int64_t ld_out; int rows, R, transposed; float scale; const float *by_row; }; /* by_row: [rows] factors, or NULL */
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols); /* 16-byte rows */
 void cuda_tall(struct cuda *c, const struct rows *r, const struct tall_job *job, int n);
 
@@ -145,6 +147,8 @@ void cuda_norm_bwd(void *self, const struct norm_args *a);
 void cuda_linear(void *self, const struct linear_args *a);
 void cuda_linear_bwd(void *self, const struct linear_args *a);
 void cuda_join(void *self, const struct join_args *a);
+void cuda_dora(void *self, const struct dora_args *a);
+void cuda_dora_bwd(void *self, const struct dora_args *a);
 void cuda_filter(void *self, const struct filter_args *a);
 void cuda_filter_bwd(void *self, const struct filter_args *a);
 void cuda_rope(void *self, const struct rope_args *a);

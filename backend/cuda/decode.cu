@@ -24,7 +24,7 @@ struct output {
     struct term term[TERMS];
     bf16 *y;
     const bf16 *add, *bias16, *xa;
-    const float *bias32, *B; /* B NULL: no adapter */
+    const float *bias32, *B, *by_row; /* B NULL: no adapter; by_row NULL: no magnitudes */
     int64_t ldy, ld_add, ld_xa, ldb;
     int rows, R;
     float scale;
@@ -175,6 +175,7 @@ template <int F> __global__ static void __launch_bounds__(32 * RESIDENT) few_row
     float y = 0;
     for (int w = 0; w < warps; w++) y += part[w][threadIdx.x];
     if (o.B) y += o.scale * low[threadIdx.x];
+    if (o.by_row) y *= o.by_row[row];
     if (o.bias32) y += o.bias32[row];
     if (o.bias16) y += __bfloat162float(o.bias16[row]);
     if (o.add) y += __bfloat162float(o.add[n * o.ld_add + row]);
@@ -288,6 +289,7 @@ int cuda_decode_linear(struct cuda *c, const struct linear_args *a) {
         o->y = (bf16 *)from->y.data, o->ldy = from->y.ld, o->add = (const bf16 *)from->add.data, o->ld_add = from->add.ld;
         if (!from->lora.A.data) continue;
         o->B = (const float *)from->lora.B.data, o->ldb = from->lora.B.ld, o->R = (int)from->lora.B.cols, o->scale = from->lora.scale;
+        o->by_row = from->lora.m ? from->lora.c : NULL;
         o->xa = (const bf16 *)from->xa.data, o->ld_xa = from->xa.ld;
     }
     launch(c, j, a->n, f);

@@ -3,7 +3,7 @@
  * A linear works on its joint operand [W sB; A 0] in bf16, which the caller made once for a layer's visit (join) or which is
  * made here for one call. Outputs that share x (q|k, gate|up) are one product, and where xa lies behind x and dxa behind dy the
  * adapter is R more columns of K: 3 % more arithmetic at rank 64 instead of reading and writing y again. Otherwise (dropout,
- * odd ranks) the branch is a product of its own.
+ * odd ranks) the branch is a product of its own. Magnitudes (DoRA) have scaled the rows of W and sB in there.
  *
  * Gradients of A, B and W are sums over tokens: one product per sequence, added in order, so that they do not depend on how
  * sequences are grouped into chunks. */
@@ -130,18 +130,24 @@ static void backward(struct cuda *c, const bf16 *dy, int64_t ldy, const bf16 *w,
     cuda_gemm(c, &g);
 }
 
-/* sum[i] += Σ_s part[s][i] in order of s */
-__global__ static void add_parts(float *sum, int64_t ld, int64_t cols, const float *part, int64_t n, int parts) {
+/* sum[i] += Σ_s part[s][i] in order of s, row by row by_row times that if given */
+__global__ static void add_parts(float *sum, int64_t ld, int64_t cols, const float *part, int64_t n, int parts, const float *by_row) {
     for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += (int64_t)gridDim.x * THREADS) {
-        float *to = &sum[i / cols * ld + i % cols], s = *to;
-        for (int k = 0; k < parts; k++) s += part[k * n + i];
+        float *to = &sum[i / cols * ld + i % cols], s = *to, by = by_row ? by_row[i / cols] : 1.f;
+        for (int k = 0; k < parts; k++) s += by * part[k * n + i];
         *to = s;
     }
 }
 
+static void add_up(struct cuda *c, const struct mat *dW, int parts, const float *by_row) {
+    const int64_t n = dW->rows * dW->cols, blocks = ceil_div(n, THREADS);
+    add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>((float *)dW->data, dW->ld, dW->cols, c->partial, n, parts, by_row);
+    CUDA_LAUNCHED(c);
+}
+
 /* dW(rows,cols) += alpha Σ_t a[t]ᵀ b[t]. Sequence by sequence: one batched product when all are of one length and the parts fit
- * the workspace, else one after the other. */
-static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *dW, float alpha) {
+ * the workspace, else one after the other. by_row: see add_parts. */
+static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *dW, float alpha, const float *by_row) {
     struct gemm g = {};
     int64_t n = dW->rows * dW->cols, length = r->seq_start[1], fit = (int64_t)c->partial_elements / n;
     g.lda = ld_left, g.ta = 1, g.ldb = ld_right, g.m = dW->rows, g.n = dW->cols, g.alpha = alpha, g.c_f32 = 1;
@@ -151,31 +157,32 @@ static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *le
             g.a = left + s * length * ld_left, g.b = right + s * length * ld_right, g.c = c->partial, g.ldc = dW->cols, g.k = length;
             g.batch = k, g.stride_a = length * ld_left, g.stride_b = length * ld_right, g.stride_c = n;
             cuda_gemm(c, &g);
-            int64_t blocks = ceil_div(n, THREADS);
-            add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>((float *)dW->data, dW->ld, dW->cols, c->partial, n, k);
-            CUDA_LAUNCHED(c);
+            add_up(c, dW, k, by_row);
         }
         return;
     }
+    ASSERT(!by_row || fit, "(%lld,%lld) of %zu", (long long)dW->rows, (long long)dW->cols, c->partial_elements);
     for (int s = 0; s < r->n_seqs; s++) {
         int64_t first = r->seq_start[s];
         g.a = left + first * ld_left, g.b = right + first * ld_right, g.k = r->seq_start[s + 1] - first;
-        g.c = dW->data, g.add = dW->data, g.ldc = g.ld_add = dW->ld;
+        if (by_row) g.c = c->partial, g.ldc = dW->cols;
+        else g.c = dW->data, g.add = dW->data, g.ldc = g.ld_add = dW->ld;
         cuda_gemm(c, &g);
+        if (by_row) add_up(c, dW, 1, by_row);
     }
 }
 
 /* Gradients of adapters gather here and run together (tall.cu); what does not fit runs at once. */
 struct adapter_gradients { struct tall_job job[TALL_JOBS]; int n; };
 static void gradient(struct cuda *c, struct adapter_gradients *q, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *d, int transposed,
-                     float scale) {
+                     float scale, const float *by_row) {
     int64_t rows = transposed ? d->cols : d->rows, R = transposed ? d->rows : d->cols;
     if (!cuda_tall_fits(left, ld_left, rows) || !cuda_tall_fits(right, ld_right, R)) {
-        if (transposed) weight_gradient(c, r, right, ld_right, left, ld_left, d, scale);
-        else weight_gradient(c, r, left, ld_left, right, ld_right, d, scale);
+        if (transposed) weight_gradient(c, r, right, ld_right, left, ld_left, d, scale, NULL);
+        else weight_gradient(c, r, left, ld_left, right, ld_right, d, scale, by_row);
         return;
     }
-    struct tall_job j = {left, right, ld_left, ld_right, (float *)d->data, d->ld, (int)rows, (int)R, transposed, scale};
+    struct tall_job j = {left, right, ld_left, ld_right, (float *)d->data, d->ld, (int)rows, (int)R, transposed, scale, by_row};
     q->job[q->n++] = j;
 }
 
@@ -271,12 +278,12 @@ void cuda_linear_bwd(void *self, const struct linear_args *a) {
     struct adapter_gradients q = {};
     for (int i = 0; i < a->n; i++) {
         const struct adapter *l = &o[i].lora;
-        if (o[i].dW.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&a->x), a->x.ld, &o[i].dW, 1);
+        if (o[i].dW.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&a->x), a->x.ld, &o[i].dW, 1, NULL);
         if (!f.R[i]) continue;
-        if (l->dB.data) gradient(c, &q, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&o[i].xa), o[i].xa.ld, &l->dB, 0, l->scale);
+        if (l->dB.data) gradient(c, &q, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&o[i].xa), o[i].xa.ld, &l->dB, 0, l->scale, l->m ? l->c : NULL);
         if (!l->dA.data) continue;
         const bf16 *x = input(c, a, i, &ld);
-        gradient(c, &q, a->rows, x, ld, g[i], ld_g, &l->dA, 1, 1);
+        gradient(c, &q, a->rows, x, ld, g[i], ld_g, &l->dA, 1, 1, NULL);
         if (o[i].drop.p > 0) cuda_tall(c, a->rows, q.job, q.n), q.n = 0; /* the next output drops into the same scratch */
     }
     cuda_tall(c, a->rows, q.job, q.n);
@@ -321,7 +328,7 @@ static void bias_gradient(struct cuda *c, const struct rows *r, const struct mat
         struct seq_list s = seq_list_of(r, first);
         ASSERT((size_t)(s.n * dy->cols) <= c->partial_elements, "%d sequences of %lld columns", s.n, (long long)dy->cols);
         column_sums<<<dim3((unsigned)ceil_div(dy->cols, COLUMNS), (unsigned)s.n), THREADS, 0, cuda_stream(c)>>>(data16(dy), dy->ld, dy->cols, s, c->partial);
-        add_parts<<<(unsigned)ceil_div(dy->cols, THREADS), THREADS, 0, cuda_stream(c)>>>(db, dy->cols, dy->cols, c->partial, dy->cols, s.n);
+        add_parts<<<(unsigned)ceil_div(dy->cols, THREADS), THREADS, 0, cuda_stream(c)>>>(db, dy->cols, dy->cols, c->partial, dy->cols, s.n, NULL);
         CUDA_LAUNCHED(c);
     }
 }
@@ -359,15 +366,15 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
         int32_t first = a->rows->seq_start[s], n = a->rows->seq_start[s + 1] - first, starts[2] = {0, n - 1};
         struct rows one = *a->rows;
         one.n_seqs = 1, one.seq_start = starts, one.N = n - 1;
-        if (n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1);
+        if (n > 1) weight_gradient(c, &one, dy + (first + 1) * a->dy.ld, a->dy.ld, x + first * a->x.ld, a->x.ld, &a->dw0, 1, NULL);
     }
     if (a->dw0.data && a->before.data) {
         const int32_t starts[2] = {0, 1};
         struct rows one = *a->rows;
         one.seq_start = starts, one.N = 1;
-        weight_gradient(c, &one, dy, a->dy.ld, data16(&a->before), a->before.ld, &a->dw0, 1);
+        weight_gradient(c, &one, dy, a->dy.ld, data16(&a->before), a->before.ld, &a->dw0, 1, NULL);
     }
-    if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1);
+    if (a->dw1.data) weight_gradient(c, a->rows, dy, a->dy.ld, x, a->x.ld, &a->dw1, 1, NULL);
     if (!a->dx.data) return;
     taps(c, a, &w0, &w1);
     struct gemm g = {};

@@ -375,7 +375,7 @@ template <int VEC> __global__ __launch_bounds__(THREADS) static void gate(const 
         if (inside && t + k < N) store<VEC>(y + (t + k) * ldy + i, a);
     }
 }
-/* dg = dy silu(u), du = dy g σ(u)(1 + u(1 - σ(u))), y again if asked. 10 or 12 bytes an element; dg may be g, du may be u. */
+/* dg = dy silu(u), du = dy g σ(u)(1 + u(1 - σ(u))), dg and y if asked. 8 to 12 bytes an element; dg may be g, du may be u. */
 template <int VEC> __global__ __launch_bounds__(THREADS) static void gate_bwd(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, const bf16 *dy, int64_t lddy, bf16 *dg, int64_t lddg, bf16 *du, int64_t lddu,
                                                                               bf16 *y, int64_t ldy, int64_t N, int64_t F, unsigned tiles) {
     GATE_PLACE;
@@ -398,7 +398,8 @@ template <int VEC> __global__ __launch_bounds__(THREADS) static void gate_bwd(co
             a[j] = d[j] * silu;
         }
         if (!inside || t + k >= N) continue;
-        store<VEC>(dg + (t + k) * lddg + i, a), store<VEC>(du + (t + k) * lddu + i, b);
+        store<VEC>(du + (t + k) * lddu + i, b);
+        if (dg) store<VEC>(dg + (t + k) * lddg + i, a);
         if (y) store<VEC>(y + (t + k) * ldy + i, m);
     }
 }
@@ -416,7 +417,7 @@ void cuda_gate(void *self, const struct gate_args *a) {
 }
 void cuda_gate_bwd(void *self, const struct gate_args *a) {
     struct cuda *c = (struct cuda *)self;
-    int v = wide(&a->g) && wide(&a->u) && wide(&a->dy) && wide(&a->dg) && wide(&a->du) && (!a->y.data || wide(&a->y)) ? WIDE : 1;
+    int v = wide(&a->g) && wide(&a->u) && wide(&a->dy) && (!a->dg.data || wide(&a->dg)) && wide(&a->du) && (!a->y.data || wide(&a->y)) ? WIDE : 1;
     int64_t N = a->g.rows, F = a->g.cols, tiles = ceil_div(F, THREADS * v);
     unsigned blocks = (unsigned)(tiles * ceil_div(N, GATE_ROWS));
     const bf16 *g = (const bf16 *)a->g.data, *u = (const bf16 *)a->u.data, *dy = (const bf16 *)a->dy.data;

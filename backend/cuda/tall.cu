@@ -93,7 +93,10 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
     for (int m = 0; m < 2; m++, l += 16, out += 16 * step_l) {
 #define INSIDE (l + 8 * (i / 2) < j.rows && r + 8 * n + i % 2 < j.R)
 #define PLACE (out + 8 * (i / 2) * step_l + (8 * n + i % 2) * step_r)
-        float before[SHORT / 8][4];
+        float before[SHORT / 8][4], by[2] = {1.f, 1.f};
+        if (j.by_row)
+#pragma unroll
+            for (int h = 0; h < 2; h++) by[h] = l + 8 * h < j.rows ? j.by_row[l + 8 * h] : 0.f;
 #pragma unroll
         for (int n = 0; n < SHORT / 8; n++)
 #pragma unroll
@@ -102,7 +105,7 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
         for (int n = 0; n < SHORT / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                if (INSIDE) __stcg(PLACE, before[n][i] + acc[m][n][i]);
+                if (INSIDE) __stcg(PLACE, before[n][i] + by[i / 2] * acc[m][n][i]);
     }
     __threadfence();
     __syncthreads();

@@ -200,7 +200,7 @@ static struct weight fp32(const struct mat *m) {
     return w;
 }
 
-/* [W_0 s_0B_0 0; W_1 0 s_1B_1; A_0 0 0; A_1 0 0] in one launch. */
+/* [W_0 s_0B_0 0; W_1 0 s_1B_1; A_0 0 0; A_1 0 0] in one launch; magnitudes scale their rows in one more. */
 void cuda_join(void *self, const struct join_args *a) {
     struct cuda *c = (struct cuda *)self;
     struct parts parts = {};
@@ -226,4 +226,7 @@ void cuda_join(void *self, const struct join_args *a) {
             add(c, &parts, &A, 1, A.rows, in, to + row * ld, ld), row += A.rows;
         }
     launch(c, &parts);
+    row = 0;
+    for (int i = 0; i < a->n; row += a->part[i++].w.rows)
+        if (a->part[i].lora.m) cuda_scale_rows(c, to + row * ld, ld, a->part[i].w.rows, width, a->part[i].lora.c);
 }

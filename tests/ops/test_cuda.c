@@ -327,6 +327,63 @@ TEST(linear_with_the_adapter_as_columns) {
         }
 }
 
+/* DoRA: the norms, products with scaled rows and the gradient by magnitudes; adapters apart, of an odd rank, dropped, as columns with a
+ * joint operand, and as generation multiplies them. */
+enum { APART, ODD_RANK, DROPPED, COLUMNS, FEW_ROWS, MAGNITUDE_WAYS };
+static void magnitudes(const int *lengths, int way, enum weight_format f) {
+    struct both_rows r;
+    rows_of(&r, lengths, 0);
+    const int64_t in = 136, out = 72, R = way == ODD_RANK ? 5 : way == COLUMNS ? 16 : 72, N = r.c.N, behind = way == COLUMNS ? R : 0; /* 72: more than the norms take at a time */
+    char where[60];
+    snprintf(where, sizeof where, "DoRA rows %lld way %d format %d", (long long)N, way, f);
+    struct backend_limits l = {.rows = N, .sequence = N, .D = 136, .F = 136, .H = 1, .K = 64, .V = 64, .R = R, .drops = 1, .generates = way == FEW_ROWS};
+    CHECK(!cpu->reserve(cpu->self, &l, &e) && !gpu->reserve(gpu->self, &l, &e), "%s", e.text);
+    struct both_weight w;
+    weight_of(&w, f, out, in, 1);
+    struct pair x = make(N, in + behind, DT_BF16, 1), y = make(N, out, DT_BF16, 0), dy = make(N, out + behind, DT_BF16, 1), dx = make(N, in, DT_BF16, 0), joint = make(out + R, in + R, DT_BF16, 0), xa = make(N, R, DT_BF16, 0);
+    struct pair A = make(R, in, DT_F32, 0.2f), B = make(out, R, DT_F32, 0.2f), m = make(1, out, DT_F32, 3), norm = make(1, out, DT_F32, 0), c = make(1, out, DT_F32, 0);
+    struct pair dA = make(R, in, DT_F32, 1), dB = make(out, R, DT_F32, 1), dm = make(1, out, DT_F32, 1);
+    for (int k = 0; k < 2; k++) {
+        struct backend *b = k ? gpu : cpu;
+        struct linear_args a = {.rows = k ? &r.g : &r.c, .x = side(&x, k), .n = 1, .dx = side(&dx, k)};
+        struct linear_out *o = &a.out[0];
+        const size_t size = dtype_bytes(a.x.type);
+        o->w = k ? w.g : w.c;
+        o->lora = (struct adapter){.A = side(&A, k), .B = side(&B, k), .dA = side(&dA, k), .dB = side(&dB, k), .scale = 0.75f,
+                                   .m = side(&m, k).data, .c = side(&c, k).data, .dm = side(&dm, k).data};
+        if (way == DROPPED) o->drop = (struct dropout){.p = 0.3f, .seed = 99, .step = 3, .layer = 2, .site = 1};
+        o->y = side(&y, k), o->dy = side(&dy, k), o->xa = side(&xa, k), a.x.cols = in, o->dy.cols = out;
+        if (behind) {
+            o->xa = o->dxa = side(&x, k), o->xa.cols = o->dxa.cols = R, o->xa.data = (char *)o->xa.data + (size_t)in * size;
+            o->dxa.data = (char *)side(&dy, k).data + (size_t)out * size, o->dxa.ld = o->dy.ld;
+        }
+        op_dora(b, &(struct dora_args){.w = o->w, .lora = o->lora, .norm = side(&norm, k).data});
+        if (k && behind) {
+            struct join_args j = {.n = 1, .to = side(&joint, k)};
+            j.part[0].w = o->w, j.part[0].lora = o->lora;
+            op_join(gpu, &j), a.joint = j.to;
+        }
+        if (way == FEW_ROWS) o->dy = (struct mat){0};
+        op_linear(b, &a);
+        if (way == FEW_ROWS) continue;
+        op_linear_bwd(b, &a);
+        op_dora_bwd(b, &(struct dora_args){.w = o->w, .lora = o->lora, .rows = a.rows, .y = o->y, .dy = o->dy});
+    }
+    compare("norm", where, &norm, 1e-5), compare("c", where, &c, 1e-5), compare("y", where, &y, 8e-3);
+    if (way != FEW_ROWS) compare("dx", where, &dx, 1e-2), compare("dA", where, &dA, 8e-3), compare("dB", where, &dB, 8e-3), compare("dm", where, &dm, 8e-3);
+    struct pair *all[] = {&x, &y, &dy, &dx, &joint, &xa, &A, &B, &m, &norm, &c, &dA, &dB, &dm};
+    for (int i = 0; i < 14; i++) drop(all[i]);
+    weight_drop(&w), rows_drop(&r);
+}
+TEST(magnitudes_of_dora) {
+    NEED_CARD();
+    const enum weight_format formats[] = {W_BF16, W_Q4, W_INT8, W_F32};
+    for (int s = 0; s < 6; s++)
+        for (int way = 0; way < FEW_ROWS; way++)
+            for (int f = 0; f < (s == 3 ? 4 : 1); f++) magnitudes(shapes[s], way, formats[f]);
+    for (int f = 0; f < 4; f++) magnitudes(one, FEW_ROWS, formats[f]), magnitudes(odd, FEW_ROWS, formats[f]);
+}
+
 /* What attention reads and writes: q and k interleaved head by head, `pad` unused columns behind every row. */
 struct attention { struct both_rows r; struct pair qk, v, o, d_o, dqk, dv, lse, delta; int64_t H, K; };
 static void attention_of(struct attention *t, const int *lengths, int documents, int64_t H, int64_t K, int pad) {

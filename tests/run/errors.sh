@@ -71,7 +71,7 @@ fails 2 train --lora_rank "８"
 fails 2 train loose
 fails 2 train --=3
 fails 2 train --no_double_quantization=true
-fails 2 "${on[@]}" --use_dora true
+fails 2 "${on[@]}" --pissa_init true
 fails 2 "${on[@]}" --optim adamw_troch
 fails 2 "${on[@]}" --backend cdua
 fails 2 "${on[@]}" --use_cpu --backend cuda
@@ -262,7 +262,7 @@ adapter=(score "${m[@]}" --adapter_name_or_path b --text a --backend cpu)
 cp -r a b
 sed -i 's/"r": [0-9]*/"r": 7/' b/adapter_config.json
 fails 2 "${adapter[@]}"
-sed 's/"use_dora": false/"use_dora": true/' a/adapter_config.json >b/adapter_config.json
+sed 's/"bias": "none"/"bias": "all"/' a/adapter_config.json >b/adapter_config.json
 fails 2 "${adapter[@]}"
 sed 's/"LORA"/"IA3"/' a/adapter_config.json >b/adapter_config.json
 fails 2 "${adapter[@]}"

@@ -19,6 +19,18 @@ for n in 5 34 89; do # system calls of the saves
     ok "same bytes after a kill in system call $n" same "$work/a" "$work/k$n"
 done
 
+# with magnitudes, too; and as on the CPU, but for bf16
+loss() { sed -n 's/.*"train_loss": \([0-9.e-]*\).*/\1/p' "$1/train_results.json"; }
+ok "DoRA" train "$work/d" --backend "$backend" --use_dora true
+ok "DoRA again" train "$work/e" --backend "$backend" --use_dora true
+ok "same bytes" same "$work/d" "$work/e"
+(QLORA_FAULT="wsnum:34:KILL" train "$work/f" --backend "$backend" --use_dora true) 2>/dev/null
+ok "DoRA after a kill" train "$work/f" --backend "$backend" --use_dora true
+ok "same bytes" same "$work/d" "$work/f"
+ok "DoRA on the CPU" train "$work/g" --backend cpu --use_dora true
+ok "its loss" awk -v a="$(loss "$work/d")" -v b="$(loss "$work/g")" 'BEGIN { exit !(a > 0 && (a - b)^2 <= (0.01 * a)^2) }'
+ok "it talks" "$QLORA" chat --model_name_or_path "$work/m" --adapter_name_or_path "$work/d" --quantization_bit 4 --backend "$backend" --prompt "What colour is the bafi?" --max_new_tokens 4 --quiet
+
 CUDA_VISIBLE_DEVICES="" train "$work/none" --backend "$backend"
 ok "without a card: exit status 1" test $? = 1
 ok "it says why" grep -q '^error: no card: CUDA_VISIBLE_DEVICES=""' "$work/none.log"
@@ -30,7 +42,6 @@ while ((high - low > 16)); do
     mid=$(((low + high) / 2))
     if starts $mid; then high=$mid; else low=$mid; fi
 done
-loss() { sed -n 's/.*"train_loss": \([0-9.e-]*\).*/\1/p' "$1/train_results.json"; }
 chunks() { sed -n 's/.*plan: chunks of \([0-9]*\) tokens.*/\1/p' "$1.log" | tail -n 1; }
 declare -A first
 for budget in $high $((high * 5 / 4)) $((high * 3 / 2)) $((high * 2)) $((high * 4)) 1048576; do

@@ -374,13 +374,65 @@ static int make_whole(const char *name, const char *of, int head, struct err *e)
     return rc;
 }
 
+/* V = W + s B A of one adapter over another, each with magnitudes multiplying its rows by m / |V| when its turn comes. */
+TEST(magnitudes_scale_rows) {
+    struct err e = {0};
+    struct model_config c;
+    struct lora_config dora = plain;
+    dora.dora = 1;
+    REQUIRE(!make("g", "torch_dtype=float32", 0, &e) && !make_adapter("gp", "g", plain, 8, &e) && !make_adapter("gd", "g", dora, 9, &e) && !model_config_read(folder("g"), &c, &e), "%s", e.text);
+    for (int order = 0; order < 2; order++) {
+        const char *const name[2] = {order ? "gd" : "gp", order ? "gp" : "gd"}, *to = order ? "gdp" : "gpd";
+        char list[700];
+        struct lora l[2];
+        snprintf(list, sizeof list, "%s,", folder(name[0]));
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s", folder(name[1]));
+        REQUIRE(!export_as("g", to, (struct export_how){.type = -1, .adapters = list}, &e) && !lora_load(folder(name[0]), &c, &l[0], &e) && !lora_load(folder(name[1]), &c, &l[1], &e), "%s", e.text);
+        struct ckpt *in = ckpt_open(folder("g"), &e), *out = ckpt_open(folder(to), &e);
+        REQUIRE(in && out, "%s", e.text);
+        for (int64_t layer = 0; layer < c.L; layer++)
+            for (int p = 0; p < PROJ_COUNT; p++) {
+                if (!(plain.targets >> p & 1)) continue;
+                char tensor[128];
+                int64_t rows, cols, bad = 0, R = plain.rank;
+                proj_shape(&c, (enum proj)p, &rows, &cols);
+                snprintf(tensor, sizeof tensor, "model.layers.%lld.%s.weight", (long long)layer, proj_module[p]);
+                float *w = read_tensor(in, tensor), *have = read_tensor(out, tensor);
+                REQUIRE(w && have, "%s", tensor);
+                for (int64_t i = 0; i < rows; i++) {
+                    double v[512], largest = 0;
+                    REQUIRE(cols <= 512, "%lld columns", (long long)cols);
+                    for (int64_t j = 0; j < cols; j++) v[j] = (double)w[i * cols + j];
+                    for (int a = 0; a < 2; a++) {
+                        const float *x = l[a].data + layer * l[a].layer_floats, *A = x + lora_offset_a(&l[a], (enum proj)p), *B = x + lora_offset_b(&l[a], (enum proj)p);
+                        double squares = 0;
+                        for (int64_t j = 0; j < cols; j++) {
+                            for (int64_t r = 0; r < R; r++) v[j] += (double)lora_scale(&l[a].config) * (double)B[i * R + r] * (double)A[r * cols + j];
+                            squares += v[j] * v[j];
+                        }
+                        for (int64_t j = 0; l[a].config.dora && j < cols; j++) v[j] *= (double)x[lora_offset_m(&l[a], (enum proj)p) + i] / sqrt(squares);
+                    }
+                    for (int64_t j = 0; j < cols; j++) largest = fabs(v[j]) > largest ? fabs(v[j]) : largest;
+                    for (int64_t j = 0; j < cols; j++) bad += !(fabs((double)have[i * cols + j] - v[j]) <= 4e-6 * largest); /* R + 4 roundings of 2^-24 */
+                }
+                CHECK(!bad, "%s of %s: %lld elements", tensor, to, (long long)bad);
+                sys_free(w), sys_free(have);
+            }
+        ckpt_close(in), ckpt_close(out), lora_free(&l[0]), lora_free(&l[1]);
+    }
+    model_config_free(&c);
+}
+
 TEST(embedding_and_head_saved_whole) {
     struct err e = {0};
     struct model_config c;
     struct lora l;
     REQUIRE(!make("w", "torch_dtype=float32", 0, &e) && !make_adapter("wp", "w", plain, 8, &e) && !make_whole("we", "wp", 0, &e) && !make_whole("wh", "wp", 1, &e), "%s", e.text);
     REQUIRE(!model_config_read(folder("w"), &c, &e), "%s", e.text);
-    CHECK(lora_load(folder("we"), &c, &l, &e) && strstr(e.text, "qlora export"), "%s", e.text);
+    unsigned wholes;
+    CHECK(!lora_load(folder("we"), &c, &l, &e) && l.config.wholes == 1u << WHOLE_EMBED, "%s", e.text);
+    lora_free(&l);
+    CHECK(!lora_wholes(folder("wh"), &wholes, &e) && wholes == (1u << WHOLE_EMBED | 1u << WHOLE_HEAD), "%#x: %s", wholes, e.text);
     model_config_free(&c);
     for (int head = 0; head < 2; head++) {
         const char *to = head ? "wh_" : "we_";
@@ -426,12 +478,12 @@ TEST(wrong_input_is_refused_and_leaves_nothing) {
     refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("foreign")}, "needs [3, ");
     snprintf(list, sizeof list, "%s,%s", folder("oka"), folder("gone"));
     refused("ok", "x", (struct export_how){.type = -1, .adapters = list}, "gone holds no adapter_config.json");
-    char *config = read_bytes("oka", "adapter_config.json", &n), *dora = config ? strstr(config, "\"use_dora\": false") : NULL;
-    REQUIRE(dora, "no configuration");
-    memcpy(dora, "\"use_dora\": true ", 17);
-    REQUIRE(!dir_make(folder("dora"), &e) && !file_write_all(folder("dora/adapter_config.json"), config, n, &e), "%s", e.text);
+    char *config = read_bytes("oka", "adapter_config.json", &n), *mora = config ? strstr(config, "\"use_dora\": false") : NULL;
+    REQUIRE(mora, "no configuration");
+    memcpy(mora, "\"use_mora\": true ", 17);
+    REQUIRE(!dir_make(folder("mora"), &e) && !file_write_all(folder("mora/adapter_config.json"), config, n, &e), "%s", e.text);
     sys_free(config);
-    refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("dora")}, "\"use_dora\" is set");
+    refused("ok", "x", (struct export_how){.type = -1, .adapters = folder("mora")}, "\"use_mora\" is set");
     char *weights = read_bytes("nan", "adapter_model.safetensors", &n);
     memset(weights + n - 400, 0xff, 4);
     REQUIRE(!file_write_all(folder("nan/adapter_model.safetensors"), weights, n, &e), "%s", e.text);

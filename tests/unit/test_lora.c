@@ -199,7 +199,7 @@ TEST(configurations_refused) {
                {"{\"target_modules\": [\"q_proj\"], \"r\": 0}", "r"},
                {"{\"target_modules\": [\"q_proj\"], \"r\": \"8\"}", "r"},
                {"{\"target_modules\": [\"q_proj\"], \"lora_dropout\": 1.5}", "lora_dropout"},
-               {"{\"target_modules\": [\"q_proj\"], \"use_dora\": true}", "use_dora"},
+               {"{\"target_modules\": [\"q_proj\"], \"use_dora\": 1}", "use_dora"},
                {"{\"target_modules\": [\"q_proj\"], \"bias\": \"all\"}", "bias"},
                {"{\"target_modules\": [\"q_proj\"], \"modules_to_save\": [\"score\"]}", "not \"score\""},
                {"{\"target_modules\": [\"q_proj\"], \"modules_to_save\": \"lm_head\"}", "not a list"},
@@ -283,6 +283,56 @@ TEST(save_and_load) {
           "values of down_proj");
     ckpt_close(c);
     lora_free(&l);
+}
+
+/* With magnitudes: one more tensor of each matrix, under any of the names and shapes that versions of PEFT have given it. */
+TEST(magnitudes) {
+    struct lora l, back;
+    struct model_config m = model();
+    struct lora_config c = config();
+    struct err e = {0};
+    const int64_t plain = 3 * (16 + 16 + 16 + 24 + 24 + 16);
+    c.dora = 1;
+    REQUIRE(!fresh() && !lora_init(&l, &c, &m, &e), "%s", e.text);
+    CHECK(l.layer_floats == plain + 16 + 24 + 16 && lora_rows(&l, PROJ_COUNT) == 16 + 24 + 16, "%lld floats", (long long)l.layer_floats);
+    CHECK(lora_offset_m(&l, PROJ_Q) == 3 * 32 && lora_offset_m(&l, PROJ_K) < 0 && lora_offset_a(&l, PROJ_UP) == 3 * 32 + 16 && lora_rows(&l, PROJ_DOWN) == 40, "offsets");
+    for (int64_t i = 0; i < l.layer_floats * m.L; i++) l.data[i] = sinf((float)i) / 3;
+    REQUIRE(!lora_save(&l, folder, NULL, &e) && !lora_load(folder, &m, &back, &e), "%s", e.text);
+    CHECK(back.config.dora && !memcmp(back.data, l.data, (size_t)(l.layer_floats * m.L) * sizeof(float)), "values");
+    struct lora more = {0};
+    CHECK(lora_append(&l, &back, &e) && strstr(e.text, "use_dora"), "appended: %s", e.text);
+    lora_free(&back), lora_free(&more);
+    e = (struct err){0};
+
+    struct ckpt *from = ckpt_open_adapter(folder, &e);
+    REQUIRE(from && ckpt_count(from) == 12 * 9, "%s", e.text);
+    float values[16 * 24];
+    for (int form = 0; form < 4; form++) { /* ".weight" behind the name, (1,out), both, one left out */
+        char other[320], name[160];
+        snprintf(other, sizeof other, "%s-%d", folder, form);
+        struct ckpt_writer *w = dir_make(other, &e) ? NULL : ckpt_create(other, "adapter_model", 0, &e);
+        REQUIRE(w, "%s", e.text);
+        for (int pass = 0; pass < 2; pass++)
+            for (int64_t i = 0; i < ckpt_count(from); i++) {
+                const struct ckpt_tensor *t = ckpt_at(from, i);
+                const int magnitude = t->rank == 1;
+                int64_t shape[2] = {t->shape[0], magnitude ? 1 : t->shape[1]};
+                if (form == 3 && i == 2) continue;
+                if (magnitude && form > 0) shape[1] = shape[0], shape[0] = 1;
+                snprintf(name, sizeof name, "%s%s", t->name, magnitude && form != 1 ? ".weight" : "");
+                REQUIRE(!ckpt_read_all(from, t, DT_F32, values, &e) && !(pass ? ckpt_write(w, values, t->count * 4, &e) : ckpt_declare(w, name, DT_F32, magnitude && !form ? 1 : 2, shape, &e)), "%s", e.text);
+            }
+        char *text, path[400];
+        size_t n;
+        snprintf(path, sizeof path, "%s/adapter_config.json", other);
+        REQUIRE(!ckpt_commit(w, &e) && !file_read_all(in_folder("adapter_config.json"), 1 << 20, &text, &n, &e) && !file_write_all(path, text, n, &e), "%s", e.text);
+        sys_free(text);
+        const int failed = lora_load(other, &m, &back, &e);
+        if (form == 3) CHECK(failed && strstr(e.text, "lacks the tensor base_model.model.model.layers.0.mlp.down_proj.lora_magnitude_vector"), "%s", e.text);
+        else CHECK(!failed && !memcmp(back.data, l.data, (size_t)(l.layer_floats * m.L) * sizeof(float)), "form %d: %s", form, e.text);
+        lora_free(&back);
+    }
+    ckpt_close(from), lora_free(&l);
 }
 
 /* Writes an adapter file with one tensor changed in name or shape or type, or left out. */
