@@ -14,12 +14,14 @@ cat >data/turns.json <<'JSON'
 [{"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Good day"}, {"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "It is green."}]},
  {"conversations": [{"from": "human", "value": "And you?"}, {"from": "gpt", "value": "Well"}, {"from": "human", "value": "Where?"}, {"from": "gpt", "value": "In the caves."}]}]
 JSON
-sed -i 's/^{$/{"turns": {"file_name": "turns.json", "formatting": "sharegpt"},/' data/dataset_info.json
+mv data/questions.json data/many.json
+{ head -n 23 data/many.json; sed -n '24s/,$//p' data/many.json; echo ']'; } >data/questions.json # a bracket and 23 records
+sed -i 's/^{$/{"many": {"file_name": "many.json"}, "turns": {"file_name": "turns.json", "formatting": "sharegpt"},/' data/dataset_info.json
 mkdir other && cp data/dataset_info.json other/ && cp data/held_out.json other/questions.json
 "$QLORA" new --config m --tokenizer m --output_dir m2 --seed 9 --quiet >.log 2>&1 || "$QLORA" new --config m/config.json --tokenizer m --output_dir m2 --seed 9 --quiet
 echo '{"gradient_clipping": 1, "zero_optimization": {"stage": 2}}' >ds.json
 
-base="--do_train true --compat new --model_name_or_path m --dataset_dir data --dataset questions --max_samples 23 --cutoff_len 48
+base="--do_train true --compat new --model_name_or_path m --dataset_dir data --dataset questions --cutoff_len 48
     --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --num_train_epochs 1 --learning_rate 2e-3 --logging_steps 1
     --save_strategy no --lora_target q_proj,v_proj --lora_rank 4 --backend cpu --output_dir o"
 
@@ -29,7 +31,7 @@ trace() {
     # shellcheck disable=SC2086
     timeout 60 "$QLORA" train $base "$@" >.said 2>&1
     echo "exit status $?"
-    sed -e '/tokens\/s\|per_second\|_runtime\|^time: \|^loaded \|^reading \|^disk: \|^  for products\|^loading \|^saving \|^evaluating \|^predicting /d; s/   of [0-9.]* [KMGT]iB$//' .said
+    sed -e '/tokens\/s\|per_second\|_runtime\|^time: \|^loaded \|^reading \|^disk: \|^  for products\|^loading \|^saving \|^checkpoint-[0-9]* is on the disk: \|^evaluating \|^predicting /d; s/   of [0-9.]* [KMGT]iB$//' .said
     find o other_o -type f 2>/dev/null | sed 's/tfevents.*/tfevents/' | sort
     [[ -f o/trainer_log.jsonl ]] && sed 's/"\(elapsed_time\|remaining_time\)": "[^"]*"//g; s/"throughput": [0-9.]*/"throughput"/' o/trainer_log.jsonl
     [[ -f o/trainer_state.json ]] && sed '/runtime\|per_second\|num_input_tokens/d' o/trainer_state.json
@@ -75,7 +77,7 @@ effect finetuning_type full
 effect quantization_bit 4
 effect quantization_type fp4 --quantization_bit 4
 effect double_quantization false --quantization_bit 4
-effect disable_gradient_checkpointing true --finetuning_type full --vram 30MiB --cutoff_len 512 --packing true --max_samples 2000 --max_steps 1
+effect disable_gradient_checkpointing true --finetuning_type full --vram 30MiB --cutoff_len 512 --packing true --dataset many --max_samples 2000 --max_steps 1
 effect gradient_checkpointing false
 effect stage pt
 effect lora_rank 8
@@ -107,6 +109,9 @@ effect preprocessing_batch_size 5 --packing true
 effect default_system "Be brief."
 effect disable_shuffling true
 effect group_by_length true
+effect train_sampling_strategy group_by_length
+effect streaming true --max_steps 4
+effect buffer_size 3 --streaming true --max_steps 4
 # run
 effect output_dir other_o
 FRESH='rm -rf o && cp -r ready/adapter o' effect overwrite_output_dir true
