@@ -145,8 +145,9 @@ static void *write_all(void *of) {
     const double start = sys_seconds();
     s->failed = write_files(s, &s->e) != 0;
     s->bytes = s->failed ? 0 : folder_bytes(s->dir);
+    s->failed = s->failed || manifest_commit(s->t->o->output_dir, s->name, s->dir, s->facts.p, &s->e);
     if (s->failed) manifest_abort(s->dir);
-    else s->failed = manifest_commit(s->t->o->output_dir, s->name, s->dir, s->facts.p, &s->e) || rotate(s, &s->e);
+    else s->failed = rotate(s, &s->e) != 0;
     s->seconds = sys_seconds() - start;
     __atomic_store_n(&s->done, 1, __ATOMIC_RELEASE);
     return NULL;
