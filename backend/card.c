@@ -116,7 +116,7 @@ int64_t card_used_bytes(void) {
     static const char *const names[] = {"nvmlInit_v2", "nvmlShutdown", "nvmlDeviceGetCount_v2", "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetMemoryInfo"};
     int64_t sum = 0;
     unsigned n = 0;
-    void *lib = dlopen("libnvidia-ml.so.1", RTLD_NOW); /* stays loaded */
+    void *lib = sys_library("libnvidia-ml.so.1"); /* stays loaded */
     int bad = !lib;
     for (size_t i = 0; i < sizeof names / sizeof *names && !bad; i++) {
         void *symbol = dlsym(lib, names[i]);

@@ -94,7 +94,7 @@ static struct weight weight(enum weight_format f, int64_t rows, int64_t cols) {
     }
     return w;
 }
-static struct adapter adapter(int64_t R, int64_t in, int64_t o) { return (struct adapter){mat32(R, in), mat32(o, R), mat32(R, in), mat32(o, R), 0.5f}; }
+static struct adapter adapter(int64_t R, int64_t in, int64_t o) { return (struct adapter){.A = mat32(R, in), .B = mat32(o, R), .dA = mat32(R, in), .dB = mat32(o, R), .scale = 0.5f}; }
 
 static int32_t seq_start[2][1025]; /* small, large: two chunks may be alive */
 static struct rows rows_of(const struct size *z) {

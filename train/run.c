@@ -82,12 +82,12 @@ static void announce(const struct trainer *t) {
 
 /* The lines by which LLaMA-Factory says what is trained, and how. */
 static void say_method(const struct trainer *t) {
-    static const char *const names[] = {[FT_LORA] = "LoRA", [FT_FULL] = "Full"};
+    static const char *const names[] = {[FT_LORA] = "LoRA", [FT_FULL] = "Full", [FT_FREEZE] = "Freeze"};
     const struct train_options *o = t->o;
     const int packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8;
     if (packed && o->quantization_bit && !t->stored_bits) log_info("Quantizing model to %d bit.", o->quantization_bit);
     if (t->plan.choice.keep_layers < t->model.config.L) log_info("Gradient checkpointing enabled.");
-    log_info("Fine-tuning method: %s", names[o->finetuning]);
+    log_info("Fine-tuning method: %s", o->lora.dora && setup_is_lora(t) ? "DoRA" : names[o->finetuning]);
 }
 
 static struct report_event event(const struct trainer *t, const struct step_result *r, double start) {

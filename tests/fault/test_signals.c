@@ -168,7 +168,7 @@ TEST(save_and_go_on) {
     int n, saved = 0;
     fault_world();
     prepare(&phases[3]);
-    send(FAULT_LORA "--num_train_epochs 60 --save_steps 100000", -1, 0.5, SIGUSR1, 0, &h);
+    send(FAULT_LORA "--num_train_epochs 400 --save_steps 100000", -1, 0.5, SIGUSR1, 0, &h);
     CHECK(!h.code, "exit status %d\n%s", h.code, h.said);
     REQUIRE(!dir_list("out", &names, &n, NULL), "no output folder");
     for (int i = 0; i < n; i++) saved += text_starts(names[i], "checkpoint-");
