@@ -608,7 +608,7 @@ int params_start(struct params *q, model_reader *read, void *context, struct err
         const struct param *p = &q->p[k];
         for (int64_t i = 0; !r && i < p->n; i += VALUES) {
             const int64_t n = p->n - i < VALUES ? p->n - i : VALUES;
-            r = read(context, p->layer, p->which, p->at + i, n, x, e) || put_masters(q, p, i, n, x, NULL, e) ? -1 : 0;
+            r = (*read)(context, p->layer, p->which, p->at + i, n, x, e) || put_masters(q, p, i, n, x, NULL, e) ? -1 : 0;
         }
     }
     sys_free(x);

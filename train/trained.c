@@ -17,7 +17,7 @@ static const struct module hidden[] = {
 static const struct module outer[] = {{"embed_tokens", BIT(OT_EMBED)}, {"norm", BIT(OT_NORM)}, {"lm_head", BIT(OT_HEAD)}, {NULL, 0}};
 
 /* The modules of a comma list; `hide` bits belong to none of this model's. */
-static int read(const char *list, const struct module *m, unsigned hide, unsigned *bits, struct err *e) {
+static int read_list(const char *list, const struct module *m, unsigned hide, unsigned *bits, struct err *e) {
     for (const char *p = list; p && *p; p += *p == ',') {
         const size_t n = strcspn(p, ",");
         const struct module *k = m;
@@ -57,7 +57,7 @@ int trained_weights(const struct train_options *o, const struct model_config *c,
     const int64_t n = o->freeze_layers, layers = n < 0 ? -n : n;
     how->tensors = how->outer = 0;
     how->layers = layers < c->L ? layers : c->L, how->first_layer = n > 0 ? c->L - how->layers : 0;
-    if (read(o->freeze_modules, hidden, 0, &how->tensors, e) || read(o->freeze_extra, outer, c->tied ? BIT(OT_HEAD) : 0, &how->outer, e)) return -1;
+    if (read_list(o->freeze_modules, hidden, 0, &how->tensors, e) || read_list(o->freeze_extra, outer, c->tied ? BIT(OT_HEAD) : 0, &how->outer, e)) return -1;
     if (!how->tensors) how->layers = 0;
     if (!how->layers) how->tensors = 0;
     if (!how->tensors && !how->outer)

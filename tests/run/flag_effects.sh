@@ -74,6 +74,15 @@ effect adapter_name_or_path ready/adapter
 effect checkpoint_dir ready/adapter
 effect create_new_adapter true --adapter_name_or_path ready/adapter
 effect finetuning_type full
+effect use_dora true
+effect additional_target embed_tokens
+effect pure_bf16 true --finetuning_type full
+effect lora_bf16_mode true --finetuning_type full
+effect freeze_trainable_layers 1 --finetuning_type freeze
+effect num_layer_trainable 1 --finetuning_type freeze
+effect freeze_trainable_modules mlp --finetuning_type freeze
+effect name_module_trainable mlp --finetuning_type freeze
+effect freeze_extra_modules norm --finetuning_type freeze
 effect quantization_bit 4
 effect quantization_type fp4 --quantization_bit 4
 effect double_quantization false --quantization_bit 4
