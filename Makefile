@@ -52,8 +52,9 @@ BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 TOOLS := $(patsubst %.c,$(B)/%,$(wildcard examples/demo/*.c))
 LOST_CARD := $(B)/tests/run/lost_card.so
 HOG := $(B)/tests/run/hog
-# What scripts are told: where the program, the demo's tools, a backend for tests and a program that fills a card are.
-WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD) HOG=$(HOG)
+NAN_CARD := $(B)/tests/run/nan_card.so
+# What scripts are told: where the program, the demo's tools, the backends for tests and a program that fills a card are.
+WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD) NAN_CARD=$(NAN_CARD) HOG=$(HOG)
 
 .PHONY: faults soak all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers format clean help FORCE
 .DELETE_ON_ERROR:
@@ -82,7 +83,7 @@ $(REPLAYS): $(B)/%: %.c tests/fuzz/replay.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -o $@ $< tests/fuzz/replay.c $(LIB) $(LIBS)
 $(FUZZERS): $(B)/%.fuzzer: %.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -MF $@.d -Wno-missing-prototypes -fsanitize=fuzzer -o $@ $< $(LIB) $(LIBS)
-$(LOST_CARD): $(B)/%.so: %.c $(LIB)
+$(LOST_CARD) $(NAN_CARD): $(B)/%.so: %.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(LDFLAGS) -shared -MF $@.d -o $@ $< $(LIB) -Wl,--exclude-libs,ALL $(LIBS)
 $(B)/bench/%: bench/%.c $(LIB)
 	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(CBLAS_CFLAGS) $(LDFLAGS) -MF $@.d -o $@ $< $(LIB) $(LIBS) $(CBLAS_LIBS)
@@ -93,7 +94,7 @@ demo: all $(TOOLS)
 	@$(WHERE) WORK=$(B)/demo examples/demo/run.sh
 
 # ---- tests (tests/README.md) ----
-test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM) $(LOST_CARD)
+test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM) $(LOST_CARD) $(NAN_CARD)
 	@$(WHERE) tests/run.sh $(TESTS) $(REPLAYS) $(filter-out $(GPU_SCRIPTS),$(SCRIPTS))
 
 # What runs on the card; the rest of make test does not know of it.
@@ -187,4 +188,4 @@ help:
 #? CBLAS=0           do not compare with OpenBLAS in bench/
 #? INSTALL=0         never call apt-get for missing libraries; print the command instead
 
--include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d) $(TOOLS:=.d) $(LOST_CARD).d
+-include $(OBJ:.o=.d) $(PLUGIN_OBJ:.o=.d) $(B)/qlora.d $(TESTS:=.d) $(REPLAYS:=.d) $(FUZZERS:=.d) $(BENCHES:=.d) $(TOOLS:=.d) $(LOST_CARD).d $(NAN_CARD).d

@@ -376,12 +376,26 @@ int params_brings(const struct params *q, int64_t l) {
 
 /* ---- files ---- */
 
+/* What is not a number must not be kept: -1 with e if one of n values is not finite. */
+static int check_finite(const void *x, enum dtype type, int64_t n, const char *name, struct err *e) {
+    const float *f = x;
+    const uint16_t *h = x;
+    for (int64_t i = 0; (type == DT_F32 || type == DT_BF16) && i < n; i++)
+        if (!isfinite(type == DT_F32 ? f[i] : bf16_to_f32(h[i]))) return err_set(e, ERR_NONFINITE, "%s holds a value that is not finite; nothing is saved", name);
+    return 0;
+}
+
 int params_fetch(struct params *q, struct err *e) {
     params_settle(q);
     for (int64_t g = 0; q->lora && g < q->layers; g++)
         if (pages_read(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     for (int w = 0; q->lora && w < WHOLES; w++)
-        if (q->lora->config.wholes >> w & 1 && model_read_pages(q->m, -1, w, 0, lora_whole_count(q->lora, (enum whole)w), q->lora->whole[w], e)) return -1;
+        if (q->lora->config.wholes >> w & 1 && (model_read_pages(q->m, -1, w, 0, lora_whole_count(q->lora, (enum whole)w), q->lora->whole[w], e) ||
+                                                check_finite(q->lora->whole[w], DT_F32, lora_whole_count(q->lora, (enum whole)w), "a weight of additional_target", e))) return -1;
+    for (int64_t i = 0; q->lora && i < q->first[q->layers]; i++) {
+        const struct param *p = &q->p[i];
+        if (check_finite(q->lora->data + p->group * q->lora->layer_floats + p->place / 4, DT_F32, p->n, p->name, e)) return -1;
+    }
     return 0;
 }
 
@@ -446,24 +460,33 @@ void params_copy_free(struct params_copy *c) {
 
 enum { PIECE = 4 << 20 };
 
-/* Memory to a writer, in pieces whose checksum finds them still in the processor's cache. */
-static int stream_copy(struct ckpt_writer *w, const char *from, size_t bytes, struct err *e) {
-    for (size_t i = 0; i < bytes; i += PIECE)
-        if (ckpt_write(w, from + i, (int64_t)(bytes - i < PIECE ? bytes - i : PIECE), e)) return -1;
+/* Finite values of this type, of a tensor of this name, in memory, to a writer: in pieces whose checksum finds them still in the
+ * processor's cache. */
+static int stream_copy(struct ckpt_writer *w, const char *from, size_t bytes, enum dtype type, const char *name, struct err *e) {
+    for (size_t i = 0, n; i < bytes; i += n) {
+        n = bytes - i < PIECE ? bytes - i : PIECE;
+        if (check_finite(from + i, type, (int64_t)(n / dtype_bytes(type)), name, e) || ckpt_write(w, from + i, (int64_t)n, e)) return -1;
+    }
     return 0;
 }
 
-/* Copies part of a page to a writer, piece by piece. */
-static int stream_out(struct ckpt_writer *w, struct pages *pages, int64_t page, size_t at, size_t bytes, struct err *e) {
+/* The same of part of a page. */
+static int stream_out(struct ckpt_writer *w, struct pages *pages, int64_t page, size_t at, size_t bytes, enum dtype type, const char *name, struct err *e) {
     size_t piece = bytes < PIECE ? bytes : PIECE;
     char *buf = sys_alloc(piece, "save buffer", e);
     int r = buf ? 0 : -1;
     for (size_t i = 0; !r && i < bytes; i += piece) {
         size_t n = bytes - i < piece ? bytes - i : piece;
-        r = pages_read(pages, page, at + i, buf, n, e) || ckpt_write(w, buf, (int64_t)n, e) ? -1 : 0;
+        r = pages_read(pages, page, at + i, buf, n, e) || check_finite(buf, type, (int64_t)(n / dtype_bytes(type)), name, e) || ckpt_write(w, buf, (int64_t)n, e) ? -1 : 0;
     }
     sys_free(buf);
     return r;
+}
+
+/* Elements first .. first+n of a tensor, which must be finite. */
+static int read_finite(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t n, enum dtype to, void *x, struct err *e) {
+    if (stop_check("while a checkpoint was loaded", e) || ckpt_read_range(c, t, first, n, to, x, e)) return -1;
+    return check_finite(x, to, n, t->name, NULL) ? err_set(e, ERR_INPUT, "%s: %s holds a value that is not finite; go on from an older checkpoint", ckpt_file(c, t), t->name) : 0;
 }
 
 /* Elements first .. first+n of a tensor into part of a page, as they are stored. */
@@ -475,7 +498,7 @@ static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, int64_t 
     int r = buf ? 0 : -1;
     for (int64_t i = 0; !r && i < n; i += piece) {
         int64_t k = n - i < piece ? n - i : piece;
-        r = stop_check("while a checkpoint was loaded", e) || ckpt_read_range(c, t, first + i, k, t->type, buf, e) || pages_write(pages, page, at + (size_t)i * size, buf, (size_t)k * size, e) ? -1 : 0;
+        r = read_finite(c, t, first + i, k, t->type, buf, e) || pages_write(pages, page, at + (size_t)i * size, buf, (size_t)k * size, e) ? -1 : 0;
     }
     sys_free(buf);
     return r;
@@ -513,7 +536,8 @@ int params_save_state(struct params *q, const struct params_copy *from, const ch
             for (int64_t j = i; j < i + n; j++) {
                 parts(&q->p[j], part);
                 const size_t bytes = (size_t)part[k].n * dtype_bytes(part[k].type), at = part[k].at;
-                if (from ? stream_copy(w, from->block + from->state[q->p[j].group] + at, bytes, e) : stream_out(w, q->state, q->p[j].group, at, bytes, e)) goto fail;
+                snprintf(name, sizeof name, "%s%s", q->p[j].name, part[k].suffix);
+                if (from ? stream_copy(w, from->block + from->state[q->p[j].group] + at, bytes, part[k].type, name, e) : stream_out(w, q->state, q->p[j].group, at, bytes, part[k].type, name, e)) goto fail;
             }
     }
     return ckpt_commit(w, e);
@@ -548,8 +572,9 @@ int params_save_values(struct params *q, const struct params_copy *from, const c
         int64_t page;
         size_t at;
         struct pages *p = exact(q, &q->p[i], &page, &at);
-        const size_t bytes = (size_t)q->p[i].n * dtype_bytes(exact_type(&q->p[i])), copied = !from ? 0 : q->p[i].has_master ? from->state[q->p[i].group] + at : from->value[i];
-        if (from ? stream_copy(w, from->block + copied, bytes, e) : stream_out(w, p, page, at, bytes, e)) goto fail;
+        const enum dtype type = exact_type(&q->p[i]);
+        const size_t bytes = (size_t)q->p[i].n * dtype_bytes(type), copied = !from ? 0 : q->p[i].has_master ? from->state[q->p[i].group] + at : from->value[i];
+        if (from ? stream_copy(w, from->block + copied, bytes, type, q->p[i].name, e) : stream_out(w, p, page, at, bytes, type, q->p[i].name, e)) goto fail;
     }
     return ckpt_commit(w, e);
 fail:
@@ -577,7 +602,7 @@ static int load_masters(struct params *q, const struct param *p, const struct ck
     int r = half ? 0 : -1;
     for (int64_t i = 0; !r && i < p->n; i += VALUES) {
         const int64_t n = p->n - i < VALUES ? p->n - i : VALUES;
-        r = ckpt_read_range(c, t, p->at + i, n, DT_F32, x, e) || put_masters(q, p, i, n, x, half, e) ? -1 : 0;
+        r = read_finite(c, t, p->at + i, n, DT_F32, x, e) || put_masters(q, p, i, n, x, half, e) ? -1 : 0;
     }
     sys_free(x), sys_free(half);
     return r;
@@ -632,10 +657,10 @@ int params_read(void *context, int64_t layer, int which, int64_t first, int64_t 
         if (!p || !p->has_master) {
             model_place(r->q->m, layer, which, &size);
             if (!p && size == 2 && r->frozen) return model_read_file(&(struct model_file){r->q->m, r->frozen}, layer, which, first, n, to, e);
-            return model_read_pages(r->q->m, layer, which, first, n, to, e);
+            return model_read_pages(r->q->m, layer, which, first, n, to, e) || (p && check_finite(to, DT_F32, n, p->name, e)) ? -1 : 0;
         }
         const int64_t from = first + done - p->at, k = p->n - from < n - done ? p->n - from : n - done;
-        if (pages_read(r->q->state, p->group, p->master + (size_t)from * 4, to + done, (size_t)k * 4, e)) return -1;
+        if (pages_read(r->q->state, p->group, p->master + (size_t)from * 4, to + done, (size_t)k * 4, e) || check_finite(to + done, DT_F32, k, p->name, e)) return -1;
         done += k;
     }
     return 0;

@@ -106,7 +106,8 @@ int params_copy_take(struct params *q, struct params_copy *c, struct err *e);
 void params_copy_free(struct params_copy *c);
 
 /* Adapter values back to lora->data; optimizer state (and weights of the model) to and from a file of a training checkpoint. `from`:
- * a copy, or NULL: what the pages hold now. */
+ * a copy, or NULL: what the pages hold now. All of these, and params_read, refuse a trained value or moment that is not finite:
+ * ERR_NONFINITE on the way out, ERR_INPUT on the way in. */
 int params_fetch(struct params *q, struct err *e);
 int params_save_state(struct params *q, const struct params_copy *from, const char *dir, int64_t step, struct err *e);
 int params_load_state(struct params *q, const char *dir, struct err *e);

@@ -195,7 +195,7 @@ static void memory_taken(const struct trainer *t) {
 /* The loop. Returns 0, -1, or the number of the signal that ended it. */
 static int loop(struct trainer *t, double *epoch, struct err *e) {
     double start = sys_seconds();
-    int64_t saved = t->at.step;
+    int64_t saved = t->good_step = t->at.step;
     struct step_result r = {.grad_norm = NAN, .epoch = *epoch};
     int done = between_steps(t, &r, 0, &start, &saved, e);
     while (!done) {

@@ -159,6 +159,13 @@ static void saving_free(struct saving *s) {
     params_copy_free(&s->copy), str_free(&s->facts), str_free(&s->report), sys_free(s);
 }
 
+/* A weight or moment in memory is not finite: says what there is to go back to. */
+static int name_good(const struct trainer *t, int64_t step, struct err *e) {
+    if (e->code != ERR_NONFINITE) return -1;
+    if (!t->good_step) return err_where(e, "after step %lld", (long long)step);
+    return err_where(e, "after step %lld (the last good state is %s/checkpoint-%lld)", (long long)step, t->o->output_dir, (long long)t->good_step);
+}
+
 /* The save that is under way has ended: what became of it. */
 static int conclude(struct trainer *t, struct err *e) {
     struct saving *s = t->saving;
@@ -166,7 +173,8 @@ static int conclude(struct trainer *t, struct err *e) {
     t->saving = NULL;
     const int r = s->failed ? -1 : 0;
     if (s->waited >= 0.01) snprintf(waited, sizeof waited, ", and waited %.2f s for the end of it", s->waited);
-    if (r) *e = s->e;
+    if (!r) t->good_step = s->step;
+    if (r) *e = s->e, name_good(t, s->step, e);
     else if (s->threaded) log_info("%s is on the disk: %s in %.1f s beside the run, which stood still for %.2f s%s", s->name, text_bytes(size, s->bytes), s->seconds, s->held, waited);
     else log_info("%s is on the disk: %s in %.2f s", s->name, text_bytes(size, s->bytes), s->held + s->seconds);
     saving_free(s);
@@ -221,6 +229,7 @@ int state_save(struct trainer *t, double epoch, struct err *e) {
     if (manifest_begin(t->o->output_dir, s->name, s->dir, sizeof s->dir, e)) return saving_free(s), -1;
     if (gather(s, epoch, e)) {
         manifest_abort(s->dir);
+        name_good(t, s->step, e);
         return saving_free(s), -1;
     }
     t->saving = s;

@@ -6,6 +6,7 @@
  *     update     clip by global norm, then AdamW over pages of (value, gradient, moments)
  */
 #include "base/log.h"
+#include "base/str.h"
 #include "train/train_internal.h"
 #include <math.h>
 
@@ -66,14 +67,30 @@ static void backward(struct trainer *t, const struct dropout *drop, const struct
     params_outer_norms(&t->params);
 }
 
-/* The layers whose gradients are not finite, for the message. */
-static void name_nonfinite(const struct trainer *t, int64_t step) {
+static int is_lost(const struct batch *b, int64_t i) {
+    for (int64_t k = b->loss_of[i]; k < b->loss_of[i + 1]; k++)
+        if (!isfinite(b->nll[k])) return 1;
+    return 0;
+}
+
+/* What was not finite: gradients from the first to the last in the order of the model, and sequences by their place in the
+ * data set or stream, from 1. Where every loss is a number, the damage came later, and any sequence of the step may have done it. */
+static void name_nonfinite(const struct trainer *t, int64_t step, const struct sampler_step *s) {
+    enum { SHOWN = 16 };
     const struct params *p = &t->params;
-    int64_t bad = 0, first = -1;
+    struct str which = {0};
+    const int64_t passed = t->stream ? step * s->sequences : 0;
+    int64_t bad = 0, first = 0, last = 0, lost = 0, shown = 0;
     for (int64_t i = 0; i < p->count; i++)
-        if (!isfinite(p->norms[i])) bad++, first = first < 0 ? i : first;
-    log_warn("step %lld: the gradient is not finite (%lld of %lld tensors, the first is %s); the step is not applied", (long long)step + 1,
-             (long long)bad, (long long)p->count, first < 0 ? "none: the sum overflows" : p->p[first].name);
+        if (!isfinite(p->norms[i])) last = i, first = bad++ ? first : i;
+    for (int64_t i = 0; i < s->sequences; i++) lost += is_lost(&t->batch, i);
+    for (int64_t i = 0; i < s->sequences && shown < SHOWN; i++)
+        if (!lost || is_lost(&t->batch, i)) str_printf(&which, "%s%lld", shown++ ? ", " : "", (long long)(passed + s->index[i] + 1));
+    if (shown < (lost ? lost : s->sequences)) str_puts(&which, ", ..");
+    log_warn("step %lld: the %s not finite: %lld of %lld gradients (%s%s%s), %s %s of the data set; the step is not applied", (long long)step + 1, lost ? "loss is" : bad ? "gradient is" : "gradient's size is",
+             (long long)bad, (long long)p->count, bad ? p->p[first].name : "only their sum", bad > 1 ? " to " : "", bad > 1 ? p->p[last].name : "",
+             lost ? "with the loss of sequence" : "in a step of the sequences", which.oom ? "?" : which.p);
+    str_free(&which);
 }
 
 /* The batch t->sequences[0 .. n) through the model, and the update. */
@@ -93,7 +110,7 @@ int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result 
         for (int64_t k = t->batch.loss_of[i]; k < t->batch.loss_of[i + 1]; k++) r->loss += (double)t->sequences[i].weight * (double)t->batch.nll[k];
     r->grad_norm = sqrt(norm2), r->rows = t->batch.N;
     r->finite = isfinite(norm2) && isfinite(r->loss);
-    if (!r->finite) return name_nonfinite(t, step), 0;
+    if (!r->finite) return 0;
 
     double clip = o->max_grad_norm > 0 ? o->max_grad_norm / (r->grad_norm + 1e-6) : 1;
     backend_range(t->be, "update");
@@ -118,6 +135,7 @@ int train_step(struct trainer *t, int64_t step, struct step_result *r, struct er
     *r = (struct step_result){0};
     if (sampler_get(t->sampler, step, &s, e) || (t->stream && stream_to(t, step, s.sequences, &d, e)) || gather(t, d, &s, e) ||
         train_update(t, step, s.sequences, r, e)) return -1;
+    if (!r->finite) name_nonfinite(t, step, &s);
     r->epoch = epoch_after(t, step, &s);
     return 0;
 }

@@ -62,6 +62,7 @@ struct trainer {
     int64_t host_bytes;       /* host memory that there is; 0: not looked at */
     int64_t free_before;      /* device bytes free when the backend was opened */
     struct report *report;
+    int64_t good_step;        /* of the last checkpoint that is on the disk whole, 0: none */
     struct progress at;
     struct saving *saving;    /* a checkpoint that is being written, or NULL */
     char data_hash[41], run_id[33];
