@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "tests/fuzz/mutate.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -82,3 +83,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     str_free(&names);
     return 0;
 }
+
+static const char *const words[] = {"file_name", "a.json", "sub/b.csv", "sub", "../a.json", "/etc/passwd", "script_url", "hf_hub_url", "ms_hub_url", "file_sha1", "formatting", "alpaca", "sharegpt", "columns", "prompt", "query",
+    "response", "history", "system", "tools", "messages", "conversations", "tags", "role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag", "ranking", "subset", "split", "folder",
+    "num_samples", "instruction", "output", "human", "gpt", "value", "from"};
+MUTATE_WITH(mutate_json, words)

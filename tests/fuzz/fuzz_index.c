@@ -1,6 +1,7 @@
 /* NAME.index.json from a stranger, beside three files: a.safetensors with tensor a, b.safetensors and c.safetensors with b
  * and c, and x in both. */
 #include "tests/fuzz/fuzz_file.h"
+#include "tests/fuzz/mutate.h"
 
 static void beside(const char *name, const char *header, size_t payload) {
     char path[200], bytes[300];
@@ -36,3 +37,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     fuzz_checkpoint(path);
     return 0;
 }
+
+static const char *const words[] = {"weight_map", "metadata", "total_size", "a", "b", "c", "x", "a.safetensors", "b.safetensors", "c.safetensors", "d.bin", "../a.safetensors", "/etc/passwd", ".", "sub/a.safetensors"};
+MUTATE_WITH(mutate_json, words)

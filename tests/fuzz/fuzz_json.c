@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "tests/fuzz/mutate.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -52,3 +53,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     str_free(&s);
     return 0;
 }
+
+static const char *const words[] = {"name", "value", "\\u0000", "\\ud83d\\ude00", "\\ud83d", "\xff", "\xc0\x80", "\\x", "\xe4\xbd\xa0"};
+MUTATE_WITH(mutate_json, words)

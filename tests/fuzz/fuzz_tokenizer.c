@@ -1,5 +1,6 @@
 /* tests/fuzz/fuzz_tokenizer.c - tokenizer/model: a model file from anywhere is refused, or opens a
  * tokenizer that gives every text back. */
+#include "tests/fuzz/mutate.h"
 #include "tests/tokenizer_small.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,4 +39,77 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     tok_close(t);
     return 0;
+}
+
+/* ---- mutations: fields of the protobuf, with the lengths around them set right ---- */
+
+struct span { size_t at, n, body; }; /* a field; its contents begin behind `body` bytes, where it has a length in front */
+
+static size_t get_varint(const uint8_t *p, size_t n, uint64_t *v) {
+    *v = 0;
+    for (size_t i = 0; i < n && i < 10; i++) {
+        *v |= (uint64_t)(p[i] & 127) << (7 * i);
+        if (p[i] < 128) return i + 1;
+    }
+    return 0;
+}
+static size_t put_varint(uint8_t *p, uint64_t v) {
+    size_t n = 0;
+    for (; v > 127; v >>= 7) p[n++] = (uint8_t)(v | 128);
+    return p[n] = (uint8_t)v, n + 1;
+}
+
+static size_t fields(const uint8_t *p, size_t n, struct span *out, size_t most) {
+    size_t count = 0;
+    for (size_t i = 0, k; i < n && count < most; i += k) {
+        uint64_t key, v;
+        struct span *s = &out[count];
+        if (!(k = get_varint(p + i, n - i, &key))) break;
+        *s = (struct span){.at = i};
+        size_t more = 0;
+        if ((key & 7) == 0) more = get_varint(p + i + k, n - i - k, &v);
+        else if ((key & 7) == 5) more = 4;
+        else if ((key & 7) == 1) more = 8;
+        else if ((key & 7) == 2 && (more = get_varint(p + i + k, n - i - k, &v))) s->body = k + more, more = v > n ? 0 : more + (size_t)v;
+        k += more;
+        if (!more || k > n - i) break;
+        s->n = k, count++;
+    }
+    return count;
+}
+
+/* Changes one field of p[0..n), or what is in it. */
+static size_t mutate_fields(struct mutator *m, uint8_t *p, size_t n, size_t max, int depth) {
+    static struct span all[2][4096];
+    struct span *f = all[depth];
+    size_t count = fields(p, n, f, 4096);
+    if (!count) return LLVMFuzzerMutate(p, n, max);
+    struct span a = f[mutate_pick(m, count)], b = f[mutate_pick(m, count)];
+    uint8_t inner[2048], head[20];
+    uint64_t key;
+    switch (mutate_pick(m, 6)) {
+    case 0: return mutate_splice(p, n, max, a.at, a.n, "", 0);
+    case 1: return mutate_splice(p, n, max, a.at, 0, p + a.at, a.n);
+    case 2: return mutate_splice(p, n, max, b.at, b.n, p + a.at, a.n);
+    case 3: return mutate_splice(p, n, max, mutate_pick(m, 2) ? b.at : n, 0, p + a.at, a.n);
+    default:
+        if (!a.body || a.n - a.body > sizeof inner / 2) { /* a number */
+            size_t k = get_varint(p + a.at, a.n, &key);
+            if (a.body) return n;
+            for (size_t i = a.at + k; i < a.at + a.n; i++) p[i] = (uint8_t)((p[i] & 128) | mutate_pick(m, 128));
+            return n;
+        }
+        size_t size = a.n - a.body, k = get_varint(p + a.at, a.n, &key);
+        memcpy(inner, p + a.at + a.body, size);
+        size = depth || !mutate_pick(m, 4) ? LLVMFuzzerMutate(inner, size ? size : 1, sizeof inner) : mutate_fields(m, inner, size, sizeof inner, 1);
+        memcpy(head, p + a.at, k);
+        k += put_varint(head + k, size);
+        size_t now = mutate_splice(p, n, max, a.at, a.n, head, k);
+        return now == n && k != a.n ? n : mutate_splice(p, now, max, a.at + k, 0, inner, size);
+    }
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
+    struct mutator m = mutate_begin(seed);
+    return mutate_plain(&m) ? LLVMFuzzerMutate(data, n, max) : mutate_fields(&m, data, n, max, 0);
 }
