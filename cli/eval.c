@@ -19,7 +19,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { CATEGORIES_MAX = 64, PASS = 256, MAPPING_MAX = 16 << 20 };
+enum { CATEGORIES_MAX = 64, PASS = 256 };
 
 /* lang en, zh; the first text of a prompt is told the subject */
 static const struct { const char *before, *after, *answer_old, *answer_new; } words[] = {
@@ -169,20 +169,16 @@ static void note(struct exam *x, const char *id, const struct questions *asked, 
     str_puts(&x->results, asked->n ? "\n  }" : "}");
 }
 
-static int examine(struct exam *x, const char *dir, const char *split, const struct cJSON *subject, struct err *e) {
+static int examine(struct exam *x, const char *dir, const char *split, const struct subject *subject, struct err *e) {
     struct questions dev = {0}, asked = {0};
     struct prompts v = {0};
     struct category *c;
-    const char *name = subject->string, *group = "Other";
-    char where[1200];
     int *given = NULL, r = -1;
-    snprintf(where, sizeof where, "%.1000s/mapping.json: %.100s", dir, subject->string);
-    if (!path_is_basename(subject->string)) return err_set(e, ERR_INPUT, "%s is not the name of a file", where);
-    if (json_str(subject, "name", &name, where, e) < 0 || json_str(subject, "category", &group, where, e) < 0 || !(c = category(x, group, e))) return -1;
-    if ((x->o->n_shot && read_split(dir, subject->string, "dev", &dev, e)) || read_split(dir, subject->string, split, &asked, e)) goto out;
+    if (!(c = category(x, subject->category, e))) return -1;
+    if ((x->o->n_shot && read_split(dir, subject->id, "dev", &dev, e)) || read_split(dir, subject->id, split, &asked, e)) goto out;
     for (; x->o->limit && asked.n > x->o->limit; asked.n--) json_free(asked.q[asked.n - 1].row);
-    if (!(given = sys_alloc_array((size_t)asked.n, sizeof *given, "answers", e)) || make_prompts(x, name, &dev, &asked, &v, e) || answer(x, &v, given, e)) goto out;
-    note(x, subject->string, &asked, given, c);
+    if (!(given = sys_alloc_array((size_t)asked.n, sizeof *given, "answers", e)) || make_prompts(x, subject->name, &dev, &asked, &v, e) || answer(x, &v, given, e)) goto out;
+    note(x, subject->id, &asked, given, c);
     r = 0;
 out:
     sys_free(given), free_prompts(&v), questions_free(&dev), questions_free(&asked);
@@ -254,20 +250,17 @@ static int conclude(struct exam *x, struct err *e) {
 static int all_subjects(struct exam *x, const char *dir, const char *split, struct err *e) {
     static const char *const known[] = {"Average", "STEM", "Social Sciences", "Humanities", "Other"}; /* in the order of the table */
     char path[1300];
-    struct cJSON *mapping;
-    int r = 0, i = 0;
-    if (path_join(path, sizeof path, dir, "mapping.json", e) || !(mapping = json_parse_file(path, MAPPING_MAX, e))) return -1;
+    struct subjects all;
+    int r = 0;
+    if (path_join(path, sizeof path, dir, "mapping.json", e) || subjects_read(path, &all, e)) return -1;
     for (size_t k = 0; k < sizeof known / sizeof *known; k++) category(x, known[k], e);
-    if (!cJSON_IsObject(mapping)) r = err_set(e, ERR_INPUT, "%s must be an object {\"SUBJECT\": {\"name\": .., \"category\": ..}, ..}", path);
     str_putc(&x->results, '{');
-    const struct cJSON *subject;
-    cJSON_ArrayForEach(subject, mapping) {
-        if (r || stop_requested()) break;
-        r = cJSON_IsObject(subject) ? examine(x, dir, split, subject, e) : err_set(e, ERR_INPUT, "%s: %s is not an object", path, subject->string);
-        log_progress(!subject->next, "asked %d of %d subjects", ++i, cJSON_GetArraySize(mapping));
+    for (int64_t i = 0; !r && i < all.n && !stop_requested(); i++) {
+        r = examine(x, dir, split, &all.s[i], e);
+        log_progress(i + 1 == all.n, "asked %lld of %lld subjects", (long long)i + 1, (long long)all.n);
     }
     if (!r && !stop_requested()) r = conclude(x, e); /* before the names go */
-    json_free(mapping);
+    subjects_free(&all);
     return r;
 }
 

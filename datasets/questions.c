@@ -1,5 +1,6 @@
 /* datasets/questions.c - see questions.h. Rows come from the CSV reader of the data sets. */
 #include "datasets/questions.h"
+#include "base/file.h"
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
 #include <stdio.h>
@@ -76,4 +77,34 @@ void questions_free(struct questions *v) {
     for (int64_t i = 0; i < v->n; i++) json_free(v->q[i].row);
     sys_free(v->q);
     *v = (struct questions){0};
+}
+
+/* ---- mapping.json ---- */
+
+enum { MAPPING_MAX = 16 << 20 };
+
+static int read_subject(const struct cJSON *j, const char *path, struct subject *s, struct err *e) {
+    char where[1400];
+    *s = (struct subject){j->string, j->string, "Other"};
+    snprintf(where, sizeof where, "%.1200s: %.100s", path, j->string);
+    if (!cJSON_IsObject(j)) return err_set(e, ERR_INPUT, "%s is not an object", where);
+    if (!path_is_basename(s->id)) return err_set(e, ERR_INPUT, "%s is not the name of a file", where);
+    return json_str(j, "name", &s->name, where, e) < 0 || json_str(j, "category", &s->category, where, e) < 0 ? -1 : 0;
+}
+
+int subjects_read(const char *path, struct subjects *out, struct err *e) {
+    *out = (struct subjects){.json = json_parse_file(path, MAPPING_MAX, e)};
+    if (!out->json) return -1;
+    int r = 0;
+    if (!cJSON_IsObject(out->json)) r = err_set(e, ERR_INPUT, "%s must be an object {\"SUBJECT\": {\"name\": .., \"category\": ..}, ..}", path);
+    else if (!(out->s = sys_alloc_array((size_t)cJSON_GetArraySize(out->json), sizeof *out->s, "subjects", e))) r = -1;
+    for (const struct cJSON *j = out->json->child; !r && j; j = j->next) r = read_subject(j, path, &out->s[out->n++], e);
+    if (r) subjects_free(out);
+    return r;
+}
+
+void subjects_free(struct subjects *v) {
+    json_free(v->json);
+    sys_free(v->s);
+    *v = (struct subjects){0};
 }

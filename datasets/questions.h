@@ -17,4 +17,10 @@ struct question {
 struct questions { struct question *q; int64_t n, cap; };
 int questions_read(const char *path, struct questions *out, struct err *e);
 void questions_free(struct questions *v);
+
+/* mapping.json: {"SUBJECT": {"name": "shown in the prompt", "category": "STEM"}, ..}, in its order. */
+struct subject { const char *id, *name, *category; }; /* id names files: no path */
+struct subjects { struct subject *s; int64_t n; struct cJSON *json; /* owns the texts */ };
+int subjects_read(const char *path, struct subjects *out, struct err *e);
+void subjects_free(struct subjects *v);
 #endif

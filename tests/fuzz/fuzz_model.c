@@ -1,0 +1,92 @@
+/* Names, types and shapes of a checkpoint's tensors: the header of a .safetensors file beside the config.json of a model of one
+ * layer. The payload behind it is as long as the header asks for, and zero. Opened to compute with, and as the source of an
+ * export. */
+#include "backend/backend.h"
+#include "base/log.h"
+#include "model/export_internal.h"
+#include "model/model.h"
+#include "tests/fuzz/fuzz_file.h"
+#include "tests/fuzz/mutate_safetensors.h"
+
+enum { PAYLOAD_MAX = 1 << 26 };
+static const char config[] = "{\"architectures\":[\"YuanForCausalLM\"],\"model_type\":\"yuan\",\"hidden_act\":\"silu\",\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":32,"
+                             "\"model_max_length\":64,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"eod_token\":3,\"tie_word_embeddings\":true,\"torch_dtype\":\"bfloat16\"}";
+static char config_path[200];
+static void remove_config(void) { unlink(config_path); }
+
+/* The largest number that can be an offset. */
+static size_t payload_bytes(const uint8_t *p, size_t n) {
+    size_t most = 0;
+    for (size_t i = 0; i < n;) {
+        size_t v = 0, from = i;
+        while (i < n && p[i] >= '0' && p[i] <= '9' && i - from < 9) v = 10 * v + p[i++] - '0';
+        if (i == from) i++;
+        else if (v > most && v <= PAYLOAD_MAX) most = v;
+    }
+    return most;
+}
+
+static const char *make_file(const uint8_t *data, size_t size) {
+    const uint64_t n = size;
+    uint8_t *bytes = malloc(size + 8);
+    if (!bytes) abort();
+    memcpy(bytes, &n, 8), memcpy(bytes + 8, data, size);
+    const char *path = fuzz_file("model.safetensors", bytes, size + 8);
+    free(bytes);
+    if (truncate(path, (off_t)(size + 8 + payload_bytes(data, size)))) abort();
+    return path;
+}
+
+static void as_source(void) {
+    struct err e = {0};
+    struct export_how how = {0};
+    struct job j = {.how = &how, .e = &e, .type = DT_BF16};
+    struct model_tensor t;
+    if (model_config_read(fuzz_dir, &j.config, &e) || !(j.in = ckpt_open(fuzz_dir, &e))) goto out;
+    for (int64_t i = 0; i < model_tensor_count(&j.config); i++) {
+        struct source s = {0};
+        model_tensor_at(&j.config, i, &t);
+        if (source_check(&j, &t, fuzz_dir)) break;
+        if (source_open(&j, &t, &s)) break;
+        if (s.t->count < 1) abort();
+        source_close(&s);
+    }
+out:
+    ckpt_close(j.in);
+    model_config_free(&j.config);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    static struct backend *be;
+    struct model m;
+    struct ckpt *c;
+    struct err e = {0};
+    log_quiet = 1;
+    make_file(data, size);
+    if (!be) {
+        snprintf(config_path, sizeof config_path, "%s/config.json", fuzz_dir);
+        atexit(remove_config);
+        FILE *f = fopen(config_path, "w");
+        if (!f || fputs(config, f) < 0 || fclose(f) || !(be = backend_cpu(&e))) abort();
+        nf4_init();
+    }
+    struct model_how how = {.fp32 = size & 1};
+    int rc = model_open(&m, be, fuzz_dir, &how, &c, &e);
+    if (rc != (e.code ? -1 : 0) || (!rc && (!c || m.config.D != 64))) abort();
+    if (!rc) ckpt_close(c), model_free(&m);
+    as_source();
+    return 0;
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
+    struct mutator m = mutate_begin(seed);
+    uint64_t end;
+    uint8_t *text = mutate_plain(&m) ? NULL : calloc(max + 1, 1);
+    if (!text) return LLVMFuzzerMutate(data, n, max);
+    memcpy(text, data, n);
+    n = mutate_header(&m, text, n, max, &end);
+    memcpy(data, text, n);
+    free(text);
+    return n;
+}
