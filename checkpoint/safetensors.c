@@ -6,11 +6,11 @@
  * Offsets count from 8 + N. Payloads are row-major, in any order, without gaps, and end with the file. The
  * header is scanned in place; its text stays in memory because the names live there.
  *
- * Never more liberal than the reference reader (safetensors 0.8), and stricter in these points: a name twice
- * (the reference keeps the last), control characters, NULs and more than 1 KB in a name, unknown keys (they
- * could change what the bytes mean), "__metadata__": null, more than 8 dimensions, sizes above 2^63-1 even
- * where another is 0, element types this program has no use for, headers above 16 MB, more than 100,000
- * tensors. */
+ * Never more liberal than the reference reader (safetensors 0.8), and stricter in these points: blanks in
+ * front of the '{', a name twice (the reference keeps the last), control characters, NULs and more than
+ * 1 KB in a name, unknown keys (they could change what the bytes mean), "__metadata__": null, more than 8
+ * dimensions, sizes above 2^63-1 even where another is 0, element types this program has no use for, headers
+ * above 16 MB, more than 100,000 tensors. tests/unit/test_safetensors_mutants.c compares the two. */
 #include "checkpoint/checkpoint_internal.h"
 #include "base/sys.h"
 #include <stdlib.h>
@@ -80,6 +80,19 @@ static int parse_tensor(struct scan *s, struct ckpt *c, int file, int64_t data, 
     return 0;
 }
 
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const struct ckpt_tensor *)a)->name, ((const struct ckpt_tensor *)b)->name);
+}
+
+/* A name twice explains a layout that is wrong. */
+static int blame_names(struct ckpt *c, int file, int64_t first, struct err *e) {
+    qsort(c->tensors + first, (size_t)(c->count - first), sizeof *c->tensors, by_name);
+    for (int64_t i = first + 1; i < c->count; i++)
+        if (!by_name(&c->tensors[i - 1], &c->tensors[i]))
+            return err_set(e, ERR_INPUT, "%s: tensor '%s' is listed twice", c->shards[file].file->path, c->tensors[i].name);
+    return 0;
+}
+
 static int parse_metadata(struct scan *s) {
     char *text;
     size_t n;
@@ -104,15 +117,16 @@ static int check_layout(struct ckpt *c, int file, int64_t first, int64_t at, str
     if (c->count > first)
         qsort(c->tensors + first, (size_t)(c->count - first), sizeof *c->tensors, by_offset);
     for (int64_t i = first; i < c->count; i++) {
-        const struct ckpt_tensor *t = &c->tensors[i];
+        const struct ckpt_tensor *t = &c->tensors[i], wrong = *t;
         if (t->offset != at)
-            return err_set(e, ERR_INPUT,
+            return blame_names(c, file, first, e) ? -1 : err_set(e, ERR_INPUT,
                            "%s: tensor '%s' begins at byte %lld, %s byte %lld where the one before ends",
-                           f->path, t->name, (long long)t->offset,
-                           t->offset < at ? "inside the data before" : "after", (long long)at);
+                           f->path, wrong.name, (long long)wrong.offset,
+                           wrong.offset < at ? "inside the data before" : "after", (long long)at);
         at += ckpt_tensor_bytes(t);
     }
     if (at == f->bytes) return 0;
+    if (blame_names(c, file, first, e)) return -1;
     return err_set(e, ERR_INPUT, "%s: the tensors end at byte %lld, the file at byte %lld", f->path,
                    (long long)at, (long long)f->bytes);
 }

@@ -192,7 +192,7 @@ static inline size_t mutate_json(struct mutator *m, uint8_t *data, size_t n, siz
     case 8: { /* inside a string */
         for (size_t tries = 0; tries < 40 && (t[k].kind != '"' || t[k].n < 2); tries++) k = mutate_pick(m, count);
         if (t[k].kind != '"' || t[k].n < 2) return n;
-        uint8_t inside[512];
+        uint8_t inside[512] = "a";
         size_t size = t[k].n - 2 < sizeof inside ? t[k].n - 2 : sizeof inside;
         memcpy(inside, data + t[k].at + 1, size);
         size_t now = LLVMFuzzerMutate(inside, size ? size : 1, sizeof inside);
