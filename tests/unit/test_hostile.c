@@ -294,6 +294,30 @@ TEST(floods_are_refused) {
     str_free(&s);
 }
 
+/* Each level holds the one before twice, through the memo: whoever walks such a value walks 2^200 of them. */
+TEST(doublings_are_refused) {
+    static const struct {
+        const char *what, *first, *level; /* opcodes, whose memo places and numbers are put in below */
+    } cases[] = {{"tuples", ")q", "hh\x86q"},   {"lists", "]q", "](hheq"},       {"maps", "}q", "}(NhKhuq"},
+                 {"maps as keys", "}q", "}(hhuq"}, {"attributes", "}q", "}hbhbq"}, {"maps of lists of maps", "}q", "}(N](hheuq"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct str s = {0};
+        str_add(&s, P("\x80\2}" W "("));
+        str_puts(&s, cases[i].first), str_putc(&s, 0);
+        for (int n = 1; n <= 200; n++)
+            for (const char *p = cases[i].level; *p; p++) {
+                str_putc(&s, *p);
+                if (strchr("hKq", *p)) str_putc(&s, (char)(*p == 'h' ? n - 1 : *p == 'q' ? n : 1));
+            }
+        str_puts(&s, "ts.");
+        struct bin b = bin_of(s.p, s.n);
+        write_file("hostile.bin", b.file.p, b.file.n);
+        check_refused(cases[i].what, "hostile.bin", "hostile.bin", "'w' is a tuple");
+        bin_free(&b);
+        str_free(&s);
+    }
+}
+
 /* ---- containers ---- */
 
 enum { LOCAL, CENTRAL, RECORD, LOCATOR, END, SECOND_CENTRAL };
