@@ -9,13 +9,14 @@ MODULES := cli train model lora datasets pager comm backend/cpu backend checkpoi
 B ?= build
 PREFIX ?= /usr/local
 SECONDS ?= 30
+STATS ?= 1
 KINDS ?= unit ops golden fault fuzz run
 CFLAGS ?= -O2 -g
 ifeq ($(origin CC),default)
   CC := $(or $(shell command -v gcc clang cc 2>/dev/null | head -n 1),gcc)
 endif
 
-NEEDS_BUILD := $(filter-out help clean format asan valgrind fuzz uninstall,$(or $(MAKECMDGOALS),all))
+NEEDS_BUILD := $(filter-out help clean format asan valgrind fuzz coverage mutants uninstall,$(or $(MAKECMDGOALS),all))
 ifneq ($(NEEDS_BUILD),)
   include $(B)/config.mk
 endif
@@ -56,7 +57,7 @@ NAN_CARD := $(B)/tests/run/nan_card.so
 # What scripts are told: where the program, the demo's tools, the backends for tests and a program that fills a card are.
 WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD) NAN_CARD=$(NAN_CARD) HOG=$(HOG)
 
-.PHONY: faults soak all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers format clean help FORCE
+.PHONY: faults soak all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers coverage covering mutants format clean help FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 all: $(LIB) $(PROGRAM) $(if $(NVCC),$(PLUGIN))
@@ -102,7 +103,7 @@ GPU_OPS := $(filter $(B)/tests/ops/test_cuda% $(B)/tests/ops/test_noise $(B)/tes
 GPU_TESTS := $(GPU_OPS) $(filter $(B)/tests/golden/test_model_golden,$(TESTS))
 GPU_SCRIPTS := $(filter tests/run/gpu_%,$(SCRIPTS))
 ON_CARD := QLORA_BACKEND=cuda QLORA_PLUGIN=$(abspath $(PLUGIN)) TEST_TIMEOUT=$(or $(TEST_TIMEOUT),600)
-test-gpu: all $(TOOLS) $(GPU_TESTS) $(HOG)
+test-gpu: all $(TOOLS) $(GPU_TESTS) $(HOG) $(NAN_CARD)
 	@$(WHERE) $(ON_CARD) tests/run.sh $(GPU_TESTS) $(GPU_SCRIPTS)
 
 SANITIZER = $(shell command -v compute-sanitizer || ls $(dir $(NVCC))compute-sanitizer /usr/local/cuda/bin/compute-sanitizer 2>/dev/null | head -n 1)
@@ -123,7 +124,20 @@ valgrind:
 fuzz:
 	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O1 -g -Wno-pass-failed -fsanitize=fuzzer-no-link $(SANITIZE)" CUDA=0 fuzzers
 fuzzers: $(FUZZERS)
-	@tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
+	@STATS=$(STATS) tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
+
+# Which lines and branches of the parsers the tests that know them and the corpus reach.
+COVERING := hostile safetensors checkpoint json config tokenizer datasets questions flags yaml lora torch data_golden adapter
+coverage:
+	@$(MAKE) -s B=$(B)/coverage CC=gcc CFLAGS="-O0 -g --coverage" CUDA=0 covering
+	@tests/coverage.sh $(B)/coverage
+COVERERS := $(REPLAYS) $(sort $(foreach t,$(TESTS),$(if $(filter %_export_golden,$(t)),,$(if $(strip $(foreach w,$(COVERING),$(findstring $(w),$(notdir $(t))))),$(t)))))
+covering: $(COVERERS)
+	@find $(B) -name '*.gcda' -delete && tests/run.sh $(COVERERS)
+
+# Small bugs that the tests must notice; ONLY=word: those with the word in them.
+mutants:
+	@tests/mutants/run.py $(ONLY)
 
 # Long forms of tests/fault: every call, a hundred signals a phase; figures go to bench/results/faults.jsonl.
 FIGURES ?= bench/results/faults.jsonl
@@ -173,6 +187,8 @@ help:
 #? make asan         the tests under AddressSanitizer and UBSan
 #? make valgrind     the unit tests under valgrind
 #? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each
+#? make coverage     lines and branches of the parsers that unit and golden tests and the fuzzers' corpus reach
+#? make mutants      small bugs put into copies of the sources, which the tests must notice
 #? make faults       tests/fault in full: every call fails, is killed or loses power, 100 signals in each phase (hours)
 #? make soak         SECONDS=900 of small steps with kills, signals, full disks and failing calls
 #? make bench        kernels and whole steps, timed; added to bench/results/DEVICE-DATE.jsonl (RESULTS=FILE, RESULTS= for none)

@@ -27,7 +27,7 @@ good() {
     train "$1" --backend cpu && finite "$1"
 }
 
-train "$work/clean" --backend cpu
+train "$work/clean" --backend "$QLORA_UNDER"
 ok "undisturbed run" finite "$work/clean"
 ok "without poison" nan none "moment:0"
 ok "the same bytes" same "$work/clean" "$work/none"
