@@ -411,6 +411,24 @@ TEST(damage_is_found_at_first_use) {
     free(data), free(got);
 }
 
+TEST(every_damaged_byte_is_found) { /* whichever of the two checksums is the larger number */
+    enum { N = 100 };
+    char data[N] = {0}, got[N];
+    const int64_t size[] = {N}, stride[] = {1};
+    for (size_t at = 0; at < N; at++) {
+        struct bin b = {0};
+        struct err e = {0};
+        one_tensor(&b, "Byte", data, N, N, 0, 1, size, stride);
+        const size_t contents = (b.local[1] + 30 + strlen("model/data/0") + 4 + 63) / 64 * 64;
+        b.file.p[contents + at] = (char)(at + 1);
+        struct ckpt *c = open_bin(&b, &e);
+        REQUIRE(c, "%s", e.text);
+        CHECK(ckpt_read_range(c, ckpt_at(c, 0), 0, N, DT_U8, got, &e) && strstr(e.text, "is damaged"), "byte %zu: %s", at, e.text);
+        ckpt_close(c);
+        bin_free(&b);
+    }
+}
+
 TEST(threads_read_one_storage) {
     enum { N = 1 << 20, PARTS = 32 };
     float *data = malloc(N * 4);

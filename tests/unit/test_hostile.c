@@ -341,6 +341,8 @@ TEST(zips_are_refused) {
                    {"local extra field beyond the file", LOCAL, 28, 2, 65535, "outside the file"},
                    {"no local header", LOCAL, 0, 1, 'x', "not a file written by torch.save"},
                    {"two sizes", CENTRAL, 20, 4, 5, "two different sizes"},
+                   {"a larger packed size", CENTRAL, 20, 4, 77777, "two different sizes"},
+                   {"a piece of the extra field longer than it", LOCAL, 42, 2, 65535, "local header differs"},
                    {"member of 4 GiB", CENTRAL, 20, 8, 0xfffffffefffffffe, "outside the file"},
                    {"saturated without ZIP64", CENTRAL, 20, 8, UINT64_MAX, "outside the file"},
                    {"member behind the file", CENTRAL, 42, 4, 0x7fffffff, "outside the file"},
@@ -400,6 +402,12 @@ TEST(other_containers_are_refused) {
     str_clear(&s), str_puts(&s, "PK\3\4junk"), str_add(&s, whole.file.p, whole.file.n);
     write_file("hostile.bin", s.p, s.n);
     check_refused("zip behind other data", "hostile.bin", "hostile.bin", "damaged");
+    str_clear(&s); /* a gap that nobody checks, in front of the end records */
+    str_add(&s, whole.file.p, whole.record), str_puts(&s, "hidden");
+    str_add(&s, whole.file.p + whole.record, whole.file.n - whole.record);
+    poke(&s, whole.locator + 6 + 8, whole.record + 6, 8);
+    write_file("hostile.bin", s.p, s.n);
+    check_refused("gap behind the directory", "hostile.bin", "hostile.bin", "does not end where the end record begins");
     bin_add(&b[0], "m/data.pkl", pickle, sizeof pickle - 1), bin_add(&b[0], "m/data/0", data, 64);
     bin_add(&b[0], "m/data.pkl", pickle, sizeof pickle - 1), bin_end(&b[0]);
     write_file("hostile.bin", b[0].file.p, b[0].file.n);
