@@ -279,7 +279,8 @@ static void print_value(struct str *s, const struct cJSON *v, int depth) {
 /* Puts `value` at `key`, in place of a member of that name. Takes `value` in any case. */
 static int set_member(struct cJSON *object, const char *key, struct cJSON *value) {
     if (value && json_get(object, key)) {
-        if (cJSON_ReplaceItemInObjectCaseSensitive(object, key, value)) return 0;
+        if (cJSON_ReplaceItemInObjectCaseSensitive(object, key, value))
+            return value->string ? 0 : -1; /* cJSON 1.7.15 does not look whether there was memory for the key */
     } else if (value && cJSON_AddItemToObject(object, key, value)) {
         return 0;
     }

@@ -38,7 +38,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             if (counts[i] < 0 || counts[i] > most + 1) abort();
     }
     run_of(fuzz_dir, own);
-    if (memchr(own, 0, sizeof own) == NULL || (!rc && strcmp(own, run) && strcmp(run, "") && strlen(run) < 32)) abort();
+    if (memchr(own, 0, sizeof own) == NULL || (!rc && !memchr(data, '\n', size) && strcmp(own, run))) abort();
     str_free(&s);
     return 0;
 }

@@ -290,6 +290,18 @@ TEST(faults) {
         }
 }
 
+/* Nothing is renamed that the disk may not have: the two files as they are written, each with its folder, and again under the
+ * manifest's eyes, MANIFEST with its folder, that folder, and the one around it. */
+TEST(everything_is_synced) {
+    struct err e = {0};
+    set_up();
+    sys_fault = (struct sys_fault){.kinds = "s", .at = INT64_MAX};
+    int rc = save("c", 1, &e);
+    int64_t calls = sys_fault.calls;
+    sys_fault.at = 0;
+    CHECK(!rc && calls == 10, "%lld calls of fsync: %s", (long long)calls, e.text);
+}
+
 /* The process dies at every system call in turn. Between two renames the older one lies beside under a
  * temporary name; at all other times a valid one has its name, and the next save works. */
 TEST(kills) {
