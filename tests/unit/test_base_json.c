@@ -32,6 +32,7 @@ TEST(refuses) {
         {"\"\t\"", 1, "control character"}, {"\"\\x41\"", 1, "unknown escape"}, {"\"\\u12g4\"", 1, "unknown escape"},
         {"\"\\u12", 1, "unknown escape"}, {"\"\\u0000\"", 1, "\\u0000"}, {"\"\\ud800\"", 1, "surrogate"}, {"\"\\udc00\"", 1, "surrogate"},
         {"\"\\ud800\\u0041\"", 1, "surrogate"}, {"\"\\ud800\\ud800\"", 1, "surrogate"}, {"\"\\ud800x", 1, "surrogate"},
+        {"\"\\ud800\\ue000\"", 1, "surrogate"}, {"\"\\ud800\\udbff\"", 1, "surrogate"},
         {"\"\xff\"", 1, "UTF-8"}, {"\"\xc0\x80\"", 1, "UTF-8"}, {"\"\xed\xa0\x80\"", 1, "UTF-8"}, {"\"\xe6\xba", 1, "UTF-8"},
         {"\xef\xbb\xbf{}", 0, "byte order mark"}, {"// c\n1", 0, "value is"}, {"[1]/**/", 3, "more text"},
         {"{\"a\":1,\"a\":2}", 7, "twice"}, {"{\"a\":1,\"\\u0061\":2}", 7, "twice"}, {"[{\"x\":{\"k\":0},\"y\":0,\"x\":0}]", 20, "twice"},

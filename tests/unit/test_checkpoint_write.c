@@ -123,6 +123,34 @@ TEST(one_file) {
             "a large limit gives one file");
 }
 
+TEST(payloads_begin_at_multiples_of_8) {
+    for (int length = 1; length <= 8; length++) {
+        struct err e = {0};
+        char name[9] = "abcdefgh", path[200], *text;
+        size_t n;
+        name[length] = 0;
+        set_up();
+        struct ckpt_writer *w = ckpt_create(dir, "model", 0, &e);
+        REQUIRE(w && !ckpt_declare(w, name, DT_U8, 1, (int64_t[]){3}, &e) && !ckpt_write(w, "abc", 3, &e) && !ckpt_commit(w, &e), "%s", e.text);
+        snprintf(path, sizeof path, "%s/model.safetensors", dir);
+        REQUIRE(!file_read_all(path, 1 << 20, &text, &n, &e), "%s", e.text);
+        CHECK(text[0] % 8 == 0 && n % 8 == 3 && !memcmp(text + n - 3, "abc", 3), "a name of %d bytes: a header of %d", length, text[0]);
+        sys_free(text);
+    }
+}
+
+TEST(a_shard_takes_what_fits_exactly) {
+    struct err e = {0};
+    char path[200];
+    set_up();
+    struct ckpt_writer *w = ckpt_create(dir, "model", 8, &e);
+    REQUIRE(w, "%s", e.text);
+    for (int i = 0; i < 4; i++) REQUIRE(!ckpt_declare(w, (const char *const[]){"a", "b", "c", "d"}[i], DT_U8, 1, (int64_t[]){4}, &e), "%s", e.text);
+    REQUIRE(!ckpt_write(w, "0123456789abcdef", 16, &e) && !ckpt_commit(w, &e), "%s", e.text);
+    snprintf(path, sizeof path, "%s/model-00002-of-00002.safetensors", dir);
+    CHECK(path_exists(path) && entries() == 3, "%d entries", entries());
+}
+
 TEST(shards) {
     struct err e = {0};
     char path[200];

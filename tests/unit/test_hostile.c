@@ -703,6 +703,7 @@ TEST(quantised_matrices_are_refused) {
         {"state as numbers", GOOD, {"q.weight.quant_state.bitsandbytes__nf4", "F32", 4}, "is not a short text"},
         {"state of 1 MB", GOOD, {"q.weight.quant_state.bitsandbytes__nf4", "U8", 1 << 20}, "is not a short text"},
         {"codes missing", GOOD, {"q.weight", "U8", 127}, "127 bytes of codes"},
+        {"more codes than weights", GOOD, {"q.weight", "U8", 129}, "129 bytes of codes"},
         {"scales missing", GOOD, {"q.weight.absmax", "U8", 3}, "4 of type U8 are needed"},
         {"scales of another type", GOOD, {"q.weight.absmax", "F32", 4}, "4 of type U8 are needed"},
         {"no scales", GOOD, {"q.weight.absmax", "U8", -1}, "'q.weight.absmax' is missing"},
