@@ -86,7 +86,7 @@ static int by_name(const void *a, const void *b) {
 
 /* A name twice explains a layout that is wrong. */
 static int blame_names(struct ckpt *c, int file, int64_t first, struct err *e) {
-    qsort(c->tensors + first, (size_t)(c->count - first), sizeof *c->tensors, by_name);
+    if (c->count > first) qsort(c->tensors + first, (size_t)(c->count - first), sizeof *c->tensors, by_name);
     for (int64_t i = first + 1; i < c->count; i++)
         if (!by_name(&c->tensors[i - 1], &c->tensors[i]))
             return err_set(e, ERR_INPUT, "%s: tensor '%s' is listed twice", c->shards[file].file->path, c->tensors[i].name);
