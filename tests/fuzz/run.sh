@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # tests/fuzz/run.sh SECONDS WORK FUZZER... - runs each libFuzzer program that long, from the seeds in
-# tests/fuzz/corpus/NAME and what earlier runs found (WORK/NAME). An input that crashes, trips a sanitizer, takes over 5 s (about
-# 1 s without sanitizers on an idle machine), asks for 32 MiB at once or 1 GiB in all is a finding and stays in WORK/findings; inputs have up to
-# 64 KiB. As many run at a time as there are processors (JOBS). The last line counts fuzzers; STATS=1 adds the executions to
-# tests/fuzz/STATS ("NAME inputs date", kept in the repository).
+# tests/fuzz/corpus/NAME and what earlier runs found (WORK/NAME). An input that crashes, trips a sanitizer, takes over 5 s
+# (TIMEOUT; about 1 s without sanitizers on an idle machine), asks for 32 MiB at once or 1 GiB in all is a finding and stays in
+# WORK/findings; inputs have up to 64 KiB. As many run at a time as there are processors (JOBS). The last line counts
+# fuzzers; STATS=1 adds the inputs to tests/fuzz/STATS ("NAME inputs date", kept in the repository).
 set -u
 seconds=$1 work=$2
 shift 2
@@ -18,7 +18,7 @@ fuzz() {
     mkdir -p "$work/$name"
     extra+=("$work/$name")
     [[ -d $here/corpus/$name ]] && extra+=("$here/corpus/$name")
-    "$2" -max_total_time="$seconds" -timeout=5 -malloc_limit_mb=32 -rss_limit_mb=1024 -print_final_stats=1 -max_len=65536 \
+    "$2" -max_total_time="$seconds" -timeout="${TIMEOUT:-5}" -malloc_limit_mb=32 -rss_limit_mb=1024 -print_final_stats=1 -max_len=65536 \
         -artifact_prefix="$work/findings/$name-" "${extra[@]}" </dev/null >"$work/$name.log" 2>&1
     echo $? >"$work/$name.rc"
 }
