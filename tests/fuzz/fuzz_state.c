@@ -37,7 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
             if (counts[i] < 0 || counts[i] > most + 1) abort();
     }
-    run_of(fuzz_dir, own);
+    if (run_of(fuzz_dir, own, &(struct err){0})) abort();
     if (memchr(own, 0, sizeof own) == NULL || (!rc && !memchr(data, '\n', size) && strcmp(own, run))) abort();
     str_free(&s);
     return 0;

@@ -83,9 +83,4 @@ TEST(windows_of_a_chunk) {
     batch_close(&b), backend_close(be);
 }
 
-TEST(rows_that_count) {
-    const int32_t l[] = {5, -100, 7, -100};
-    CHECK(batch_rows(l, 4) == 2 && batch_rows(l, 2) == 0 && batch_rows(NULL, 4) == 3 && batch_rows(l, 1) == 0, "%lld", (long long)batch_rows(l, 4));
-}
-
 TEST_MAIN
