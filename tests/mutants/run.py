@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Do the tests notice bugs? tests/mutants/run.py [WORD..]: each small bug of list.txt (those with a WORD in them) is put into a
-copy of the sources, its tests are built and run, and one of them must fail. A bug whose old text no longer stands there exactly
+"""Do the tests notice bugs? tests/mutants/run.py [WORD|LINE..]: each small bug of list.txt (those with the WORDs in them, or at
+these LINEs) is put into a copy of the sources, its tests are built and run, and one of them must fail. A bug whose old text no longer stands there exactly
 once, or which does not compile, is a failure of the list. WORK=DIR: the copy (build/mutants); SURVIVORS=N: as many may live (5).
 The last line is "N passed, N failed, N skipped"; every line before tells of one bug."""
 import os, pathlib, subprocess, sys, time
@@ -21,7 +21,9 @@ def read_list():
             file, tests = line.split(": ")
             bug = {"line": number, "file": file, "tests": tests.split(), "old": [], "new": []}
             bugs.append(bug)
-    return [b for b in bugs if all(w in b["file"] + " " + " ".join(b["tests"] + b["old"]) for w in sys.argv[1:])]
+    words = [w for w in sys.argv[1:] if not w.isdigit()]
+    lines = [int(w) for w in sys.argv[1:] if w.isdigit()]
+    return [b for b in bugs if (not lines or b["line"] in lines) and all(w in b["file"] + " " + " ".join(b["tests"] + b["old"]) for w in words)]
 
 
 def run(command, limit=300, **more):
