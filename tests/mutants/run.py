@@ -50,7 +50,7 @@ def fails(test):
     env = {**os.environ, "OMP_NUM_THREADS": "2", "QLORA_SHARED": str(root.parent / "shared"), "TOOLS": "build/examples/demo", "QLORA": "./qlora"}
     if "QLORA_SHARED" in os.environ:
         env["QLORA_SHARED"] = os.environ["QLORA_SHARED"]
-    return run(["./" + (target(test) or "tests/" + test)], 120, env=env) != 0
+    return run(["./" + (target(test) or "tests/" + test)], 600, env=env) != 0
 
 
 def copy():

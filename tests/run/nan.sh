@@ -13,12 +13,8 @@ nan() {
     local out=$work/$1
     QLORA_NAN=$2 train "$out" $common "${@:3}"
 }
-# Calls of a place in a run of 16 steps
-calls_of() {
-    nan count "$1:0" "${@:2}" || return 1
-    sed -n 's/.*QLORA_NAN: \([0-9]*\) calls.*/\1/p' "$work/count.log"
-    rm -rf "$work/count"
-}
+# Calls of a place in a run of 16 steps, of which OUT.log has counted all.
+calls_of() { sed -n "s/.*QLORA_NAN: \([0-9]*\) calls of $2\$/\1/p" "$work/$1.log"; }
 finite() { "$QLORA" score --model_name_or_path "$work/m" --adapter_name_or_path "$1" --ids 1,2,3 --backend cpu --quiet; }
 # Every checkpoint of a run loads, and the newest goes on to the end.
 good() {
@@ -29,12 +25,12 @@ good() {
 
 train "$work/clean" --backend "$QLORA_UNDER"
 ok "undisturbed run" finite "$work/clean"
-ok "without poison" nan none "moment:0"
+ok "without poison" nan none count:0
 ok "the same bytes" same "$work/clean" "$work/none"
 
 # Passing: gone with the step. One step's calls from the middle of a run touch one step or two, so it goes on to its end.
 for place in embed norm norm_dx linear xa linear_dx dA dB filter filter_dx rope attend lse attend_dq attend_dv gate gate_dg loss loss_dy gradient; do
-    calls=$(calls_of $place)
+    calls=$(calls_of none $place)
     ok "$place: calls" test "${calls:-0}" -ge 16
     ok "$place: the run goes on" nan "$place" "$place:$((calls / 2)):$((calls / 16))"
     ok "$place: one or two steps are left out, with tensors and sequences named" \
@@ -47,7 +43,7 @@ done
 # Staying: what a run holds in memory. After three steps it ends, or at once where it would save the damage.
 status() { local wanted=$1; shift; "$@"; test $? = "$wanted"; }
 for place in embedding norm_weight weight lora_A lora_B moment master; do
-    calls=$(calls_of $place)
+    calls=$(calls_of none $place)
     ok "$place: calls" test "${calls:-0}" -ge 16
     ok "$place: exit status 70" status 70 nan "$place" "$place:$((calls / 2))"
     ok "$place: one sentence" test "$(grep -c '^error: ' "$work/$place.log")" = 1
@@ -56,26 +52,25 @@ for place in embedding norm_weight weight lora_A lora_B moment master; do
     ok "$place: it is good" good "$work/$place"
 done
 
-# the same in full fine-tuning
-full="--finetuning_type full --optim paged_adamw_8bit"
-# shellcheck disable=SC2086
-for place in dW moment master; do
-    sed_lora=$lora lora=${lora/--quantization_bit 4/} lora=${lora/--lora_target*--lora_dropout 0.1/}
-    calls=$(calls_of $place $full)
-    ok "full, $place: calls" test "${calls:-0}" -ge 16
-    if [[ $place == dW ]]; then
-        ok "full, $place: the run goes on" nan "full-$place" "$place:$((calls / 2)):$((calls / 16))" $full
-        ok "full, $place: left out" grep -q 'the step is not applied' "$work/full-$place.log"
-    else
-        ok "full, $place: exit status 70" status 70 nan "full-$place" "$place:$((calls / 2))" $full
-        ok "full, $place: a good state to go back to" grep -q 'the last good state is .*/checkpoint-' "$work/full-$place.log"
-    fi
-    lora=$sed_lora
-done
-ok "no model was written" bash -c '! ls "$0"/full-m*/model*.safetensors' "$work"
-
 # --nan skip leaves all such steps out and goes on
 ok "--nan skip" nan skip "weight:30" --nan skip
 ok "nothing was applied from there" test "$(grep -c 'the step is not applied' "$work/skip.log")" -ge 10
 ok "a finite adapter" finite "$work/skip"
+
+# the same in full fine-tuning
+lora=${lora/--quantization_bit 4/} lora=${lora/--lora_target*--lora_dropout 0.1/--finetuning_type full --optim paged_adamw_8bit}
+ok "full: without poison" nan full count:0
+for place in dW moment master; do
+    calls=$(calls_of full $place)
+    ok "full, $place: calls" test "${calls:-0}" -ge 16
+    if [[ $place == dW ]]; then
+        ok "full, $place: the run goes on" nan "full-$place" "$place:$((calls / 2)):$((calls / 16))"
+        ok "full, $place: left out" grep -q 'the step is not applied' "$work/full-$place.log"
+    else
+        ok "full, $place: exit status 70" status 70 nan "full-$place" "$place:$((calls / 2))"
+        ok "full, $place: a good state to go back to" grep -q 'the last good state is .*/checkpoint-' "$work/full-$place.log"
+    fi
+done
+ok "no model was written" bash -c '! ls "$0"/full-m*/model*.safetensors' "$work"
+
 finish
