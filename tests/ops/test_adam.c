@@ -125,4 +125,21 @@ TEST(squares_are_summed_in_a_fixed_order) {
     backend_close(b);
     free(data);
 }
+
+TEST(squares_of_many_small_tensors) { /* more of them than are summed at once */
+    enum { COUNT = 2500 };
+    static const float *x[COUNT];
+    static int64_t n[COUNT];
+    static double out[COUNT];
+    static const float data[3] = {1, 2, 3};
+    for (int i = 0; i < COUNT; i++) x[i] = data, n[i] = 1 + i % 3;
+    struct backend *b = backend_for(cpu_kernels_best(), 2, 1, 64);
+    op_sqsum(b, &(struct sqsum_args){x, n, COUNT, out});
+    for (int i = 0; i < COUNT; i++) {
+        const double sum = i % 3 == 0 ? 1 : i % 3 == 1 ? 5 : 14;
+        CHECK(fabs(out[i] - sum) < 1e-9, "tensor %d: %g", i, out[i]);
+    }
+    backend_close(b);
+}
+
 TEST_MAIN

@@ -133,14 +133,37 @@ TEST(any_order_of_the_queues_gives_the_same_pages) {
     visits(PAGES, 0, 1);
 }
 
+TEST(a_page_that_is_held_keeps_its_slot) {
+    struct err e = {0};
+    struct pages_config c = {.name = "test", .count = PAGES, .page_bytes = BYTES, .slots = 3};
+    struct pages *p = pages_open(&late, &c, &e);
+    unsigned char fill[BYTES];
+    REQUIRE(p, "%s", e.text);
+    wrong = 0;
+    for (int i = 0; i < PAGES; i++) {
+        memset(fill, i + 1, BYTES);
+        REQUIRE(!pages_write(p, i, 0, fill, BYTES, &e), "%s", e.text);
+    }
+    const void *held = pages_get(p, 0, PAGE_READ);
+    for (int i = 1; i < PAGES; i++) { /* twice as many as there are slots */
+        const void *other = pages_get(p, i, PAGE_READ);
+        CHECK(other != held, "page %d took the slot", i);
+        reads(other, (unsigned char)(i + 1)), reads(held, 1);
+        pages_put(p, i, 0);
+    }
+    pages_put(p, 0, 0);
+    CHECK(!sync(NULL, &e) && !wrong, "%d bytes are wrong", wrong);
+    pages_close(p);
+}
+
 TEST(costs) {
-    int64_t device, host;
+    int64_t device, host, disk;
     const size_t bytes[] = {100, 700, 300};
-    pages_cost(&(struct pages_config){.name = "a", .count = 10, .page_bytes = 300, .resident = 4, .slots = 3}, &device, &host);
-    CHECK(device == 4 * 512 + 3 * 512 && host == 6 * 512, "%lld %lld", (long long)device, (long long)host);
-    pages_cost(&(struct pages_config){.name = "b", .count = 3, .bytes = bytes, .resident = 1, .slots = 2}, &device, &host);
+    pages_cost(&(struct pages_config){.name = "a", .count = 10, .page_bytes = 300, .resident = 4, .slots = 3}, &device, &host, &disk);
+    CHECK(device == 4 * 512 + 3 * 512 && host == 6 * 512 && !disk, "%lld %lld", (long long)device, (long long)host);
+    pages_cost(&(struct pages_config){.name = "b", .count = 3, .bytes = bytes, .resident = 1, .slots = 2}, &device, &host, &disk);
     CHECK(device == 256 + 2 * 768 && host == 768 + 512, "%lld %lld", (long long)device, (long long)host);
-    pages_cost(&(struct pages_config){.name = "c", .count = 3, .bytes = bytes, .resident = 3}, &device, &host);
+    pages_cost(&(struct pages_config){.name = "c", .count = 3, .bytes = bytes, .resident = 3}, &device, &host, &disk);
     CHECK(device == 256 + 768 + 512 && !host, "%lld %lld", (long long)device, (long long)host);
 }
 
