@@ -126,10 +126,12 @@ static int name_all(const struct cJSON *root, const char *where, struct err *e) 
     struct str said[HERE] = {{0}}, line = {0};
     int r = walk(root, "", said, where, e);
     for (int h = 0; h < HERE; h++) {
-        if (said[h].n && !said[h].oom) str_printf(&line, "%s%s (%s)", line.n ? "; " : "", said[h].p, because[h]);
+        line.oom |= said[h].oom;
+        if (said[h].n && !line.oom) str_printf(&line, "%s%s (%s)", line.n ? "; " : "", said[h].p, because[h]);
         str_free(&said[h]);
     }
-    if (!r && line.n && !line.oom) log_info("%s: not needed: %s", where, line.p);
+    if (!r && line.oom) r = err_set(e, ERR_RUN, "%s: out of memory", where);
+    if (!r && line.n) log_info("%s: not needed: %s", where, line.p);
     str_free(&line);
     return r;
 }
