@@ -366,6 +366,31 @@ static int write_changed(enum change change, enum dtype type, struct err *e) {
     return ckpt_commit(w, e);
 }
 
+TEST(two_become_one_that_adds_both) {
+    struct model_config m = model();
+    struct lora_config c = config(), d = {.rank = 2, .alpha = 1, .rslora = 1, .targets = 1u << PROJ_Q | 1u << PROJ_V};
+    struct lora a, b;
+    struct err e = {0};
+    REQUIRE(!lora_init(&a, &c, &m, &e) && !lora_init(&b, &d, &m, &e), "%s", e.text);
+    for (int64_t i = 0; i < m.L * a.layer_floats; i++) a.data[i] = (float)(i % 101);
+    for (int64_t i = 0; i < m.L * b.layer_floats; i++) b.data[i] = (float)(i % 97);
+    /* what both do to the matrix q of layer 7, and to v, which only the second has */
+    float want_q[16 * 16] = {0}, want_v[16 * 16] = {0}, got_q[16 * 16] = {0}, got_v[16 * 16] = {0};
+    const float *la = a.data + 7 * a.layer_floats, *lb = b.data + 7 * b.layer_floats;
+    lora_merge(&c, 16, la + lora_offset_a(&a, PROJ_Q), la + lora_offset_b(&a, PROJ_Q), 0, 16 * 16, want_q);
+    lora_merge(&d, 16, lb + lora_offset_a(&b, PROJ_Q), lb + lora_offset_b(&b, PROJ_Q), 0, 16 * 16, want_q);
+    lora_merge(&d, 16, lb + lora_offset_a(&b, PROJ_V), lb + lora_offset_b(&b, PROJ_V), 0, 16 * 16, want_v);
+    REQUIRE(!lora_append(&a, &b, &e), "%s", e.text);
+    CHECK(a.config.rank == 5 && a.config.targets == (c.targets | d.targets) && fabsf(lora_scale(&a.config) - 1) < 1e-6f, "rank %lld", (long long)a.config.rank);
+    la = a.data + 7 * a.layer_floats;
+    lora_merge(&a.config, 16, la + lora_offset_a(&a, PROJ_Q), la + lora_offset_b(&a, PROJ_Q), 0, 16 * 16, got_q);
+    lora_merge(&a.config, 16, la + lora_offset_a(&a, PROJ_V), la + lora_offset_b(&a, PROJ_V), 0, 16 * 16, got_v);
+    for (int i = 0; i < 16 * 16; i++)
+        CHECK(fabsf(got_q[i] - want_q[i]) <= 1e-5f * fabsf(want_q[i]) && fabsf(got_v[i] - want_v[i]) <= 1e-5f * fabsf(want_v[i]), "element %d: %g for %g, %g for %g", i,
+              (double)got_q[i], (double)want_q[i], (double)got_v[i], (double)want_v[i]);
+    lora_free(&a), lora_free(&b);
+}
+
 TEST(wrong_tensors_are_named) {
     static const struct {
         enum change change;

@@ -312,6 +312,22 @@ TEST(out_of_memory) {
 
 /* ---- files ---- */
 
+TEST(pieces_have_up_to_1024_bytes) {
+    for (int n = 1023; n <= 1025; n++) {
+        struct tok_piece pieces[SMALL + 1];
+        char text[1100];
+        struct err e = {0};
+        struct str model = {0};
+        memset(text, 'k', (size_t)n), text[n] = 0;
+        memcpy(pieces, small, sizeof small), pieces[SMALL] = (struct tok_piece){text, -3};
+        struct tok *t = NULL;
+        if (!tok_model_write(pieces, SMALL + 1, &model, &e)) t = tok_parse(model.p, model.n, "test.model", &e);
+        CHECK(n <= 1024 ? t != NULL : !t && strstr(e.text, "1025 bytes of text"), "%d: %s", n, e.text);
+        str_free(&model);
+        tok_close(t);
+    }
+}
+
 TEST(refuses_other_models) {
 #define EXTRA(bytes) bytes, sizeof bytes - 1
     /* Appended to a good model: protobuf takes the last value of a field. */
