@@ -127,7 +127,7 @@ fuzzers: $(FUZZERS)
 	@STATS=$(STATS) tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
 
 # Which lines and branches of the parsers the tests that know them and the corpus reach.
-COVERING := hostile safetensors checkpoint json config tokenizer datasets questions flags yaml lora torch data_golden adapter
+COVERING := hostile wrong_values deepspeed safetensors checkpoint json config tokenizer datasets questions flags yaml lora torch data_golden adapter
 coverage:
 	@$(MAKE) -s B=$(B)/coverage CC=gcc CFLAGS="-O0 -g --coverage" CUDA=0 covering
 	@tests/coverage.sh $(B)/coverage

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Do the tests notice bugs? tests/mutants/run.py [WORD|LINE..]: each small bug of list.txt (those with the WORDs in them, or at
-these LINEs) is put into a copy of the sources, its tests are built and run, and one of them must fail. A bug whose old text no longer stands there exactly
-once, or which does not compile, is a failure of the list. WORK=DIR: the copy (build/mutants); SURVIVORS=N: as many may live (5).
-The last line is "N passed, N failed, N skipped"; every line before tells of one bug."""
+these LINEs) is put into a copy of the sources, its tests are built and run, and one of them must fail within 240 s or not end. A
+bug whose old text no longer stands there exactly once, or which does not compile, is a failure of the list. WORK=DIR: the copy
+(build/mutants); SURVIVORS=N: as many may live (5). The last line is "N passed, N failed, N skipped"; every line before tells of
+one bug."""
 import os, pathlib, subprocess, sys, time
 
 root = pathlib.Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def fails(test):
     env = {**os.environ, "OMP_NUM_THREADS": "2", "QLORA_SHARED": str(root.parent / "shared"), "TOOLS": "build/examples/demo", "QLORA": "./qlora"}
     if "QLORA_SHARED" in os.environ:
         env["QLORA_SHARED"] = os.environ["QLORA_SHARED"]
-    return run(["./" + (target(test) or "tests/" + test)], 600, env=env) != 0
+    return run(["./" + (target(test) or "tests/" + test)], 240, env=env) != 0
 
 
 def copy():
