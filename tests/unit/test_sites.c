@@ -36,7 +36,9 @@ TEST(every_adapter_has_a_mask_of_its_own) {
     model_sketch(&m, &top, &c, &how);
     REQUIRE(!model_random(&m, &how, 1, &e) && !lora_parse_targets("all", &l.targets, &e) && !lora_init(&lora, &l, &m.config, &e), "%s", e.text);
     lora_start(&lora, 7);
-    REQUIRE(m.config.L == LAYERS && !params_describe(&params, &m, &lora, 0, &e) && !params_open(&params, 0, 0, &e), "%s", e.text);
+    const struct params_how all = params_all(&m, 0);
+    const struct params_place here = {.values = LAYERS, .state = LAYERS, .layers = LAYERS};
+    REQUIRE(m.config.L == LAYERS && !params_describe(&params, &m, &lora, &all, &e) && !params_open(&params, &here, &e), "%s", e.text);
     struct engine_config k = {.rows = 16, .chunks = 1, .longest = 16, .training = 1, .drops = 1, .resident_acts = -1, .lora = &lora, .adapters = params.value};
     REQUIRE(!engine_open(&g, &m, &k, &e) && !batch_open(&b, &top, 16, 16, 16, 1, &e), "%s", e.text);
     const struct dropout drop = {.p = 0.5f, .seed = 9, .step = STEP};
