@@ -216,7 +216,7 @@ static inline void fault_world(void) {
     if (*fault_folder) return;
     setenv("OMP_NUM_THREADS", "1", 1), setenv("GOMP_SPINCOUNT", "100", 1);
     if (!realpath(tools && *tools ? tools : "build/examples/demo", bin)) perror("TOOLS"), abort();
-    snprintf(fault_folder, sizeof fault_folder, "%s/qlora-fault-XXXXXX", tmp && *tmp ? tmp : "/tmp");
+    snprintf(fault_folder, sizeof fault_folder, "%s/qlora-fault-XXXXXX", tmp && *tmp ? tmp : dir_free_bytes("/dev/shm") > 64 << 20 ? "/dev/shm" : "/tmp"); /* thousands of syncs */
     if (!mkdtemp(fault_folder) || chdir(fault_folder)) perror(fault_folder), abort();
     fault_remove_world();
     atexit(fault_remove_world);
