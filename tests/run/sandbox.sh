@@ -6,6 +6,7 @@
 tiny_model
 mkdir -p "$work/tmp"
 export TMPDIR=$work/tmp
+export ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_leaks=0 # its search for leaks cannot be traced
 
 # ---- watched ----
 # watched NAME FOLDER ARGUMENTS..: paths written to lie below FOLDER or TMPDIR
