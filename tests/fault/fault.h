@@ -26,6 +26,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -214,9 +217,12 @@ static inline void fault_world(void) {
     const char *tmp = getenv("TMPDIR"), *tools = getenv("TOOLS");
     char bin[PATH_MAX];
     if (*fault_folder) return;
-    setenv("OMP_NUM_THREADS", "1", 1), setenv("GOMP_SPINCOUNT", "100", 1);
+    setenv("OMP_NUM_THREADS", "1", 1); /* of tools; this process has read it already */
+#ifdef _OPENMP
+    omp_set_num_threads(1);
+#endif
     if (!realpath(tools && *tools ? tools : "build/examples/demo", bin)) perror("TOOLS"), abort();
-    snprintf(fault_folder, sizeof fault_folder, "%s/qlora-fault-XXXXXX", tmp && *tmp ? tmp : "/tmp");
+    snprintf(fault_folder, sizeof fault_folder, "%s/qlora-fault-XXXXXX", tmp && *tmp ? tmp : dir_free_bytes("/dev/shm") > 64 << 20 ? "/dev/shm" : "/tmp"); /* thousands of syncs */
     if (!mkdtemp(fault_folder) || chdir(fault_folder)) perror(fault_folder), abort();
     fault_remove_world();
     atexit(fault_remove_world);

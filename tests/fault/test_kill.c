@@ -310,7 +310,7 @@ TEST(full_disk) {
         }
         fault_run(FAULT_LORA, NULL, &x);
         complete = !x.code, stopped += x.code != 0;
-        CHECK(x.code == 0 || (x.code == ERR_RUN && x.errors == 1 && strstr(x.said, "out/") && (strstr(x.said, "No space") || strstr(x.said, "the disk has"))), "%d KiB: exit status %d\n%s", kib, x.code, x.said);
+        CHECK(x.code == 0 || (x.code == ERR_RUN && x.errors == 1 && strstr(x.said, "error: ") && strstr(x.said, "out") && (strstr(x.said, "No space") || strstr(x.said, "the disk has"))), "%d KiB: exit status %d\n%s", kib, x.code, x.said);
         CHECK(!x.blocks && !x.files, "%d KiB: %lld blocks, %d descriptors left", kib, (long long)x.blocks, x.files);
         if (small_disk(10000, MS_REMOUNT)) perror("remount"), abort();
         snprintf(what, sizeof what, "%d KiB, then more", kib);

@@ -115,11 +115,12 @@ static void sweep(const struct fixture *f) {
         snprintf(count.kinds, sizeof count.kinds, "%s", failures[k].kinds);
         restore(f);
         fault_run(f->words, &count, &x);
-        /* A few calls of each kind, spread over the run and elsewhere for each fixture; all with FAULT_EVERY. */
-        const int64_t points = every && atoi(every) > 0 ? x.calls : getenv("FAULT_SHORT") ? 1 : 2, stride = x.calls / (points ? points : 1) > 0 ? x.calls / points : 1;
+        /* A call of each kind, another one for each fixture, once or for good in turn; all, in both ways, with FAULT_EVERY. */
+        const int64_t points = every && atoi(every) > 0 ? x.calls : 1, stride = x.calls / (points ? points : 1) > 0 ? x.calls / points : 1;
         int64_t first = 1 + (int64_t)(strlen(f->name) * 7 + (size_t)k * 3) % stride;
         for (int64_t n = first; n <= x.calls; n += stride)
-            for (int sticky = 0; sticky <= (failures[k].error != EINTR); sticky++) one(f, &normal, k, n, sticky);
+            for (int sticky = 0; sticky <= (failures[k].error != EINTR); sticky++)
+                if (every || sticky == ((k + (int)strlen(f->name)) & (failures[k].error != EINTR))) one(f, &normal, k, n, sticky);
     }
 }
 
