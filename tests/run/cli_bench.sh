@@ -46,7 +46,7 @@ while at < len(d):
 assert kinds == [b"IHDR", b"IDAT", b"IEND"]
 w, h = struct.unpack(">II", d[16:24])
 rows = zlib.decompress(data)
-assert len(rows) == h * (1 + 3 * w) and rows.count(b"\x1f\x77\xb4") > 100 # the colour of the curve' "$work/curve.png"
+assert len(rows) == h * (1 + 3 * w) and rows.count(b"\x1f\x77\xb4") > 40 # a dot has 51 pixels of this colour; both may lie in one place' "$work/curve.png"
 ok "of two dots" test "$(grep -c '<circle' "$work/curve.svg")" == 2
 ok "is well-formed" python3 -c 'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.argv[1])' "$work/curve.svg"
 
