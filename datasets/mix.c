@@ -11,6 +11,8 @@
 #include <string.h>
 
 enum { MIXED_MAX = 1000000000 };
+/* A smaller one would hardly come up in so many draws, and may vanish in the sums. */
+#define PROBABILITY_MIN 1e-9
 
 int list_add(struct list *v, int64_t x, struct err *e) {
     if (v->n == v->cap) {
@@ -71,9 +73,10 @@ static int read_probabilities(const char *text, int count, double *sum, struct e
         char *end;
         double x = strtod(p, &end);
         end += strspn(end, " \t");
-        if (end == p || (*end && *end != ',') || !(x > 0 && x <= 1))
+        if (end == p || (*end && *end != ',') || !(x >= PROBABILITY_MIN && x <= 1))
             return err_set(e, ERR_INPUT,
-                           "interleave_probs: \"%.100s\" is not a list of numbers above 0 and up to 1", text);
+                           "interleave_probs: \"%.100s\" is not a list of numbers from %g to 1", text,
+                           PROBABILITY_MIN);
         if (n < count) sum[n] = total += x;
         p = end + (*end == ',');
     }

@@ -54,7 +54,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-static const char *const words[] = {"0.5,0.5", "0.2, 0.3,0.5", "1", ",", "nan", "1e-320", "0x1p-1", "[1, 2, 3]", "999", "1000", "00", "hidden_size=64", "num_hidden_layers=3", "vocab_size=1000", "torch_dtype=float16", "a={\"b\":1}", "a=null",
+static const char *const words[] = {"0.5,0.5", "0.2, 0.3,0.5", "1", ",", "nan", "1e-9", "1e-320", "0x1p-1", "[1, 2, 3]", "999", "1000", "00", "hidden_size=64", "num_hidden_layers=3", "vocab_size=1000", "torch_dtype=float16", "a={\"b\":1}", "a=null",
     "a.b=1", "=", "x=\"y\"", "eod_token=5", "tie_word_embeddings=false"};
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);

@@ -282,7 +282,8 @@ TEST(interleaving) {
     }
     static const char *const wrong[][2] = {{"0.5,0.5", "2 numbers for 3"},
                                            {"0.2,0.2,0.2", "add up to 1"},
-                                           {"1,0,0", "above 0"},
+                                           {"1,0,0", "from 1e-09 to 1"},
+                                           {"0.5,0.5,1e-17", "from 1e-09 to 1"},
                                            {"a,b,c", "not a list"},
                                            {"0.5;0.3;0.2", "not a list"},
                                            {"0.2,0.3,nan", "not a list"},
