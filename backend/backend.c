@@ -12,6 +12,7 @@
 #include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <pthread.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -24,6 +25,7 @@ enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, JOIN, DORA, DORA
 static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "join", "dora", "dora_bwd", "filter",
                                        "filter_bwd", "rope", "attend", "attend_bwd", "gate", "gate_bwd", "loss", "adam", "sqsum", "noise"};
 static struct op_count counts[OPS];
+static pthread_mutex_t counting = PTHREAD_MUTEX_INITIALIZER; /* two backends may work at a time */
 
 const struct op_count *op_counts(int *n) {
     for (int i = 0; i < OPS; i++) counts[i].name = names[i];
@@ -41,8 +43,11 @@ static double begin(struct backend *b, enum op op) {
     return sys_seconds();
 }
 static void end(struct backend *b, enum op op, double start, double flops, double bytes) {
-    if (op_timing) b->sync(b->self, NULL), counts[op].seconds += sys_seconds() - start;
+    if (op_timing) b->sync(b->self, NULL);
+    pthread_mutex_lock(&counting);
+    if (op_timing) counts[op].seconds += sys_seconds() - start;
     counts[op].calls++, counts[op].flops += flops, counts[op].bytes += bytes;
+    pthread_mutex_unlock(&counting);
     if (b->range) b->range(b->self, NULL);
 }
 #define CALL(b, op, entry, args, flops, bytes)                                                                         \

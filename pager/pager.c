@@ -281,6 +281,16 @@ void *pages_edit(struct pages *p, int64_t i) {
     return h->data;
 }
 
+/* memcpy by all threads: of gigabytes, most of the time goes into pages that `to` has not touched yet. */
+static void copy(unsigned char *to, const unsigned char *from, size_t bytes) {
+    const int64_t pieces = (int64_t)((bytes + FILL_PIECE - 1) / FILL_PIECE);
+#pragma omp parallel for schedule(static) if (pieces > 1)
+    for (int64_t k = 0; k < pieces; k++) {
+        const size_t at = (size_t)k * FILL_PIECE, left = bytes - at;
+        memcpy(to + at, from + at, left < FILL_PIECE ? left : FILL_PIECE);
+    }
+}
+
 int pages_write(struct pages *p, int64_t i, size_t offset, const void *host, size_t bytes, struct err *e) {
     struct home *h = &p->home[i];
     ASSERT(offset + bytes <= p->bytes[i], "%s: page %lld", p->c.name, (long long)i);
@@ -291,7 +301,7 @@ int pages_write(struct pages *p, int64_t i, size_t offset, const void *host, siz
     }
     forget(p, i);
     if (h->kind == HOME_FILE) return disk_write(p->disk, h->at + (int64_t)offset, host, bytes, e);
-    memcpy(h->data + offset, host, bytes);
+    copy(h->data + offset, host, bytes);
     return 0;
 }
 
@@ -301,7 +311,7 @@ int pages_read(struct pages *p, int64_t i, size_t offset, void *host, size_t byt
     if (p->be->sync(p->be->self, e)) return -1;
     if (h->kind == HOME_FILE) return disk_read(p->disk, h->at + (int64_t)offset, host, bytes, e);
     if (h->kind == HOME_HOST) {
-        memcpy(host, h->data + offset, bytes);
+        copy(host, h->data + offset, bytes);
         return 0;
     }
     p->be->get(p->be->self, host, h->data + offset, bytes, Q_COMPUTE);

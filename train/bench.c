@@ -86,7 +86,7 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
     t.free_before = info.free_bytes;
     setup_host(&t, 1);
     setup_shape(&t);
-    if (setup_model(&t, o->config, e) || estimate_plan(&t, o->memory, 0, e) || setup_rates(&t, e)) goto out;
+    if (setup_model(&t, o->config, e) || estimate_plan(&t, o->memory, 0, e) || rates_measure(&t, e)) goto out;
     estimate_of(&t, &r->predicted);
     if (o->train->max_steps <= 0 && t.plan.seconds > TOO_LONG) {
         char text[40];

@@ -1,5 +1,5 @@
 /* train/params.c - see params.h */
-#include "train/params.h"
+#include "train/params_internal.h"
 #include "base/half.h"
 #include "base/stop.h"
 #include "base/sys.h"
@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SMALL_STATE_FROM = 4096, STATE_BLOCK = 256, ADAM_MAX = 32, PIECE_STEP = 4096 /* whole blocks, wide loads */ };
+enum { SMALL_STATE_FROM = 4096, STATE_BLOCK = 256, SUMS = 32, PIECE_STEP = 4096 /* whole blocks, wide loads */ };
 
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
 
@@ -54,13 +54,12 @@ static void describe_adapters(struct params *q) {
     }
 }
 
-/* Where the model holds bf16, fp32 masters of everything lie beside the moments, of what its pages hold in fp32 too. */
-static int masters(const struct params *q) { return !q->lora && !q->how.pure && q->m->outer_format == W_BF16; }
+int params_masters(const struct params *q) { return !q->lora && !q->how.pure && q->m->outer_format == W_BF16; }
 
 static void add_weight(struct params *q, int64_t group, const char *name, int64_t layer, int which, int64_t offset, int64_t at, int64_t n, int64_t whole, int decay, int bits8) {
     size_t size;
     const struct tensor_place *t = model_place(q->m, layer, which, &size);
-    struct param *p = add(q, group, name, offset, n, whole, masters(q), decay, bits8);
+    struct param *p = add(q, group, name, offset, n, whole, params_masters(q), decay, bits8);
     p->layer = layer, p->which = which, p->at = at, p->half = size == 2, p->place = t->offset + (size_t)at * size;
 }
 
@@ -163,7 +162,7 @@ void params_pages(const struct params *q, const struct params_place *w, struct p
     if (!q->lora) p->value.count = 0;
     p->grad.name = "gradients";
     p->outer_grad = (struct pages_config){.name = "gradients of the embedding", .count = q->outer_bytes != 0, .page_bytes = q->outer_bytes, .resident = 1};
-    p->state = (struct pages_config){.name = masters(q) ? "master weights and moments" : "optimizer state", .count = q->groups, .bytes = q->state_bytes, .resident = state,
+    p->state = (struct pages_config){.name = params_masters(q) ? "master weights and moments" : "optimizer state", .count = q->groups, .bytes = q->state_bytes, .resident = state,
                                      .slots = state < q->groups ? slots : 0};
 }
 
@@ -176,8 +175,7 @@ int params_by_host(const struct params *q, const struct params_place *w, int64_t
     return group < q->layers && i >= 0 && k > 0 && (i + 1) * k / n > i * k / n;
 }
 
-/* A layer's page is made anew from its masters: what it held is not needed. */
-static int replaces(const struct params *q) { return masters(q) && q->how.tensors == (1u << LT_COUNT) - 1; }
+int params_replaces(const struct params *q) { return params_masters(q) && q->how.tensors == (1u << LT_COUNT) - 1; }
 
 void params_moves(const struct params *q, const struct params_place *w, struct params_moves *v) {
     *v = (struct params_moves){0};
@@ -187,7 +185,7 @@ void params_moves(const struct params *q, const struct params_place *w, struct p
         v->grad_out += grad;
         if (by_host) v->by_host += grad + 2 * state + page;
         else v->update_grad_in += grad, v->update_state_in += state, v->update_state_out += state;
-        if (by_host || !replaces(q)) v->update_weights_in += page;
+        if (by_host || !params_replaces(q)) v->update_weights_in += page;
         if (!by_host) v->update_weights_out += page;
     }
 }
@@ -215,7 +213,7 @@ int params_open(struct params *q, const struct params_place *w, struct err *e) {
     for (int64_t i = 0; q->lora && q->how.pure && i < q->layers * q->lora->layer_floats; i++) q->lora->data[i] = bf16_to_f32(f32_to_bf16(q->lora->data[i]));
     for (int64_t g = 0; q->lora && g < q->layers; g++)
         if (pages_write(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
-    return clear_state(q, e);
+    return clear_state(q, e) || (q->host && update_open(q, e)) ? -1 : 0;
 }
 
 void params_magnitudes(struct params *q) {
@@ -234,6 +232,7 @@ void params_magnitudes(struct params *q) {
 }
 
 void params_close(struct params *q) {
+    update_close(q); /* its thread works on pages */
     pages_close(q->value), pages_close(q->grad), pages_close(q->outer_grad), pages_close(q->state);
     if (q->norms) q->be->release(q->be->self, AT_HOST, q->norms);
     backend_close(q->host);
@@ -243,8 +242,7 @@ void params_close(struct params *q) {
 
 /* ---- gradients ---- */
 
-/* Where a group's values, or the copies of them, live. */
-static struct pages *home(const struct params *q, int64_t group, int64_t *page) {
+struct pages *params_home(const struct params *q, int64_t group, int64_t *page) {
     *page = group;
     if (q->lora && group < q->layers) return q->value;
     *page = q->how.first_layer + group;
@@ -254,10 +252,10 @@ static struct pages *home(const struct params *q, int64_t group, int64_t *page) 
 }
 
 static void norms(struct params *q, int64_t first, int64_t end, const float *grad) {
-    const float *x[ADAM_MAX];
-    int64_t n[ADAM_MAX], k = 0, from = first;
+    const float *x[SUMS];
+    int64_t n[SUMS], k = 0, from = first;
     for (int64_t i = first; i <= end; i++) {
-        const int cut = k == ADAM_MAX || i == end || q->p[i].at; /* pieces: the tensor's sum stands with the first */
+        const int cut = k == SUMS || i == end || q->p[i].at; /* pieces: the tensor's sum stands with the first */
         if (cut && k) op_sqsum(q->be, &(struct sqsum_args){.x = x, .n = n, .count = k, .out = q->norms + from}), k = 0;
         if (i == end || q->p[i].at) continue;
         if (!k) from = i;
@@ -291,87 +289,6 @@ void params_layer_grads(const struct params *q, int64_t group, float *grad, stru
         if (p->which < MATRICES) *m[p->which] = (struct mat){grad + p->offset, t->rows, t->cols, t->cols, DT_F32};
         else *v[p->which - MATRICES] = grad + p->offset;
     }
-}
-
-/* ---- the update ---- */
-
-static struct adam_tensor adam_of(const struct params *q, const struct param *p, char *page, char *state, const float *grad) {
-    const struct adam_settings *s = &q->due;
-    char *value = page + p->place;
-    struct adam_tensor t = {.g = grad + p->offset, .n = p->n, .lr = s->lr * p->lr_ratio, .weight_decay = p->decay ? s->weight_decay : 0};
-    if (p->has_master) t.p = (float *)(state + p->master), t.copy = p->half ? value : NULL;
-    else if (p->half) t.copy = value;
-    else t.p = (float *)value, t.round = q->how.pure;
-    if (p->small_state)
-        t.m8 = (uint8_t *)state + p->m, t.v8 = (uint8_t *)state + p->v, t.m_absmax = (float *)(state + p->m_absmax), t.v_absmax = (float *)(state + p->v_absmax);
-    else t.m = (float *)(state + p->m), t.v = (float *)(state + p->v);
-    return t;
-}
-
-/* AdamW over a group in memory of `be`; then what a layer's page holds in fp32 follows its master. */
-static void run_update(struct params *q, struct backend *be, int64_t g, char *page, char *state, const float *grad) {
-    const struct adam_settings *s = &q->due;
-    for (int64_t i = q->first[g]; i < q->first[g + 1]; i += ADAM_MAX) {
-        struct adam_tensor t[ADAM_MAX];
-        int64_t k = 0;
-        for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) t[k] = adam_of(q, &q->p[i + k], page, state, grad);
-        op_adam(be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2, .eps = s->eps, .grad_scale = s->grad_scale});
-    }
-    for (int64_t i = q->first[g]; i < q->first[g + 1]; i++)
-        if (q->p[i].has_master && !q->p[i].half) be->copy(be->self, page + q->p[i].place, state + q->p[i].master, (size_t)q->p[i].n * 4, Q_COMPUTE);
-}
-
-static void update_group(struct params *q, int64_t g) {
-    int64_t i;
-    struct pages *values = home(q, g, &i), *grads = g < q->layers ? q->grad : q->outer_grad;
-    const int64_t j = g < q->layers ? g : 0;
-    if (q->host && params_by_host(q, &q->where, g)) {
-        run_update(q, q->host, g, pages_edit(values, i), pages_edit(q->state, g), pages_edit(grads, j));
-        return;
-    }
-    char *page = pages_get(values, i, g < q->layers && replaces(q) ? PAGE_WRITE : PAGE_READ_WRITE), *state = pages_get(q->state, g, PAGE_READ_WRITE);
-    run_update(q, q->be, g, page, state, pages_get(grads, j, PAGE_READ));
-    pages_put(values, i, 1), pages_put(grads, j, 0), pages_put(q->state, g, 1);
-}
-
-/* The order of an update is that of the next forward pass: the outer groups, then the layers. */
-static int64_t nth(const struct params *q, int64_t i) { return i < q->groups - q->layers ? q->layers + i : i - (q->groups - q->layers); }
-
-/* Starts the copies for the next group that the device updates, if there is one from position i of the order on. */
-static void want_from(struct params *q, int64_t i) {
-    int64_t page;
-    while (i < q->groups && q->host && params_by_host(q, &q->where, nth(q, i))) i++;
-    if (i >= q->groups) return;
-    const int64_t g = nth(q, i);
-    struct pages *values = home(q, g, &page);
-    if (g >= q->layers || !replaces(q)) pages_want(values, page);
-    if (g < q->layers) pages_want(q->grad, g);
-    pages_want(q->state, g);
-}
-
-void params_update(struct params *q, const struct adam_settings *s) {
-    params_settle(q);
-    q->due = *s, q->done = 0;
-    want_from(q, 0);
-}
-
-static void advance(struct params *q, int64_t until) {
-    while (q->done < until) {
-        int64_t g = nth(q, q->done++);
-        want_from(q, q->done);
-        update_group(q, g);
-    }
-}
-void params_reach(struct params *q, int64_t l) {
-    int64_t layers = l + 1 - q->how.first_layer;
-    if (layers < 0) layers = 0;
-    advance(q, q->groups - q->layers + (layers < q->layers ? layers : q->layers));
-}
-void params_settle(struct params *q) { advance(q, q->groups); }
-
-int params_brings(const struct params *q, int64_t l) {
-    const int64_t g = params_group(q, l);
-    return !q->lora && g >= 0 && q->groups - q->layers + g >= q->done && (replaces(q) || params_by_host(q, &q->where, g));
 }
 
 /* ---- files ---- */
@@ -413,7 +330,7 @@ static int parts(const struct param *p, struct part out[4]) {
 
 /* The page with a piece's exact value, and where it lies in it. */
 static struct pages *exact(const struct params *q, const struct param *p, int64_t *page, size_t *at) {
-    struct pages *values = home(q, p->group, page);
+    struct pages *values = params_home(q, p->group, page);
     *at = p->has_master ? p->master : p->place;
     if (p->has_master) *page = p->group;
     return p->has_master ? q->state : values;
@@ -585,7 +502,7 @@ fail:
 /* n masters from element `first` of a piece on, and, if asked, the copies in the model's pages. */
 static int put_masters(struct params *q, const struct param *p, int64_t first, int64_t n, const float *x, uint16_t *half, struct err *e) {
     int64_t page;
-    struct pages *values = home(q, p->group, &page);
+    struct pages *values = params_home(q, p->group, &page);
     if (pages_write(q->state, p->group, p->master + (size_t)first * 4, x, (size_t)n * 4, e)) return -1;
     if (!half) return 0;
     for (int64_t i = 0; p->half && i < n; i++) half[i] = f32_to_bf16(x[i]);
@@ -626,7 +543,7 @@ int params_load_values(struct params *q, const char *dir, struct err *e) {
 }
 
 int params_start(struct params *q, model_reader *read, void *context, struct err *e) {
-    if (!masters(q)) return 0;
+    if (!params_masters(q)) return 0;
     float *x = sys_alloc(VALUES * sizeof *x, "load buffer", e);
     int r = x ? 0 : -1;
     for (int64_t k = 0; k < q->count; k++) {

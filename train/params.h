@@ -37,8 +37,10 @@ struct params_place {           /* what lives on the device and who updates it *
     int64_t layers;             /* of the model's pages (model_how) */
     int64_t by_host;            /* layers that the processor updates: spread evenly over those of which nothing is at home on the device */
 };
+struct host_update;
 struct params {
     struct backend *be, *host;  /* host: the processor's, or NULL: it updates nothing */
+    struct host_update *aside;  /* its thread */
     struct model *m;
     struct lora *lora;          /* adapters, or NULL: weights of the model */
     struct params_how how;
@@ -88,12 +90,13 @@ void params_outer_norms(struct params *q);
 /* The latter gradients, cleared. Returns 0 if none of them is trained. */
 int params_outer_grads(struct params *q, struct head_grads *g);
 /* An update is noted and carried out group by group when the next forward pass comes by (params_reach), so that the optimizer
- * state travels behind that pass's compute. Reading values or state carries out what is left. */
+ * state travels behind that pass's compute; the processor begins with its groups at once. Reading values or state carries out what
+ * is left. (train/update.c) */
 void params_update(struct params *q, const struct adam_settings *s);
 /* Before layer l (-1: the embedding) is read: its group is brought up to date. */
 void params_reach(struct params *q, int64_t l);
 /* That update will bring the layer's page, or change it in host memory: nothing of it is to be fetched before. */
-int params_brings(const struct params *q, int64_t l);
+int params_brings(struct params *q, int64_t l);
 void params_settle(struct params *q);
 /* Gradient views of a group's page; what is not trained is absent. */
 void params_layer_grads(const struct params *q, int64_t group, float *grad, struct layer_grads *g);

@@ -313,7 +313,7 @@ int train_run(const struct train_options *o, struct err *e) {
     t.be->info(t.be->self, &info);
     t.free_before = info.free_bytes;
     setup_host(&t, 1);
-    if (setup_data(&t, e) || setup_model(&t, NULL, e) || setup_plan(&t, e) || (!o->dry_run && setup_rates(&t, e))) goto out;
+    if (setup_data(&t, e) || setup_model(&t, NULL, e) || setup_plan(&t, e) || (!o->dry_run && rates_measure(&t, e))) goto out;
     show_estimate(&t);
     if (o->dry_run) {
         log_info("dry run: nothing was loaded or written");

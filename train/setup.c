@@ -359,13 +359,6 @@ static void describe_work(struct trainer *t, struct plan_request *r) {
     if (!t->model.info.unified) r->visit = VISIT, r->tail = TAIL;
 }
 
-/* Bytes/s of AdamW on the processor: so many a core, as long as its memory keeps up. A card that is not here is taken to have
- * a machine of 16 cores. */
-static double host_bandwidth(const struct trainer *t) {
-    const double core = 6e9, memory = 150e9, cores = t->host_bytes ? (double)sys_threads() : 16;
-    return core * cores < memory ? core * cores : memory;
-}
-
 /* What the plan is asked. Without --vram the CPU has one memory, and nothing to gain from a second home in it. */
 static int request(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
@@ -384,7 +377,7 @@ static int request(struct trainer *t, struct err *e) {
     t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
                                        .may = (pages ? may : 0u) | (joins ? PLAN_APART : 0u), .state_groups = full ? t->params.groups : 0, .host_layers = full && !info->unified ? t->params.layers : 0,
                                        .layers = k->L, .longest = t->longest, .step_rows = t->max_rows, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192, .most_rows = o->chunk_tokens,
-                                       .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing, .joins = joins, .host_bandwidth = host_bandwidth(t),
+                                       .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing, .joins = joins, .host_bandwidth = rates_known_update(t->host_bytes ? sys_threads() : 0),
                                        .flops = info->flops, .bandwidth = info->bandwidth, .link = info->link, .advice = t->advice};
     describe_work(t, &t->request);
     return 0;
@@ -403,43 +396,6 @@ void setup_host(struct trainer *t, int here) {
     t->be->info(t->be->self, &info);
     const int64_t left = here && !info.unified ? sys_free_memory() : 0, most = left - left / 32;
     t->host_bytes = t->o->host_memory && (!most || t->o->host_memory < most) ? t->o->host_memory : most;
-}
-
-/* Bytes a second of copies each way, the slower of both; 0: not measured. */
-static double link_rate(struct backend *be) {
-    const size_t bytes = 64 << 20;
-    void *device = be->alloc(be->self, AT_DEVICE, bytes), *host = be->alloc(be->self, AT_HOST, bytes);
-    double slower = 0;
-    for (int i = 0; device && host && i < 4; i++) { /* the first of each way is not counted */
-        const double start = sys_seconds();
-        if (i & 1) be->get(be->self, host, device, bytes, Q_COMPUTE);
-        else be->put(be->self, device, host, bytes, Q_COMPUTE);
-        if (be->sync(be->self, NULL)) break;
-        const double rate = (double)bytes / (sys_seconds() - start);
-        if (i > 1 && (slower <= 0 || rate < slower)) slower = rate;
-    }
-    be->release(be->self, AT_DEVICE, device), be->release(be->self, AT_HOST, host);
-    return slower;
-}
-
-/* A measured rate is never twice the same, and a plan must be: it is made anew only where a link is far from what its card is
- * known for, and by powers of two. What is predicted follows the measurement. */
-int setup_rates(struct trainer *t, struct err *e) {
-    struct plan_request *r = &t->request;
-    const double known = r->link, link = t->model.info.unified ? 0 : link_rate(t->be);
-    if (link > 0 && link < known / 1.5) {
-        while (r->link > 1.5 * link) r->link /= 2;
-        if (setup_plan(t, e)) return -1;
-    }
-    if (link > 0) r->link = link;
-    if (t->plan.choice.disk_layers) {
-        if (dir_make(t->how.page_dir, e)) return -1;
-        const double disk = pages_disk_rate(t->how.page_dir, e);
-        if (disk <= 0) return -1;
-        r->disk = disk;
-    }
-    t->plan.seconds = plan_seconds(r, &t->plan);
-    return 0;
 }
 
 /* The model's headers; for an estimate its configuration will do. */

@@ -114,10 +114,13 @@ void setup_shape(struct trainer *t);                 /* in place of data: every 
 int setup_model(struct trainer *t, const struct model_config *config, struct err *e);
 void setup_host(struct trainer *t, int here);        /* the host memory that a plan may use; here: on this machine */
 int setup_plan(struct trainer *t, struct err *e);
-int setup_rates(struct trainer *t, struct err *e);   /* measures link and disk, for what is predicted of the plan */
 int setup_memory(struct trainer *t, struct err *e);  /* allocates what the plan says, loads weights */
 int setup_run(struct trainer *t, model_reader *read, void *context, struct err *e); /* the part of it behind the weights; masters are read so */
 void setup_close(struct trainer *t);
+/* train/rates.c */
+double rates_known_update(int threads);              /* bytes/s of AdamW on so many; 0: on a machine that is not here */
+/* Measures what the plan knew of link, processor and disk, plans anew where that is far off, and predicts by what it measured. */
+int rates_measure(struct trainer *t, struct err *e);
 /* Bytes of a checkpoint to resume from, and of what the run leaves at its end. */
 int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result);
 void setup_show_example(const struct trainer *t);

@@ -4,7 +4,8 @@
 . "$(dirname "$0")/check.bash"
 . "$(dirname "$0")/tiny.bash"
 need_card
-tiny_model --override num_hidden_layers=5
+layers=12 # what rounding leaves of the smallest budget must not hold all of the frozen ones
+tiny_model --override num_hidden_layers=$layers
 
 . "$(dirname "$0")/full.bash"
 finish

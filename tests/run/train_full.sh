@@ -3,7 +3,8 @@
 # byte for byte; the model loads and talks; what is frozen is what it was.
 . "$(dirname "$0")/check.bash"
 . "$(dirname "$0")/tiny.bash"
-tiny_model --override num_hidden_layers=5
+layers=5
+tiny_model --override num_hidden_layers=$layers
 backend=cpu
 
 . "$(dirname "$0")/full.bash"

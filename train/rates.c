@@ -1,0 +1,85 @@
+/* train/rates.c - what a machine's link, processor and disk do in a second: the plan begins with what is known of such
+ * machines, and is held to what is measured here.
+ *
+ * A measured rate is never twice the same, and a plan should be: it is made anew only where a rate is far from the known one,
+ * and with one of few values. What is predicted follows the measurement. */
+#include "base/file.h"
+#include "base/sys.h"
+#include "train/train_internal.h"
+
+/* Bytes/s of AdamW: so many a core, as long as its memory keeps up. A card that is not here is taken to have 16 cores. */
+double rates_known_update(int threads) {
+    const double core = 3e9, memory = 150e9, all = core * (threads ? threads : 16);
+    return all < memory ? all : memory;
+}
+
+/* Bytes a second of copies each way, the slower of both; 0: not measured. */
+static double link_rate(struct backend *be) {
+    const size_t bytes = 64 << 20;
+    void *device = be->alloc(be->self, AT_DEVICE, bytes), *host = be->alloc(be->self, AT_HOST, bytes);
+    double slower = 0;
+    for (int i = 0; device && host && i < 4; i++) { /* the first of each way is not counted */
+        const double start = sys_seconds();
+        if (i & 1) be->get(be->self, host, device, bytes, Q_COMPUTE);
+        else be->put(be->self, device, host, bytes, Q_COMPUTE);
+        if (be->sync(be->self, NULL)) break;
+        const double rate = (double)bytes / (sys_seconds() - start);
+        if (i > 1 && (slower <= 0 || rate < slower)) slower = rate;
+    }
+    be->release(be->self, AT_DEVICE, device), be->release(be->self, AT_HOST, host);
+    return slower;
+}
+
+/* Bytes a second of the processor's update, as the plan counts them (params_moves), on more than its caches hold; 0: not measured. */
+static double update_rate(const struct params *q) {
+    const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
+    const size_t page = (size_t)(4 * n + 4 * n + 2 * n + 2 * (state * n + blocks)), moved = (size_t)(4 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
+    struct backend *host = backend_cpu(NULL);
+    char *at = host ? sys_alloc(page, "measuring the processor", NULL) : NULL, *next = at;
+    double best = 0;
+    if (at) {
+        struct adam_tensor x = {.n = n, .lr = 1e-3};
+        x.p = (float *)next, next += 4 * n;
+        x.g = (float *)next, next += 4 * n;
+        x.copy = next, next += 2 * n;
+        if (q->how.bits8) x.m8 = (uint8_t *)next, x.v8 = x.m8 + n, x.m_absmax = (float *)(next + 2 * n), x.v_absmax = x.m_absmax + n / 256;
+        else x.m = (float *)next, x.v = x.m + n;
+        for (int i = 0; i < 3; i++) { /* the first finds no pages */
+            const double start = sys_seconds();
+            op_adam(host, &(struct adam_args){.tensors = &x, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 1});
+            const double rate = (double)moved / (sys_seconds() - start);
+            if (i && rate > best) best = rate;
+        }
+    }
+    sys_free(at);
+    backend_close(host);
+    return best;
+}
+
+/* *rate, or the one of rate * 1.5^k next to what was measured. */
+static int far_off(double *rate, double measured) {
+    const double known = *rate;
+    while (measured > 0 && *rate > 1.25 * measured) *rate /= 1.5;
+    while (*rate < measured / 1.25) *rate *= 1.5;
+    return *rate < known || *rate > known;
+}
+
+int rates_measure(struct trainer *t, struct err *e) {
+    struct plan_request *r = &t->request;
+    const double known = r->link, link = t->model.info.unified ? 0 : link_rate(t->be), update = r->host_layers ? update_rate(&t->params) : 0;
+    int anew = update > 0 && far_off(&r->host_bandwidth, update);
+    if (link > 0 && link < known / 1.5) {
+        while (r->link > 1.5 * link) r->link /= 2;
+        anew = 1;
+    }
+    if (anew && setup_plan(t, e)) return -1;
+    if (link > 0) r->link = link;
+    if (update > 0) r->host_bandwidth = update;
+    if (t->plan.choice.disk_layers) {
+        if (dir_make(t->how.page_dir, e)) return -1;
+        r->disk = pages_disk_rate(t->how.page_dir, e);
+        if (r->disk <= 0) return -1;
+    }
+    t->plan.seconds = plan_seconds(r, &t->plan);
+    return 0;
+}
