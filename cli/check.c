@@ -469,7 +469,7 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
     case CMD_EXPORT:
         return check_export(o, e);
     case CMD_NEW:
-        return need(o->config, "config", e) || need(o->train.output_dir, "output_dir", e);
+        return need(o->config, "config", e) || need(o->train.output_dir, "output_dir", e) || check_quantization(o, e) || check_stored_filter(o, e);
     case CMD_DOCTOR:
         return 0;
     case CMD_EVAL:

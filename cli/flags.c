@@ -39,13 +39,13 @@ const struct flag flags[] = {
     {"adapter_name_or_path", "checkpoint_dir", LIST(train.adapter_name_or_path), 0, 0, TSC | X | E, G_MODEL, USED,
      "folders of PEFT adapters, applied together in this order; training merges all but the last and goes on from the "
      "weights of the last at step 0 (resume_from_checkpoint goes on with a run)"},
-    {"quantization_bit", 0, INT(quantization_bit), 0, 0, TSC | Q | E, G_MODEL, USED,
+    {"quantization_bit", 0, INT(quantization_bit), 0, 0, TSC | Q | N | E, G_MODEL, USED,
      "4 or 8: hold the frozen weights in that many bits (QLoRA)"},
-    {"quantization_type", 0, CHOICE(train.quantization_type), "nf4", "nf4|fp4", TSC | Q | X | E, G_MODEL, USED,
+    {"quantization_type", 0, CHOICE(train.quantization_type), "nf4", "nf4|fp4", TSC | Q | X | N | E, G_MODEL, USED,
      "code book of 4-bit weights"},
-    {"double_quantization", 0, BOOL(train.double_quantization), "true", 0, TSC | Q | X | E, G_MODEL, USED,
+    {"double_quantization", 0, BOOL(train.double_quantization), "true", 0, TSC | Q | X | N | E, G_MODEL, USED,
      "store the scales of 4-bit weights in 8 bits"},
-    {"lfa_bits", 0, CHOICE(train.filter_4bit), "16", "16|4", TSC | Q | X | E | B, G_MODEL, USED,
+    {"lfa_bits", 0, CHOICE(train.filter_4bit), "16", "16|4", TSC | Q | X | N | E | B, G_MODEL, USED,
      "4: the convolutions of the localized filter in 4 bits, too (51B: 8 GB less); other tools do not read checkpoints stored so. "
      "16: as they are stored"},
     {"template", 0, WORD(template), 0, 0, TP | SC | X | E, G_MODEL, USED, "chat template: yuan (assumed when not given)"},

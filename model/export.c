@@ -167,6 +167,15 @@ static int export_to(struct job *j, const char *from, const char *to, const char
                : 0;
 }
 
+static void close_job(struct job *j) {
+    if (j->out) ckpt_abort(j->out);
+    ckpt_close(j->in);
+    for (int i = 0; i < j->adapters; i++) lora_file_close(&j->adapter[i]);
+    sys_free(j->piece);
+    sys_free(j->wide);
+    sys_free(j->codes);
+}
+
 int model_export(const char *from, const char *to, const struct export_how *how, struct err *e) {
     struct job j = {.how = how, .e = e, .start = sys_seconds()};
     char in[24], out[24], tmp[3200];
@@ -180,14 +189,27 @@ int model_export(const char *from, const char *to, const struct export_how *how,
         log_progress(1, "wrote %s in %.1f s, %.0f MB/s (read %s): %s", text_bytes(out, j.write_bytes),
                      sys_seconds() - j.start, (double)j.read_bytes * 1e-6 / (sys_seconds() - j.start + 1e-9),
                      text_bytes(in, j.read_bytes), to);
-    if (j.out) ckpt_abort(j.out);
+    close_job(&j);
     dir_remove(tmp, NULL);
     if (rc && !existed) sys_rmdir(to);
-    ckpt_close(j.in);
-    for (int i = 0; i < j.adapters; i++) lora_file_close(&j.adapter[i]);
-    sys_free(j.piece);
-    sys_free(j.wide);
-    sys_free(j.codes);
     model_config_free(&j.config);
+    return rc;
+}
+
+int model_new(const struct model_config *c, const char *dir, uint64_t seed, const struct export_how *how, struct err *e) {
+    static const struct export_how plain = {0};
+    struct made made;
+    struct job j = {.config = *c, .how = how ? how : &plain, .type = c->stored, .made = &made, .e = e, .start = sys_seconds()};
+    char path[4096];
+    int rc = -1;
+    nf4_init();
+    if (made_open(&made, c, seed, e)) return -1;
+    if ((j.out = ckpt_create(dir, "model", SHARD_BYTES, e)) && !declare_all(&j, NULL, dir) && !write_tensors(&j)) {
+        rc = ckpt_commit(j.out, e);
+        j.out = NULL;
+    }
+    if (!rc) rc = j.how->bits ? write_config(&j, dir) : path_join(path, sizeof path, dir, "config.json", e) || file_write_all(path, c->text, strlen(c->text), e) ? -1 : 0;
+    close_job(&j);
+    made_close(&made);
     return rc;
 }

@@ -17,6 +17,7 @@
 #ifndef QLORA_MODEL_EXPORT_H
 #define QLORA_MODEL_EXPORT_H
 #include "base/err.h"
+#include "model/config.h"
 #include "nf4/nf4.h"
 
 struct export_how {
@@ -33,4 +34,7 @@ struct export_how {
 /* Everything is written to a folder DIR/.tmp-export.PID and moved up when it is complete, config.json last. Returns 0, or -1
  * with e; after a signal e->code is 128 + its number. A failure leaves DIR as it was. */
 int model_export(const char *from, const char *to, const struct export_how *how, struct err *e);
+/* A checkpoint with random weights (model/made.h) and its config.json, in dir, which exists and is the caller's to remove after a
+ * failure. Of `how` bits, q_type, nested and filter_4bit count; NULL: plain. The bytes are those of a plain one, quantised. */
+int model_new(const struct model_config *c, const char *dir, uint64_t seed, const struct export_how *how, struct err *e);
 #endif

@@ -5,6 +5,7 @@
 #include "checkpoint/checkpoint.h"
 #include "lora/lora.h"
 #include "model/export.h"
+#include "model/made.h"
 #include "model/tensors.h"
 
 enum {
@@ -17,6 +18,7 @@ struct job {
     const struct export_how *how;
     enum dtype type; /* written, and what codes are made from */
     struct ckpt *in;
+    const struct made *made; /* in its place: numbers that are made */
     struct lora_file adapter[EXPORT_ADAPTERS];
     int adapters, untied; /* untied: an adapter brings an embedding or a head of its own to a model that tied them */
     struct ckpt_writer *out;
@@ -30,6 +32,7 @@ struct job {
 };
 
 struct source { /* one tensor on its way in */
+    const struct model_tensor *m;
     const struct ckpt *from; /* the model's, or that of an adapter that holds the tensor whole */
     const struct ckpt_tensor *t;
     struct ckpt_quant q; /* bits 0: plain */

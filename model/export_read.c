@@ -35,7 +35,8 @@ static int check_shape(struct job *j, const struct model_tensor *m, int rank, co
 
 /* The tensor that takes the place of m: of the last adapter that holds it whole, else the model's own. */
 static void find_tensor(const struct job *j, const struct model_tensor *m, struct source *s) {
-    *s = (struct source){.from = j->in, .cols = m->shape[m->rank - 1]};
+    *s = (struct source){.m = m, .from = j->in, .cols = m->shape[m->rank - 1]};
+    if (j->made) return;
     for (int i = j->adapters; !s->t && m->kind != TENSOR_PROJ && i-- > 0;)
         if ((s->t = lora_file_saved(&j->adapter[i], m->name))) s->from = j->adapter[i].c;
     if (s->t) return;
@@ -54,6 +55,7 @@ static int stored_in_taps(const struct job *j, const struct model_tensor *m) {
 int source_check(struct job *j, const struct model_tensor *m, const char *from) {
     struct ckpt_quant q = {0};
     struct source s;
+    if (j->made) return j->all_bytes += m->count * (int64_t)dtype_bytes(j->type), 0;
     find_tensor(j, m, &s);
     const struct ckpt_tensor *t = s.t;
     if (!t && stored_in_taps(j, m))
@@ -146,7 +148,7 @@ static int open_adapters(struct job *j, const struct model_tensor *m, struct sou
 
 int source_open(struct job *j, const struct model_tensor *m, struct source *s) {
     find_tensor(j, m, s);
-    if (m->kind != TENSOR_PROJ) return 0;
+    if (m->kind != TENSOR_PROJ || j->made) return 0;
     if (!ckpt_quant(j->in, m->name, &s->q, j->e) && !(s->q.bits && open_scales(j, s)) &&
         !open_adapters(j, m, s))
         return 0;
@@ -257,7 +259,7 @@ static void apply(const struct job *j, const struct source *s, int adapters, int
     }
 }
 
-int source_read(struct job *j, const struct source *s, int64_t first, int64_t count) {
+static int read_merged(struct job *j, const struct source *s, int64_t first, int64_t count) {
     const struct ckpt_tensor *t = s->t;
     const int as_is = !s->q.bits && !s->adapters && (j->type != DT_F16 || t->type == DT_F16);
     read_ahead(j);
@@ -267,9 +269,15 @@ int source_read(struct job *j, const struct source *s, int64_t first, int64_t co
         int64_t bad = round_piece(j, count);
         if (bad >= 0) return source_not_finite(j, s, first + bad);
     }
-    j->read_bytes += s->q.bits == 4 ? count / 2 : count * (int64_t)dtype_bytes(t->type);
+    return 0;
+}
+
+int source_read(struct job *j, const struct source *s, int64_t first, int64_t count) {
+    if (j->made) made_fill(j->made, s->m, first, count, j->piece);
+    else if (read_merged(j, s, first, count)) return -1;
+    j->read_bytes += s->q.bits == 4 ? count / 2 : count * (int64_t)dtype_bytes(j->made ? j->type : s->t->type);
     double took = sys_seconds() - j->start;
-    log_progress(0, "%s: %.1f of %.1f GB, %.0f MB/s", j->how->bits ? "quantizing" : "exporting",
+    log_progress(0, "%s: %.1f of %.1f GB, %.0f MB/s", j->how->bits ? "quantizing" : j->made ? "writing" : "exporting",
                  (double)j->read_bytes * 1e-9, (double)j->all_bytes * 1e-9,
                  took > 0 ? (double)j->read_bytes * 1e-6 / took : 0);
     int sig = stop_requested();

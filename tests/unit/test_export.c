@@ -9,7 +9,6 @@
 #include "checkpoint/checkpoint.h"
 #include "lora/lora.h"
 #include "model/export.h"
-#include "model/new.h"
 #include "model/tensors.h"
 #include "tests/test.h"
 #include <math.h>
@@ -38,7 +37,7 @@ static int make(const char *name, const char *type, int wide, struct err *e) {
     int rc = model_config_parse(text, strlen(text), "tiny", &base, e) ||
              !(changed = model_config_text(&base, overrides, wide ? 7 : 6, NULL, e)) ||
              model_config_parse(changed, strlen(changed), "tiny", &c, e) || dir_make(folder(name), e) ||
-             model_new(&c, folder(name), 1, e);
+             model_new(&c, folder(name), 1, NULL, e);
     sys_free(changed);
     model_config_free(&base);
     model_config_free(&c);

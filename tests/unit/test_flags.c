@@ -529,6 +529,8 @@ static const struct {
      "We only accept 4-bit or 8-bit"},
     {CMD_NEW, "--output_dir o", "Please provide config."},
     {CMD_NEW, "--config yuan2-2b", "Please provide output_dir."},
+    {CMD_NEW, "--config yuan2-2b --output_dir o --quantization_bit 3", "We only accept 4-bit or 8-bit quantization."},
+    {CMD_NEW, "--config yuan2-2b --output_dir o --lfa_bits 4", "give quantization_bit 4"},
     {CMD_NEW, "--config yuan2-2b --output_dir o --dtype int8", "choose from config|bf16|fp32"},
     {CMD_CHAT, "--prompt hi", "Please provide model_name_or_path."},
     {CMD_CHAT, "--model_name_or_path . --num_beams 4", "num_beams 4 is not supported"},

@@ -6,7 +6,6 @@
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include "model/files.h"
-#include "model/new.h"
 #include "model/export.h"
 #include "model/model.h"
 #include "model/tensors.h"
@@ -41,7 +40,7 @@ static int make(const char *name, const char *a, const char *b, uint64_t seed, s
                                                : 4,
                                            NULL, e)) ||
              model_config_parse(changed, strlen(changed), "tiny", &c, e) || dir_make(folder(name), e) ||
-             model_new(&c, folder(name), seed, e);
+             model_new(&c, folder(name), seed, NULL, e);
     sys_free(changed);
     model_config_free(&base);
     model_config_free(&c);
@@ -81,6 +80,23 @@ TEST(same_seed_same_bytes_whatever_the_threads) {
     CHECK(same_file(folder("a"), folder("b"), "model.safetensors"), "the same seed gives other bytes");
     CHECK(same_file(folder("a"), folder("b"), "config.json"), "config.json differs");
     CHECK(!same_file(folder("a"), folder("c"), "model.safetensors"), "another seed gives the same bytes");
+}
+
+TEST(quantised_as_it_is_made_or_afterwards) {
+    static const struct export_how how[] = {{.type = -1, .bits = 4, .nested = 1}, {.type = -1, .bits = 4, .filter_4bit = 1}, {.type = -1, .bits = 8}};
+    static const char *const stem[] = {"nested", "taps", "int8"};
+    struct err e;
+    for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
+        char plain[40], made[40], later[40];
+        struct model_config c = {0};
+        snprintf(plain, sizeof plain, "%s-plain", stem[i]), snprintf(made, sizeof made, "%s-made", stem[i]), snprintf(later, sizeof later, "%s-later", stem[i]);
+        REQUIRE(!make(plain, NULL, NULL, 1, &e) && !model_config_read(folder(plain), &c, &e) && !dir_make(folder(made), &e), "%s", e.text);
+        REQUIRE(!model_new(&c, folder(made), 1, &how[i], &e), "%s", e.text);
+        REQUIRE(!model_export(folder(plain), folder(later), &how[i], &e), "%s", e.text);
+        CHECK(same_file(folder(made), folder(later), "model.safetensors"), "%s: other weights", stem[i]);
+        CHECK(same_file(folder(made), folder(later), "config.json"), "%s: another configuration", stem[i]);
+        model_config_free(&c);
+    }
 }
 
 TEST(weights_are_normal_norms_one_biases_zero) {
