@@ -7,7 +7,7 @@
  * same code against the CPU backend, which must agree (unpack and join to the bit, from the weights' definition), and the real
  * shapes, timed: many calls between two syncs, median of several rounds, buffers taken in turn so that no cache holds them.
  * "share" = time at the ceilings / time measured, where time at the ceilings is the larger of FLOPs over product rate and bytes
- * over copy rate, both as the wrappers count them. */
+ * over copy rate, both as the wrappers count them. Where bytes decide, a device copy of as many is timed beside it. */
 #define _GNU_SOURCE
 #include "backend/backend.h"
 #include "base/half.h"
@@ -205,21 +205,28 @@ static void lay_loss(const struct size *z, struct call *c, int v) {
     c->loss.work_bytes = (size_t)(2 * (z->V + z->D)) * (z == &SMALL ? 100 : 1024) + 1024;
     c->loss.work = take((int64_t)c->loss.work_bytes / 2, DT_BF16, SCRATCH);
 }
-/* Adapters of rank R: 0 of one layer, 1 of 24 layers. */
+/* Adapters of rank R: 0 of one layer, 1 of 24 layers; of AdamW 2 and 3 the same with 8-bit state. */
 static int64_t tensors(const struct size *z, struct call *c, int v, enum fill fill, float **first) {
     const int64_t D = z->D, F = z->F, R = z->R, n[] = {D, D, D, D, D, D, D, D, D, F, D, F, F, D};
-    int64_t count = v ? 24 * 14 : 14, sum = 0;
+    int64_t count = v % 2 ? 24 * 14 : 14, sum = 0;
     for (int64_t i = 0; i < count; i++) sum += c->n[i] = n[i % 14] * R;
     *first = take(sum, DT_F32, fill);
     snprintf(text, sizeof text, "%d tensors, %.1fM", (int)count, (double)sum * 1e-6);
     return count;
 }
 static void lay_adam(const struct size *z, struct call *c, int v) {
-    float *p, *g, *m, *s;
-    int64_t count = tensors(z, c, v, RANDOM, &p);
-    tensors(z, c, v, RANDOM, &g), tensors(z, c, v, ZERO, &m), tensors(z, c, v, ZERO, &s);
-    for (int64_t i = 0; i < count; p += c->n[i], g += c->n[i], m += c->n[i], s += c->n[i], i++)
-        c->tensor[i] = (struct adam_tensor){.p = p, .g = g, .m = m, .v = s, .n = c->n[i], .lr = 1e-3, .weight_decay = 0.1};
+    float *p, *g, *m = NULL, *s = NULL, *scale = NULL;
+    uint8_t *small = NULL;
+    int64_t count = tensors(z, c, v, RANDOM, &p), all = 0;
+    tensors(z, c, v, RANDOM, &g);
+    for (int64_t i = 0; i < count; i++) all += c->n[i];
+    if (v < 2) tensors(z, c, v, ZERO, &m), tensors(z, c, v, ZERO, &s);
+    else small = take(2 * all, DT_U8, SCRATCH), scale = take(2 * all / 256, DT_F32, SCRATCH), snprintf(text + strlen(text), sizeof text - strlen(text), ", 8 bit");
+    for (int64_t i = 0, at = 0; i < count; at += c->n[i++]) {
+        c->tensor[i] = (struct adam_tensor){.p = p + at, .g = g + at, .n = c->n[i], .lr = 1e-3, .weight_decay = 0.1};
+        if (v < 2) c->tensor[i].m = m + at, c->tensor[i].v = s + at;
+        else c->tensor[i].m8 = small + at, c->tensor[i].v8 = small + all + at, c->tensor[i].m_absmax = scale + at / 256, c->tensor[i].v_absmax = scale + (all + at) / 256;
+    }
     c->adam = (struct adam_args){.tensors = c->tensor, .count = count, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 1};
 }
 static double *sums; /* AT_HOST of the machine on which the case runs */
@@ -253,7 +260,7 @@ static const struct op {
     void (*lay)(const struct size *, struct call *, int variant), (*run)(struct backend *, struct call *);
     int variants, once; /* once: tokens do not matter */
 } OPS[] = {{"unpack", lay_unpack, call_unpack, 4, 1}, {"embed", lay_embed, call_embed, 1, 0}, {"norm", lay_norm, call_norm, 1, 0}, {"norm_bwd", lay_norm_bwd, call_norm_bwd, 2, 0},
-           {"rope", lay_rope, call_rope, 1, 0}, {"gate", lay_gate, call_gate, 1, 0}, {"gate_bwd", lay_gate_bwd, call_gate_bwd, 2, 0}, {"adam", lay_adam, call_adam, 2, 1}, {"sqsum", lay_sqsum, call_sqsum, 2, 1},
+           {"rope", lay_rope, call_rope, 1, 0}, {"gate", lay_gate, call_gate, 1, 0}, {"gate_bwd", lay_gate_bwd, call_gate_bwd, 2, 0}, {"adam", lay_adam, call_adam, 4, 1}, {"sqsum", lay_sqsum, call_sqsum, 2, 1},
            {"join", lay_linear, call_join, 4, 1}, {"linear", lay_linear, call_linear, 6, 0}, {"linear_bwd", lay_linear, call_linear_bwd, 6, 0}, {"filter", lay_filter, call_filter, 2, 0}, {"filter_bwd", lay_filter, call_filter_bwd, 2, 0},
            {"attend", lay_attend, call_attend, 1, 0}, {"attend_bwd", lay_attend_bwd, call_attend_bwd, 1, 0}, {"loss", lay_loss, call_loss, 2, 0}};
 enum { OPS_COUNT = sizeof OPS / sizeof *OPS };
@@ -358,11 +365,25 @@ static double time_calls(const struct op *op, int sets, double seconds) {
     return ms[ROUNDS / 2];
 }
 
-static void line(const char *op, const char *shape, double ms, double flops, double bytes) {
+/* copy_ms: of a device copy that moves as many bytes; 0: none was made. */
+static void line(const char *op, const char *shape, double ms, double flops, double bytes, double copy_ms) {
     double tflops = flops / ms * 1e-9, gbs = bytes / ms * 1e-6, share = fmax(copy_gbs > 0 ? gbs / copy_gbs : 0, product_tflops > 0 ? tflops / product_tflops : 0);
-    fprintf(stderr, "%-11s %-52s %9.4f ms %7.1f TFLOP/s %7.0f GB/s %4.0f %%\n", op, shape, ms, tflops, gbs, share * 100);
-    fprintf(json, "{\"op\":\"%s\",\"shape\":\"%s\",\"ms\":%.5f,\"tflops\":%.2f,\"gbs\":%.1f,\"share\":%.4f}\n", op, shape, ms, tflops, gbs, share);
+    fprintf(stderr, "%-11s %-52s %9.4f ms %7.1f TFLOP/s %7.0f GB/s %4.0f %%", op, shape, ms, tflops, gbs, share * 100);
+    fprintf(json, "{\"op\":\"%s\",\"shape\":\"%s\",\"ms\":%.5f,\"tflops\":%.2f,\"gbs\":%.1f,\"share\":%.4f", op, shape, ms, tflops, gbs, share);
+    if (copy_ms > 0) fprintf(stderr, ", %3.0f %% of a copy of that size", copy_ms / ms * 100), fprintf(json, ",\"copy_ms\":%.5f,\"share_of_copy\":%.4f", copy_ms, copy_ms / ms);
+    fprintf(stderr, "\n"), fprintf(json, "}\n");
     fflush(json);
+}
+
+static void call_copy(struct backend *b, struct call *c) { b->copy(b->self, (char *)c->unpack.to + c->unpack.ld, c->unpack.to, (size_t)c->unpack.ld, Q_COMPUTE); }
+/* A copy of the same bytes, through as many places as no cache holds: what a launch costs is in it, too. */
+static double time_copy(double bytes) {
+    const struct op copy = {"copy", NULL, call_copy, 0, 0};
+    const size_t half = (size_t)(bytes / 2) / 256 * 256;
+    int sets = 0;
+    for (; half && sets < SETS_MAX && (size_t)(sets + 1) * 2 * half <= card.bytes && (size_t)sets * 2 * half < CACHE_BYTES; sets++)
+        calls[sets].unpack.to = card.arena + (size_t)sets * 2 * half, calls[sets].unpack.ld = (int64_t)half;
+    return sets ? time_calls(&copy, sets, 0.05) : 0;
 }
 
 static void measure(const struct op *op, const struct size *z, int v) {
@@ -384,10 +405,9 @@ static void measure(const struct op *op, const struct size *z, int v) {
         const struct op_count *count = op_counts(&n);
         for (int i = 0; i < n; i++) flops += count[i].flops, bytes += count[i].bytes;
     }
-    line(op->name, shape, ms, flops, bytes);
+    line(op->name, shape, ms, flops, bytes, bytes / copy_gbs > flops / product_tflops * 1e-3 ? time_copy(bytes) : 0);
 }
 
-static void call_copy(struct backend *b, struct call *c) { b->copy(b->self, (char *)c->unpack.to + c->unpack.ld, c->unpack.to, (size_t)c->unpack.ld, Q_COMPUTE); }
 static void ceilings(void) {
     const struct op copy = {"copy", NULL, call_copy, 0, 0}, product = {"product", NULL, call_linear, 0, 0};
     const struct size z = {"", 8192, 8192, 64, 0, 0, 8192, 8192};
@@ -395,16 +415,16 @@ static void ceilings(void) {
     double t = sys_seconds(), ms;
     calls[0].unpack.to = card.arena, calls[0].unpack.ld = half;
     ms = time_calls(&copy, 1, 0.05);
-    line("copy", "device to device, read and written", ms, 0, 2 * (double)half);
+    line("copy", "device to device, read and written", ms, 0, 2 * (double)half, 0);
     copy_gbs = 2 * (double)half / ms * 1e-6;
     begin(&card, NULL);
     calls[0].rows = rows_of(&z), lay_linear(&z, &calls[0], 4);
     if (card.full) return (void)fprintf(stderr, "no room for an 8192^3 product: shares are of the copy alone\n");
     double flops = 2 * 8192. * 8192. * 8192.;
-    line("product", "8192^3 bf16, cold", time_calls(&product, 1, 0.02), flops, 0);
+    line("product", "8192^3 bf16, cold", time_calls(&product, 1, 0.02), flops, 0, 0);
     for (t = sys_seconds(); sys_seconds() - t < 2;) time_calls(&product, 1, 0.02);
     ms = time_calls(&product, 1, 0.1);
-    line("product", "8192^3 bf16, sustained: the ceiling", ms, flops, 0);
+    line("product", "8192^3 bf16, sustained: the ceiling", ms, flops, 0, 0);
     product_tflops = flops / ms * 1e-9;
 }
 
