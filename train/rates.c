@@ -9,7 +9,7 @@
 
 /* Bytes/s of AdamW: so many a core, as long as its memory keeps up. A card that is not here is taken to have 16 cores. */
 double rates_known_update(int threads) {
-    const double core = 3e9, memory = 150e9, all = core * (threads ? threads : 16);
+    const double core = 6e9, memory = 150e9, all = core * (threads ? threads : 16);
     return all < memory ? all : memory;
 }
 

@@ -330,6 +330,8 @@ static int adapter_load(struct trainer *t, struct err *e) {
 enum { MOVED_FORWARD = 22, MOVED_AGAIN = 20, MOVED_BACKWARD = 80 };
 /* Bytes of the optimizer's pass over a trained number: value, gradient and moments read, all but the gradient written. */
 enum { MOVED_UPDATE = 28 };
+/* Times that each pass moves the input of a projection with an adapter to drop some of it: 2B with --lora_dropout 0.05 on an H200. */
+static const double MOVED_DROP = 3.2;
 /* Of a card: seconds the host takes to queue a layer's ops for a chunk, and rows that a chunk's products cost beside their own.
  * Both from 2B in chunks of 2048 to 8192 on an H100 (bench/results/h100.jsonl). */
 static const double VISIT = 1e-3, TAIL = 256;
@@ -337,6 +339,17 @@ static const double VISIT = 1e-3, TAIL = 256;
 static const double DISK = 2e9;
 
 static struct plan_work times(struct plan_work w, double n) { return (struct plan_work){n * w.products, n * w.attention, n * w.bytes}; }
+
+/* Activations of a token in a layer that dropout makes copies of. */
+static double dropped(const struct trainer *t) {
+    double sum = 0;
+    for (int p = 0; p < PROJ_COUNT; p++) {
+        int64_t rows, cols;
+        proj_shape(&t->model.config, (enum proj)p, &rows, &cols);
+        if (setup_is_lora(t) && t->lora.config.dropout > 0 && t->lora.config.targets >> p & 1) sum += (double)cols;
+    }
+    return sum;
+}
 
 /* Each number of an adapter takes part in a product forward, again, and in two of backward; each trained number of a layer in one
  * of backward. What lies below the lowest trained layer is not gone through again. */
@@ -348,10 +361,10 @@ static void describe_work(struct trainer *t, struct plan_request *r) {
     const double D = (double)k->D, F = (double)k->F, L = (double)k->L, tokens = (double)t->max_rows, act = (double)dtype_bytes(t->model.info.activation);
     double of_layers = 0; /* trained numbers */
     for (int64_t i = 0; i < p->first[p->layers]; i++) of_layers += (double)p->p[i].n;
-    const double weights = 6 * D * D + 3 * D * F, trained = (double)p->total, branch = full ? 0 : 2 * of_layers, attention = 2 * D * t->reach, V = L - (double)params_lowest(p, &below);
-    r->forward = times((struct plan_work){L * 2 * weights + branch, L * attention, L * MOVED_FORWARD * D * act}, tokens);
-    r->again = times((struct plan_work){V * 2 * (weights - D * F) + branch, V * attention, V * MOVED_AGAIN * D * act}, tokens);
-    r->backward = times((struct plan_work){V * 2 * weights + 2 * (full ? of_layers : branch), V * 2.5 * attention, V * MOVED_BACKWARD * D * act}, tokens);
+    const double weights = 6 * D * D + 3 * D * F, trained = (double)p->total, branch = full ? 0 : 2 * of_layers, drop = MOVED_DROP * dropped(t), attention = 2 * D * t->reach, V = L - (double)params_lowest(p, &below);
+    r->forward = times((struct plan_work){L * 2 * weights + branch, L * attention, L * (MOVED_FORWARD * D + drop) * act}, tokens);
+    r->again = times((struct plan_work){V * 2 * (weights - D * F) + branch, V * attention, V * (MOVED_AGAIN * D + drop) * act}, tokens);
+    r->backward = times((struct plan_work){V * 2 * weights + 2 * (full ? of_layers : branch), V * 2.5 * attention, V * (MOVED_BACKWARD * D + drop) * act}, tokens);
     r->rest = times((struct plan_work){2 * (double)(k->V * k->D) * (2 + (head != 0)), 0, 4 * (double)k->V * act}, tokens * t->labelled);
     r->rest.bytes += MOVED_UPDATE * trained;
     r->visited = (int64_t)V > 0 ? (int64_t)V : 1;
