@@ -408,7 +408,7 @@ const struct flag flags[] = {
      "guide: full, LoRA and QLoRA for 2B, 51B and 102B, beside what LLaMA-Factory's guide gives for them"},
     {"plot", 0, WORD(plot), 0, 0, B, G_TEXT, USED, "file for the curve of speed over memory: NAME.svg or NAME.png"},
     {"memory", 0, CHOICE(memory), "default", "default|resident|smallest", M | B, G_MACHINE, USED,
-     "default: the fastest plan within the card or vram; resident: weights, adapters and optimizer state on the card, activations recomputed; "
+     "default: the fastest plan within the card or vram; resident: weights on the card, adapters and optimizer state too if there is room, activations recomputed; "
      "smallest: the least that does"},
     {"table", 0, BOOL(table), "false", 0, M, G_TEXT, USED,
      "full, LoRA and QLoRA for 2B, 51B and 102B, beside what LLaMA-Factory's guide asks for; card: l40s if none is given"},

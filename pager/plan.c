@@ -187,5 +187,7 @@ void plan_print(const struct plan *p, const struct plan_request *r, struct str *
     for (int i = 0; i < p->items; i++)
         if (p->item[i].device || p->item[i].host)
             str_printf(out, "  %-28s %12s %12s\n", p->item[i].name, p->item[i].device ? text_bytes(a, p->item[i].device) : "-", p->item[i].host ? text_bytes(b, p->item[i].host) : "-");
-    str_printf(out, "  %-28s %12s %12s   of %s\n", "total", text_bytes(a, p->device), text_bytes(b, p->host), text_bytes(d, r->budget));
+    str_printf(out, "  %-28s %12s %12s", "total", text_bytes(a, p->device), text_bytes(b, p->host));
+    if (r->budget < INT64_MAX) str_printf(out, "   of %s", text_bytes(d, r->budget));
+    str_puts(out, "\n");
 }

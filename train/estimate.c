@@ -53,8 +53,8 @@ int estimate_plan(struct trainer *t, enum estimate_memory memory, int any_card, 
     struct err none = {0};
     const int64_t budget = r->budget;
     if (memory == ESTIMATE_RESIDENT) {
-        r->keep_budget = 0, r->may &= PLAN_ACTS | PLAN_APART, r->must = PLAN_ACTS & r->may;
-        if (any_card) r->budget = INT64_MAX;
+        r->keep_budget = 0, r->may &= PLAN_ACTS | PLAN_APART | PLAN_VALUES | PLAN_STATE, r->must = PLAN_ACTS & r->may;
+        if (any_card && !t->o->vram_bytes) r->budget = INT64_MAX;
     }
     if (memory == ESTIMATE_LEAST) {
         r->budget = 0;
