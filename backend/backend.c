@@ -308,6 +308,7 @@ void op_loss(struct backend *b, const struct loss_args *a) {
     SHAPE_IF(a->dE, a->E.rows, a->E.cols);
     TYPE(a->dE, DT_F32);
     int backward = (a->dy.data != NULL) + (a->dE.data != NULL);
+    ASSERT(a->smoothing >= 0 && a->smoothing <= 1, "smoothing %g", (double)a->smoothing);
     ASSERT(!backward || a->weight || !a->n, "gradient of %lld losses without weights", (long long)a->n);
     CALL(b, LOSS, loss, a, 2 * (1 + backward) * (double)a->n * (double)a->E.rows * (double)a->E.cols,
          (1 + backward) * (weight_bytes(&a->E) + 4 * (double)a->n * (double)a->E.rows));

@@ -196,6 +196,7 @@ struct gate_args {
 
 /* Loss head: for the n rows listed in `row` (without dy a row may be listed several times), logits = y[row] Eᵀ, nll = -log softmax(logits)[label], and (dy present)
  * dy[row] = weight * (softmax - onehot) E; other rows of dy become 0. dE += Σ weight (softmax - onehot)ᵀ y.
+ * With smoothing s the target is (1 - s) onehot + s / V in place of onehot, and nll = -Σ target log softmax(logits).
  * Walks in slices as large as `work` allows; no (N,V) tensor. Ids >= `valid` take part in the softmax like all others. */
 struct loss_args {
     const struct rows *rows;
@@ -205,6 +206,7 @@ struct loss_args {
     const int32_t *row;        /* dev [n] ascending */
     const int32_t *label;      /* dev [n] */
     const float *weight;       /* dev [n], needed with dy or dE */
+    float smoothing;           /* 0..1 */
     float *nll;                /* dev [n] = */
     int32_t *best;             /* dev [n] = id of the largest logit, the lowest among equals, -1 if none is a number; or NULL */
     struct mat dy;             /* (N,D) = or absent */

@@ -44,7 +44,7 @@ static int measure(struct session *s, const struct options *o, const char *split
     struct eval_result r;
     struct report_metrics t = {.n = 0};
     if (load_data(o, s->tok, 0, &d, e)) return -1;
-    int rc = eval_alone(&s->model, &s->lora, s->adapters, d, o->train.eval_batch, o->train.compute_accuracy, &r, e);
+    int rc = eval_alone(&s->model, &s->lora, s->adapters, d, o->train.eval_batch, o->train.compute_accuracy, o->train.label_smoothing, &r, e);
     data_free(d);
     if (rc || r.stopped) return rc;
     set(&t, split, "loss", r.loss), set(&t, split, "accuracy", r.accuracy);

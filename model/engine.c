@@ -254,7 +254,7 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         op_norm(g->be, &na);
         if (backward) dy = matrix(g, dy_at, n);
         op_loss(g->be, &(struct loss_args){.rows = &k->rows, .y = y, .E = model_head(m, outer), .n = k->n_loss, .row = k->row,
-                                           .label = k->label, .weight = backward ? k->weight : NULL, .nll = k->nll, .best = k->best, .dy = dy,
+                                           .label = k->label, .weight = backward ? k->weight : NULL, .smoothing = (float)g->c.smoothing, .nll = k->nll, .best = k->best, .dy = dy,
                                            .dE = hg ? (struct mat){hg->head, m->config.V, D, D, DT_F32} : (struct mat){0},
                                            .work = g->memory, .work_bytes = g->kept_bytes});
         if (backward) {

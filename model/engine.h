@@ -24,6 +24,7 @@ struct engine_config {
     int outer_on_host;         /* embedding and head are at home there (model_how) */
     int join;                  /* a layer's operands are made once per visit (backend.h, join) */
     int drops;                 /* dropout will be asked for */
+    double smoothing;          /* label smoothing of the losses; 0 = none */
     const struct lora *lora;   /* shapes of the adapter, or NULL */
     struct pages *adapters;    /* [L] fp32 pages of lora->layer_floats, or NULL */
 };

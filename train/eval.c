@@ -78,7 +78,7 @@ int train_evaluate(struct trainer *t, struct eval_result *r, struct err *e) {
 enum { PASS_SEQUENCES = 1024 };
 
 int eval_alone(struct model *m, const struct lora *lora, struct pages *adapters, const struct dataset *d, int64_t batch, int accuracy,
-               struct eval_result *r, struct err *e) {
+               double smoothing, struct eval_result *r, struct err *e) {
     struct backend_info info;
     struct engine g = {0};
     struct batch b = {0};
@@ -89,7 +89,7 @@ int eval_alone(struct model *m, const struct lora *lora, struct pages *adapters,
     struct eval_room room = {.engine = &g, .batch = &b, .max_seqs = longest > PASS_SEQUENCES ? longest : PASS_SEQUENCES /* documents of one token */, .max_rows = 2 * rows};
     room.sequences = sys_alloc_array((size_t)room.max_seqs, sizeof *room.sequences, "sequences of a pass", e);
     /* two neighbouring chunks hold more than the rows of one */
-    struct engine_config k = {.rows = rows, .chunks = 2 * room.max_rows / rows + 1, .longest = longest, .resident_acts = -1,
+    struct engine_config k = {.rows = rows, .chunks = 2 * room.max_rows / rows + 1, .longest = longest, .resident_acts = -1, .smoothing = smoothing,
                               .lora = adapters ? lora : NULL, .adapters = adapters};
     if (room.sequences && !engine_open(&g, m, &k, e) && !batch_open(&b, m->be, rows, rows, room.max_rows, room.max_seqs, e))
         rc = eval_run(&room, d, batch, accuracy, r, e);

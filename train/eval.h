@@ -1,7 +1,7 @@
 /* train/eval.h - the loss of a model over a data set, and the share of tokens it would have got right.
  *
  *     struct eval_result r;
- *     eval_alone(&model, &lora, adapters, data, 8, 1, &r, e);     in memory of its own; train_evaluate uses a run's
+ *     eval_alone(&model, &lora, adapters, data, 8, 1, 0, &r, e);  in memory of its own; train_evaluate uses a run's
  */
 #ifndef QLORA_TRAIN_EVAL_H
 #define QLORA_TRAIN_EVAL_H
@@ -22,6 +22,7 @@ struct eval_room { /* what a pass through the layers may hold */
     int64_t max_seqs, max_rows;
 };
 int eval_run(const struct eval_room *room, const struct dataset *d, int64_t batch, int accuracy, struct eval_result *r, struct err *e);
+/* smoothing: of the labels, as in training; a room's engine has its own. */
 int eval_alone(struct model *m, const struct lora *lora, struct pages *adapters, const struct dataset *d, int64_t batch, int accuracy,
-               struct eval_result *r, struct err *e);
+               double smoothing, struct eval_result *r, struct err *e);
 #endif

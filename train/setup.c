@@ -212,7 +212,7 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
     }
     int below;
     *k = (struct engine_config){.lowest = params_lowest(&t->params, &below), .rows = rows, .window = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
-                                .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .outer_on_host = c->outer_on_host, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .lora = setup_is_lora(t) ? &t->lora : NULL};
+                                .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .outer_on_host = c->outer_on_host, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .smoothing = t->o->label_smoothing, .lora = setup_is_lora(t) ? &t->lora : NULL};
 }
 
 /* in, out: how often a step copies what lives on the host. */

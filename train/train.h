@@ -42,6 +42,7 @@ struct train_options { /* one field per flag; defaults are in the flag table (cl
     const char *schedule_args;  /* lr_scheduler_kwargs: a JSON object, or NULL */
     enum optimizer optimizer;
     int paged;                  /* optimizer state may live in host memory */
+    double label_smoothing;     /* of the target of the loss; 0 = none */
     int loss_per_token;         /* --loss_norm token: sum over all tokens / count, instead of the mean of means */
     double logging_steps;       /* < 1: a fraction of all steps */
     int logging_first_step;

@@ -1,5 +1,8 @@
 /* backend/cpu/loss.c - the loss head: logits of some rows at a time, softmax, cross-entropy and both gradients.
  *
+ * Label smoothing (Szegedy et al. 2016, section 7) as LabelSmoother of transformers has it: the spread part of the target is
+ * the mean over all ids, the label's own among them.
+ *
  * A slice takes whole blocks: up to LOSS_BLOCK listed rows of one sequence, counted from the sequence's first. dE is summed
  * block by block, so its bits depend neither on the slices nor on the chunks.
  */
@@ -28,6 +31,20 @@ static int32_t first_of(const float *x, float value, int64_t n) {
     return -1;
 }
 
+static double sum_of(const float *x, int64_t n) {
+    double sum = 0;
+    for (int64_t v = 0; v < n; v++) sum += (double)x[v];
+    return sum;
+}
+
+/* What the target has at the label and spreads over all ids, of weight w. */
+static void take_target(float *x, int64_t V, int32_t label, float w, float smoothing) {
+    x[label] -= w * (1 - smoothing);
+    if (!(smoothing > 0)) return;
+    const float spread = w * smoothing / (float)V;
+    for (int64_t v = 0; v < V; v++) x[v] -= spread;
+}
+
 void cpu_loss(void *self, const struct loss_args *a) {
     const struct cpu *c = self;
     const struct cpu_kernels *k = c->k;
@@ -50,11 +67,13 @@ void cpu_loss(void *self, const struct loss_args *a) {
         for (int64_t j = 0; j < n; j++) {
             float *x = c->logits + j * V, top = k->max(x, V), at_label = x[a->label[i + j]];
             if (a->best) a->best[i + j] = first_of(x, top, V);
-            double sum = k->exp_sum(x, top, V);
-            a->nll[i + j] = (float)((double)top + log(sum) - (double)at_label);
+            double at_target = (double)at_label, s = (double)a->smoothing;
+            if (s > 0) at_target = (1 - s) * at_target + s * sum_of(x, V) / (double)V;
+            double sum = k->exp_sum(x, top, V); /* x becomes exp(x - top) */
+            a->nll[i + j] = (float)((double)top + log(sum) - at_target);
             if (!backward) continue;
             k->scale((float)((double)a->weight[i + j] / sum), x, V);
-            x[a->label[i + j]] -= a->weight[i + j];
+            take_target(x, V, a->label[i + j], a->weight[i + j], a->smoothing);
         }
         if (a->dE.data)
             product_run(c, &(struct product){

@@ -3,6 +3,8 @@
  *     logits = y[row] Eᵀ;  nll = log Σ exp(logits) - logits[label];  dlogits = weight (softmax - onehot), in place;
  *     dy[row] = dlogits E;  dE += dlogitsᵀ y[row]
  *
+ * With smoothing s the target is (1 - s) onehot + s / V: nll = log Σ exp(logits) - (1 - s) logits[label] - s mean(logits).
+ *
  * Logits are bf16 between the products, as the gradient they become; maximum and sum are fp32. */
 #include "backend/cuda/cuda_internal.h"
 
@@ -36,9 +38,24 @@ __device__ static void find(const bf16 *x, int64_t V, float top, int32_t *at) {
     if (threadIdx.x == 0) *at = (int32_t)least;
 }
 
+/* mean[row] = Σ logits / V, for smoothing alone. block: one row, read once from memory (2 V bytes); the tree of sums is fixed. */
+__global__ static void means(const bf16 *logits, int64_t V, float *mean) {
+    __shared__ float part[THREADS / 32];
+    const bf16 *x = logits + blockIdx.x * V;
+    float sum = 0;
+    for (int64_t i = threadIdx.x; i < V; i += THREADS) sum += __bfloat162float(x[i]);
+    for (int s = 16; s; s >>= 1) sum += __shfl_xor_sync(~0u, sum, s);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int i = 1; i < THREADS / 32; i++) sum += part[i];
+    mean[blockIdx.x] = sum / (float)V;
+}
+
 /* One row of logits: nll, the largest logit's id, and with weight the gradient in place. block: one row; logits are read from memory once and, for the
- * gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16 bytes at a time. */
-__global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float *nll, int32_t *best) {
+ * gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16 bytes at a time. With smoothing, nll holds the row's
+ * mean at first. */
+__global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float smoothing, float *nll, int32_t *best) {
     __shared__ struct peak part[THREADS / 32];
     bf16 *x = logits + blockIdx.x * V;
     struct peak p = {-INFINITY, 0};
@@ -67,19 +84,23 @@ __global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, co
     p = part[0];
     for (int i = 1; i < THREADS / 32; i++) p = join(p, part[i]);
     int32_t own = label[blockIdx.x];
-    if (threadIdx.x == 0) nll[blockIdx.x] = p.top + logf(p.sum) - __bfloat162float(x[own]);
+    if (threadIdx.x == 0) {
+        float at = __bfloat162float(x[own]);
+        if (smoothing > 0) at = (1 - smoothing) * at + smoothing * nll[blockIdx.x];
+        nll[blockIdx.x] = p.top + logf(p.sum) - at;
+    }
     if (best) find(x, V, p.top, best + blockIdx.x);
     if (!weight) return;
     __syncthreads(); /* x[own] was read */
-    float w = weight[blockIdx.x], scale = w / p.sum;
+    float w = weight[blockIdx.x], scale = w / p.sum, spread = w * smoothing / (float)V, at_own = w * (1 - smoothing) + spread;
     for (int64_t i = (int64_t)threadIdx.x * 8; i < whole; i += THREADS * 8) {
         uint4 u = *(const uint4 *)(x + i);
         bf16 *h = (bf16 *)&u;
 #pragma unroll
-        for (int k = 0; k < 8; k++) h[k] = __float2bfloat16_rn(scale * __expf(__bfloat162float(h[k]) - p.top) - (i + k == own ? w : 0.f));
+        for (int k = 0; k < 8; k++) h[k] = __float2bfloat16_rn(scale * __expf(__bfloat162float(h[k]) - p.top) - (i + k == own ? at_own : spread));
         *(uint4 *)(x + i) = u;
     }
-    for (int64_t i = whole + threadIdx.x; i < V; i += THREADS) x[i] = __float2bfloat16_rn(scale * __expf(__bfloat162float(x[i]) - p.top) - (i == own ? w : 0.f));
+    for (int64_t i = whole + threadIdx.x; i < V; i += THREADS) x[i] = __float2bfloat16_rn(scale * __expf(__bfloat162float(x[i]) - p.top) - (i == own ? at_own : spread));
 }
 
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
@@ -99,7 +120,8 @@ void cuda_loss(void *self, const struct loss_args *a) {
         struct gemm g = {};
         g.a = y, g.lda = D, g.b = E, g.ldb = D, g.tb = 1, g.c = logits, g.ldc = V, g.m = n, g.n = V, g.k = D, g.alpha = 1;
         cuda_gemm(c, &g);
-        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->label + i, backward ? a->weight + i : NULL, a->nll + i, a->best ? a->best + i : NULL);
+        if (a->smoothing > 0) means<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->nll + i);
+        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->label + i, backward ? a->weight + i : NULL, a->smoothing, a->nll + i, a->best ? a->best + i : NULL);
         CUDA_LAUNCHED(c);
         if (a->dE.data) {
             struct gemm d = {};

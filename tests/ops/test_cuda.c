@@ -477,10 +477,11 @@ TEST(loss_and_optimizer) {
         for (int v = 0; v < 9; v++) {
             struct both_rows r;
             int64_t D = v % 2 ? 136 : 64, V = (int64_t[]){96, 517, 4096, 2, 8, 33, 257, 1024, 5003}[v], N, n = 0;
-            char where[60];
+            char where[80];
             rows_of(&r, shapes[s], 0);
             N = r.c.N;
-            snprintf(where, sizeof where, "loss rows %lld V %lld", (long long)N, (long long)V);
+            const float smoothing = (s + v) % 2 ? 0 : 0.125f;
+            snprintf(where, sizeof where, "loss rows %lld V %lld smoothing %g", (long long)N, (long long)V, (double)smoothing);
             limits(N, D, D, 1, 64, V, 4);
             struct pair y = make(N, D, DT_BF16, 1), dy = make(N, D, DT_BF16, 0), row = make(N, 1, DT_I32, 1), label = make(N, 1, DT_I32, 1), weight = make(N, 1, DT_F32, 1), nll = make(N, 1, DT_F32, 0), dE = make(V, D, DT_F32, 1);
             struct both_weight E;
@@ -492,7 +493,7 @@ TEST(loss_and_optimizer) {
             size_t work_bytes = (size_t)(V + D) * 2 * (v % 3 == 1 ? 7 : 100) + 1024; /* several slices, or one */
             void *work = gpu->alloc(gpu->self, AT_DEVICE, work_bytes);
             for (int k = 0; k < 2; k++)
-                op_loss(k ? gpu : cpu, &(struct loss_args){.rows = k ? &r.g : &r.c, .y = side(&y, k), .E = k ? E.g : E.c, .n = n, .row = side(&row, k).data, .label = side(&label, k).data, .weight = side(&weight, k).data,
+                op_loss(k ? gpu : cpu, &(struct loss_args){.rows = k ? &r.g : &r.c, .y = side(&y, k), .E = k ? E.g : E.c, .n = n, .row = side(&row, k).data, .label = side(&label, k).data, .weight = side(&weight, k).data, .smoothing = smoothing,
                                                            .nll = side(&nll, k).data, .dy = side(&dy, k), .dE = side(&dE, k), .work = work, .work_bytes = work_bytes});
             compare("nll", where, &nll, 4e-3), compare("dy", where, &dy, 1.5e-2), compare("dE", where, &dE, 1e-2);
             nll.n = N;

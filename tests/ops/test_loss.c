@@ -1,7 +1,7 @@
 /* The loss head: losses against loops in double, gradients against central differences, slices and blocks, chunks, threads. */
 #include "tests/ops/ops.h"
 
-struct loss_case { int64_t n, N, V, D; const int32_t *row, *label; const float *weight; double *y, *E; };
+struct loss_case { double smoothing; int64_t n, N, V, D; const int32_t *row, *label; const float *weight; double *y, *E; };
 
 static double loss_reference(const struct loss_case *c, double *nll) { /* returns Σ weight nll */
     double total = 0, *x = malloc((size_t)c->V * 8);
@@ -13,7 +13,8 @@ static double loss_reference(const struct loss_case *c, double *nll) { /* return
             if (x[v] > top) top = x[v];
         }
         for (int64_t v = 0; v < c->V; v++) sum += exp(x[v] - top);
-        double loss = top + log(sum) - x[c->label[i]];
+        double loss = (1 - c->smoothing) * (top + log(sum) - x[c->label[i]]); /* as LabelSmoother: two means of -log softmax */
+        for (int64_t v = 0; c->smoothing > 0 && v < c->V; v++) loss += c->smoothing / (double)c->V * (top + log(sum) - x[v]);
         if (nll) nll[i] = loss;
         total += (double)c->weight[i] * loss;
     }
@@ -23,7 +24,7 @@ static double loss_reference(const struct loss_case *c, double *nll) { /* return
 static double loss_objective(void *arg) { return loss_reference(arg, NULL); }
 
 /* Counts every row but each `skip`-th; E in fp32 or bf16. */
-static void loss_at(const int *lengths, int64_t V, int64_t D, int skip, int half, int64_t slice, int finite) {
+static void loss_at(const int *lengths, int64_t V, int64_t D, int skip, int half, int64_t slice, double smoothing, int finite) {
     struct chunk_of ch = chunk_new(lengths, 0);
     int64_t N = ch.rows.N, n = 0;
     seed_now = (uint64_t)(V + D);
@@ -34,7 +35,7 @@ static void loss_at(const int *lengths, int64_t V, int64_t D, int skip, int half
     float *weight = malloc((size_t)N * 4);
     for (int64_t t = 0; t < N; t++)
         if ((t + 1) % skip) row[n] = (int32_t)t, label[n] = (int32_t)((t * 13 + 5) % V), weight[n++] = 0.5f + 0.5f * uniform();
-    struct loss_case c = {n, N, V, D, row, label, weight, doubles_of(y), doubles_of(E)};
+    struct loss_case c = {smoothing, n, N, V, D, row, label, weight, doubles_of(y), doubles_of(E)};
     double *nll = malloc((size_t)(n + 1) * 8);
     loss_reference(&c, nll);
     FOR_KERNELS(k) {
@@ -55,7 +56,7 @@ static void loss_at(const int *lengths, int64_t V, int64_t D, int skip, int half
                 while (done + m < n && row[done + m] < t + part.rows.N) listed[m] = row[done + m] - t, m++;
                 op_loss(b, &(struct loss_args){.rows = &part.rows, .y = mat_part(y, t, part.rows.N), .n = m, .row = listed, .label = label + done,
                                                .E = {.format = half ? W_BF16 : W_F32, .rows = V, .cols = D, .data = half ? (void *)E16 : E.data},
-                                               .weight = weight + done, .nll = at(&o[0], 0, done), .dy = mat_part(o[1], t, part.rows.N), .dE = o[2]});
+                                               .weight = weight + done, .smoothing = (float)smoothing, .nll = at(&o[0], 0, done), .dy = mat_part(o[1], t, part.rows.N), .dE = o[2]});
                 done += m;
                 free(listed), chunk_free(&part);
             }
@@ -79,12 +80,18 @@ static void loss_at(const int *lengths, int64_t V, int64_t D, int skip, int half
 }
 
 TEST(gradients_by_differences) {
-    loss_at((int[]){4, 1, 6, 0}, 13, 5, 3, 0, 0, 1);
-    loss_at((int[]){9, 0}, 40, 7, 100, 1, 0, 1);
+    loss_at((int[]){4, 1, 6, 0}, 13, 5, 3, 0, 0, 0, 1);
+    loss_at((int[]){9, 0}, 40, 7, 100, 1, 0, 0, 1);
+}
+TEST(smoothed_labels) { /* values that fp32 holds, so that the reference has the same target */
+    loss_at((int[]){4, 1, 6, 0}, 13, 5, 3, 0, 0, 0.125, 1);
+    loss_at((int[]){9, 0}, 40, 7, 100, 1, 0, 0.5, 1);
+    loss_at((int[]){3, 5, 0}, 9, 4, 100, 0, 0, 1, 1);
+    loss_at((int[]){63, 64, 65, 130, 1, 1, 1, 0}, 70, 33, 1000, 0, 64, 0.125, 0);
 }
 TEST(slices_take_whole_blocks) { /* blocks of 64 rows of a sequence, slices of 64, 100, 200 rows */
-    loss_at((int[]){63, 64, 65, 130, 1, 1, 1, 0}, 70, 33, 1000, 0, 64, 0);
-    loss_at((int[]){300, 2, 40, 0}, 17, 9, 5, 1, 100, 0);
+    loss_at((int[]){63, 64, 65, 130, 1, 1, 1, 0}, 70, 33, 1000, 0, 64, 0, 0);
+    loss_at((int[]){300, 2, 40, 0}, 17, 9, 5, 1, 100, 0, 0);
 }
 TEST(nothing_counted) {
     struct chunk_of ch = chunk_new((int[]){3, 0}, 0);

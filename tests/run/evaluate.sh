@@ -65,6 +65,15 @@ ok "every epoch" train ep --eval_strategy epoch
 ok "two epochs" test "$(events ep '"eval_loss": [0-9]')" = 2
 ok "evaluation changes nothing" same e ep
 
+# ---- smoothed labels ----
+ok "smoothed labels" train sl --do_eval --label_smoothing_factor 0.25
+again() { only "$@" --eval_dataset held_out --do_eval --adapter_name_or_path "$work/sl"; }
+for s in 0 0.25 1; do ok "evaluated with $s" again "sl$s" --label_smoothing_factor $s; done
+plain=$(number sl0/eval_results.json eval_loss) spread=$(number sl1/eval_results.json eval_loss)
+ok "the spread part alone is worse than a guess" awk "BEGIN {exit !($spread > log($last + 1) && $spread > $plain)}"
+ok "a quarter of it" near "$(number sl0.25/eval_results.json eval_loss)" "$(awk "BEGIN {print 0.75 * $plain + 0.25 * $spread}")" 2e-5
+ok "and they train otherwise" bash -c '! cmp -s "$0" "$1"' "$work/sl/adapter_model.safetensors" "$work/end/adapter_model.safetensors"
+
 # ---- the best model, early stopping ----
 # A rate so high that the loss rises again: the best evaluation is not the last.
 high="--learning_rate 0.3 --lr_scheduler_type constant --eval_strategy steps --eval_steps 2 --max_steps 40"

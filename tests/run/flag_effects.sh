@@ -97,6 +97,7 @@ effect use_rslora true
 effect loraplus_lr_ratio 4
 effect neftune_noise_alpha 5
 effect neft_alpha 5
+effect label_smoothing_factor 0.1
 # data
 effect dataset held_out
 effect dataset_dir other
