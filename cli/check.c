@@ -204,6 +204,7 @@ static int check_streaming(struct options *o, struct err *e) {
     struct train_options *t = &o->train;
     struct data_config *d = &t->data;
     if (!t->streaming) return 0;
+    if (d->tokenized_path) return wrong(e, "Turn off `streaming` when saving dataset to disk. (tokenized_path is read without it, too: sequences beyond data_memory wait in a file)");
     if (t->do_train && t->max_steps <= 0) return wrong(e, "Please specify `max_steps` in streaming mode.");
     if (d->max_samples) return wrong(e, "`max_samples` is incompatible with `streaming`.");
     if (d->val_size > 0 && d->val_size < 1) return wrong(e, "Streaming mode should have an integer val size.");

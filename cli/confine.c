@@ -61,6 +61,7 @@ void cli_confine(enum command_id cmd, const struct options *o, struct confined *
     add_output(&s, c, cmd == CMD_TRAIN || cmd == CMD_QUANTIZE || cmd == CMD_NEW ? t->output_dir : NULL);
     add_output(&s, c, cmd == CMD_EXPORT ? o->export_dir : NULL);
     add_output(&s, c, cmd == CMD_EVAL ? o->save_dir : NULL);
+    add_output(&s, c, cmd == CMD_TRAIN && !data_is_saved(t->data.tokenized_path) ? t->data.tokenized_path : NULL);
     if (o->plot) parent_of(o->plot, parent), sandbox_add(&s, parent, SANDBOX_FOLDER);
     sandbox_add(&s, t->data.temp_dir ? t->data.temp_dir : tmp && *tmp ? tmp : "/tmp", SANDBOX_FOLDER);
     sandbox_add(&s, "/dev/null", SANDBOX_DEVICE), sandbox_add(&s, "/dev/tty", SANDBOX_DEVICE);

@@ -24,11 +24,14 @@ static int load_data(const struct options *o, const struct tok *t, int prompts, 
     struct dataset *first = NULL, *second = NULL;
     struct data_report report;
     c.prompts = prompts;
-    if (c.eval_dataset) c.dataset = c.eval_dataset, c.eval_dataset = NULL, c.val_size = 0;
-    else if (!o->train.do_train && !c.compat_new) c.val_size = 0;
+    if (prompts) c.tokenized_path = NULL; /* holds no prompts */
+    const int saved = data_is_saved(c.tokenized_path);
+    if (c.eval_dataset && !saved) c.dataset = c.eval_dataset, c.eval_dataset = NULL, c.val_size = 0;
+    else if (!o->train.do_train && !c.compat_new && !saved) c.val_size = 0;
     if (data_load(&c, t, &first, &second, &report, e)) return -1;
-    *out = c.val_size > 0 ? second : first;
-    data_free(c.val_size > 0 ? first : second);
+    const int apart = saved ? second != NULL : c.val_size > 0;
+    *out = apart ? second : first;
+    data_free(apart ? first : second);
     return 0;
 }
 

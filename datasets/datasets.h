@@ -45,6 +45,7 @@ struct data_config {
     int64_t buffer_size;      /* of a stream: records that are shuffled among each other; 0 = the order of the files */
     int64_t memory_limit;     /* bytes of sequences kept in memory before a temporary file is used; 0 = default */
     const char *temp_dir;     /* for that file; NULL = TMPDIR or /tmp */
+    const char *tokenized_path; /* folder of a tokenised data set; NULL: none */
 };
 
 struct sequence {            /* pointers live until the dataset is freed */
@@ -67,9 +68,15 @@ struct data_report { /* what happened to the training part, for the log and the 
 };
 
 struct dataset;
-/* *eval stays NULL when there is neither eval_dataset nor val_size. Messages (checksums, first example) go to the log. */
+/* *eval stays NULL when there is neither eval_dataset nor val_size. Where tokenized_path is saved already, it is read in place of
+ * the data sets. Messages (checksums, first example) go to the log. */
 int data_load(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval,
               struct data_report *r, struct err *e);
+/* Tokenised data sets (datasets/saved.c, docs/FORMATS.md). data_save writes what data_load made, and the records it was made of, to
+ * c->tokenized_path, whole or not at all; it must be new or empty. */
+int data_is_saved(const char *folder);
+int data_save(const struct data_config *c, const struct tok *t, const struct dataset *train, const struct dataset *eval, int64_t records,
+              struct err *e);
 int64_t data_count(const struct dataset *d);
 /* One thread at a time. Of sequences that wait in a file only those asked for last stay in memory. */
 int data_get(const struct dataset *d, int64_t i, struct sequence *s, struct err *e);

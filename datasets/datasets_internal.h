@@ -10,6 +10,7 @@
  *   pack.c     rows -> blocks
  *   sample.c   how many records there are, from the first ones
  *   load.c     runs them in this order and reports
+ *   saved.c    sequences on disk, in place of all of these
  *   streaming.c  runs them on groups of records while training goes on
  *
  * Every record of a file is encoded once, into a row; everything after encode.c moves only positions of rows.
@@ -21,7 +22,7 @@
 #include "base/str.h"
 #include "datasets/datasets.h"
 
-enum { RECORD_MAX_BYTES = 16 << 20 };
+enum { RECORD_MAX_BYTES = 16 << 20, CUTOFF_MAX = 1 << 24 };
 
 /* ---- records.c ---- */
 enum shape { SHAPE_UNKNOWN, SHAPE_ARRAY, SHAPE_LINES, SHAPE_CSV, SHAPE_TEXT, SHAPE_ROWS /* CSV without a header */ };
@@ -198,6 +199,7 @@ struct dataset {
     struct list rows;
     int64_t tokens, labelled, longest;
 };
+void dataset_count(struct dataset *d); /* tokens, labelled, longest, from its rows */
 enum { BATCH_RECORDS = 1000, BATCH_BYTES = 8 << 20 };
 struct batch { /* records that are encoded together: none is added beyond so many, or so many bytes */
     int n;
@@ -231,6 +233,12 @@ int loader_make(const struct loader *l, struct list *in, const char *what, struc
 void loader_log_drops(const struct loader *l);
 /* Adds what became of a record to the report. */
 void report_row(const struct data_config *c, const struct row *x, struct data_report *r);
+
+/* ---- saved.c ---- */
+/* A file of rows; each id below `vocabulary`. */
+int rows_read(const char *path, const struct data_config *c, int32_t vocabulary, struct dataset **out, struct err *e);
+/* data_load of a tokenized_path that is saved. */
+int data_load_saved(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval, struct data_report *r, struct err *e);
 
 /* ---- pack.c ---- */
 enum packing { PACK_NONE, PACK_CHUNKS, PACK_BINS };

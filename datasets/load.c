@@ -13,8 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { CUTOFF_MAX = 1 << 24 };
-
 /* ---- reading and encoding ---- */
 
 static int read_batch(struct batch *b, const struct source *s, struct reader *reader, int64_t most, struct err *e) {
@@ -176,7 +174,7 @@ out:
 
 /* ---- rows to a data set ---- */
 
-static void count_rows(struct dataset *d) {
+void dataset_count(struct dataset *d) {
     d->tokens = d->labelled = d->longest = 0;
     for (int64_t i = 0; i < d->rows.n; i++) {
         const struct row *r = store_row(d->store, d->rows.p[i]);
@@ -244,7 +242,7 @@ int loader_make(const struct loader *l, struct list *in, const char *what, struc
         no_sequences(l, r, what, e);
         goto fail;
     }
-    count_rows(d);
+    dataset_count(d);
     *out = d;
     return 0;
 fail:
@@ -262,8 +260,8 @@ static int split_dataset(const struct data_config *c, struct dataset *d, struct 
         return -1;
     }
     v->store = store_ref(d->store);
-    count_rows(d);
-    count_rows(v);
+    dataset_count(d);
+    dataset_count(v);
     *eval = v;
     return 0;
 }
@@ -377,6 +375,7 @@ int data_load(const struct data_config *config, const struct tok *t, struct data
     *train = *eval = NULL;
     *r = (struct data_report){0};
     if (!c.dataset_dir) c.dataset_dir = "data";
+    if (data_is_saved(c.tokenized_path)) return data_load_saved(&c, t, train, eval, r, e);
     struct loader *l = loader_open(&c, t, e);
     if (!l) return -1;
     if (load_names(l, c.dataset, &rows, e)) goto out;

@@ -35,6 +35,8 @@ int32_t tok_eod(const struct tok *t);    /* id of "<eod>" */
 int32_t tok_sep(const struct tok *t);    /* id of "<sep>" */
 /* id of a special token ("<mask>") or of a piece (its blanks as U+2581 or as spaces), -1 if there is none */
 int32_t tok_id(const struct tok *t, const char *text);
+/* SHA-1 over pieces, their kinds and order of merging: two tokenizers of one hash give the same ids. */
+void tok_hash(const struct tok *t, char hex[41]);
 int tok_is_special(const struct tok *t, int32_t id);
 
 enum { TOK_SPECIAL = 1 /* recognise special strings in the text */ };

@@ -1,5 +1,6 @@
 /* tokenizer/vocab.c - opening a tokenizer: from pieces to the tables of tokenizer_internal.h. */
 #include "base/file.h"
+#include "base/sha1.h"
 #include "base/sys.h"
 #include "tokenizer/tokenizer_internal.h"
 
@@ -180,6 +181,18 @@ int32_t tok_sep(const struct tok *t) {
 }
 int tok_is_special(const struct tok *t, int32_t id) {
     return id >= 0 && id < t->count && t->pieces[id].special;
+}
+
+void tok_hash(const struct tok *t, char hex[41]) {
+    struct sha1 h;
+    sha1_init(&h);
+    for (int32_t id = 0; id < t->count; id++) {
+        const struct piece *p = &t->pieces[id];
+        const uint32_t facts[] = {p->rank, p->bytes, p->type, p->byte, p->special};
+        sha1_add(&h, facts, sizeof facts);
+        sha1_add(&h, t->blob + p->at, p->bytes);
+    }
+    sha1_hex(&h, hex);
 }
 
 static int same_text(const char *piece, size_t n, const char *text) {

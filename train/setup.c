@@ -34,7 +34,7 @@ enum { SAMPLE_RECORDS = 2000, SAMPLE_BYTES = 1 << 20 };
 
 static int load_data(struct trainer *t, struct data_report *r, struct err *e) {
     struct data_config c = t->o->data;
-    if (t->o->dry_run && data_sample(&c, SAMPLE_RECORDS, SAMPLE_BYTES, &t->sample, e)) return -1;
+    if (t->o->dry_run && !data_is_saved(c.tokenized_path) && data_sample(&c, SAMPLE_RECORDS, SAMPLE_BYTES, &t->sample, e)) return -1;
     if (t->sample.records) c.max_samples = t->sample.records, c.glance = 1;
     return data_load(&c, t->tok, &t->train, &t->eval, r, e) || data_hash(t->train, t->data_hash, e) ? -1 : 0;
 }

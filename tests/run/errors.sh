@@ -101,6 +101,16 @@ fails 2 "${on[@]}" --reserved_label_len 64
 fails 2 "${on[@]}" --interleave_probs 0.5,0.5
 fails 2 "${on[@]}" --streaming --max_steps -1
 fails 2 "${on[@]}" --streaming --max_steps 3
+fails 2 "${on[@]}" --streaming --max_steps 3 --tokenized_path rows
+file plain x
+fails 2 "${on[@]}" --tokenized_path plain
+fails 2 "${on[@]}" --tokenized_path data
+"$QLORA" "${on[@]}" --tokenized_path rows --quiet
+fails 2 "${on[@]}" --tokenized_path rows --cutoff_len 32
+fails 2 "${on[@]}" --tokenized_path rows --val_size 4
+(cd "$OLDPWD" && "${TOOLS:-build/examples/demo}/make_tokenizer" "$work/tok2" 400 "$work/data/corpus.txt" >/dev/null) && cp tok2/tokenizer.model m4/
+fails 2 "${on[@]}" --tokenized_path rows --model_name_or_path m4
+cp m/tokenizer.model m4/
 flow=(train --do_train "${m[@]}" --template yuan --dataset_dir data --lora_target all --output_dir o --backend cpu --dataset questions --streaming --max_steps 3)
 fails 2 "${flow[@]}" --val_size 0.1
 fails 2 "${flow[@]}" --group_by_length

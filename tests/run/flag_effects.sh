@@ -111,6 +111,8 @@ effect neat_packing true
 effect train_on_prompt true
 effect mask_history true --dataset turns
 effect max_samples 9
+effect tokenized_path other_o/rows
+effect cache_path other_o/rows
 effect val_size 4
 effect mix_strategy interleave_over --dataset questions,turns
 effect interleave_probs 0.9,0.1 --dataset questions,turns --mix_strategy interleave_under

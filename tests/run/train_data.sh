@@ -31,6 +31,31 @@ ok "neat, in chunks smaller than a row" run neat_chunks --cutoff_len 128 --neat_
 ok "neat, in large chunks" run neat_whole --cutoff_len 128 --neat_packing --num_train_epochs 2
 ok "the same losses" diff <(losses neat_chunks) <(losses neat_whole)
 
+# ---- tokenized_path: saved once, then read in place of the data; the same bits ----
+set_of="--cutoff_len 64 --neat_packing --val_size 8 --do_eval --num_train_epochs 1 --per_device_train_batch_size 2"
+# shellcheck disable=SC2086
+{
+    ok "from the data" run direct $set_of
+    ok "tokenised" run never $set_of --tokenized_path "$work/rows" --quiet false
+    ok "it says so" grep -q "Tokenized dataset is saved at $work/rows" "$work/never.log"
+    ok "and trains nothing" test ! -e "$work/never"
+    ok "train, eval and MANIFEST" test "$(ls "$work/rows/sequences" | tr '\n' ' ')" = "MANIFEST eval.rows train.rows "
+    ok "from the rows" run saved $set_of --tokenized_path "$work/rows" --dataset nowhere
+    ok "the warning" grep -q "Loading dataset from disk will ignore other data arguments." "$work/saved.log"
+    ok "the same adapter" same direct saved
+    ok "the same evaluation" test "$(grep -o '"eval_loss": [0-9.]*' "$work/direct/eval_results.json")" = "$(grep -o '"eval_loss": [0-9.]*' "$work/saved/eval_results.json")"
+    ok "half of it from the rows" run mixed $set_of --max_steps 2 --lr_scheduler_type constant --save_strategy steps --save_steps 2 --tokenized_path "$work/rows"
+    ok "the rest from the data" run mixed $set_of --max_steps 4 --lr_scheduler_type constant --resume_from_checkpoint true
+    ok "in one go" run one_go $set_of --max_steps 4 --lr_scheduler_type constant
+    ok "the same adapter" same mixed one_go
+    ok "the evaluation alone" "$QLORA" train $data $set_of --do_train false --output_dir "$work/ev" --tokenized_path "$work/rows" --adapter_name_or_path "$work/direct"
+    ok "its loss" test "$(grep -o '"eval_loss": [0-9.]*' "$work/ev/eval_results.json")" = "$(grep -o '"eval_loss": [0-9.]*' "$work/direct/eval_results.json")"
+    ok "preview of it" cmp <("$QLORA" preview $data $set_of --tokenized_path "$work/rows") <("$QLORA" preview $data $set_of)
+    ok "a dry run of it" "$QLORA" train $common "$work/never" $set_of --tokenized_path "$work/rows" --dry_run
+    ok "a dry run saves nothing" "$QLORA" train $common "$work/never" $set_of --tokenized_path "$work/rows2" --dry_run
+    ok "nothing" test ! -e "$work/rows2/sequences"
+}
+
 # ---- streaming: in the order of the file it is the same run; in two halves it ends as in one go ----
 data=${data/--max_samples 32 /}
 common=${common/--max_samples 32 /}
