@@ -34,6 +34,12 @@ for card in h100 l40s 4090 3090 a100 a6000; do
     ok "$card adds up" adds_up "$work/$card.json"
 done
 ok "an H100 is faster than a 3090" between "$(number tokens_per_second "$work/3090.json")" 1000 "$(number tokens_per_second "$work/h100.json")"
+# shellcheck disable=SC2086
+{
+    ok "DoRA" estimate dora --config yuan2-2b --card h100 --quantization_bit 4 $guide --use_dora true
+    ok "takes its time" between "$(number tokens_per_second "$work/dora.json")" "$(awk "BEGIN {print 0.65 * $(number tokens_per_second "$work/h100.json")}")" \
+        "$(awk "BEGIN {print 0.85 * $(number tokens_per_second "$work/h100.json")}")"
+}
 for config in yuan2-2b yuan2-51b yuan2-102b; do
     # shellcheck disable=SC2086
     ok "$config in 12 GiB" estimate small --config $config --card 3090 --vram 12GiB --quantization_bit 4 $guide
