@@ -196,6 +196,7 @@ static int read_formatting(struct source *s, const struct cJSON *entry, const ch
                        near ? near : "", near ? "\"?" : "");
     }
     s->format = k == 0 ? FORMAT_ALPACA : k == 3 ? FORMAT_IDS : FORMAT_SHAREGPT;
+    s->openai = k == 2;
     if (k == 2) memcpy(s->tag, openai_tags, sizeof s->tag), s->column[COL_MESSAGES] = "messages";
     return 0;
 }
@@ -268,6 +269,7 @@ static int guess(struct source *s, const struct cJSON *first, const struct data_
         int openai = json_get(cJSON_GetArrayItem(messages, 0), "role") != NULL;
         s->format = FORMAT_SHAREGPT,
         what = openai ? "sharegpt (role and content)" : "sharegpt (from and value)";
+        s->openai = openai;
         if (openai) memcpy(s->tag, openai_tags, sizeof s->tag);
         s->column[COL_SYSTEM] = "system";
         s->column[COL_TOOLS] = "tools";

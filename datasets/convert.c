@@ -130,21 +130,22 @@ static int is_tag(const struct source *s, enum tag k, const char *role) {
     return s->tag[k] && !strcmp(s->tag[k], role);
 }
 
-/* The role and text of a message; *text NULL for null. */
+/* The calls that an answer holds in place of text, if any. */
+static const struct cJSON *calls_of(const struct cJSON *m) {
+    const struct cJSON *calls = json_get(m, "tool_calls");
+    return cJSON_IsArray(calls) && calls->child ? calls : NULL;
+}
+
+/* The role and text of a message; *text NULL for null, or none where there are calls. */
 static int read_message(struct work *w, const struct cJSON *m, int number, const char **role,
                         const char **text) {
     const char *key[2] = {w->s->tag[TAG_ROLE], w->s->tag[TAG_CONTENT]}, **out[2] = {role, text};
     char keys[300];
     if (!cJSON_IsObject(m)) return wrong(w, w->s->column[COL_MESSAGES], "a list of objects", m);
-    const struct cJSON *calls = json_get(m, "tool_calls");
-    if (cJSON_IsArray(calls) && calls->child)
-        return record_error(
-            w->r, 0, w->e,
-            "message %d has \"tool_calls\", which are not read; write the calls as the text of a "
-            "message with the role \"function_call\"",
-            number);
+    *text = NULL;
     for (int k = 0; k < 2; k++) {
         const struct cJSON *v = json_get(m, key[k]);
+        if (!v && k && calls_of(m)) return 0;
         if (!v)
             return record_error(w->r, 0, w->e,
                                 "message %d has no \"%.60s\", it has %s; name the keys in dataset_info.json "
@@ -170,11 +171,12 @@ static int read_system(struct work *w, const struct cJSON **first, int *number) 
     return 0;
 }
 
-static int add_message(struct work *w, const char *role, const char *text, int is_call) {
+/* calls: take the place of the text. */
+static int add_message(struct work *w, const char *role, const char *text, int is_call, const struct cJSON *calls) {
     struct str s = {0};
-    if (!text) return drop(w, DROP_NULL, "null as the text of a message");
-    if (!is_call) return add(w, text);
-    if (!tools_call_text(text, w->c->compat_new, &s)) return add_owned(w, &s);
+    if (!text && !calls) return drop(w, DROP_NULL, "null as the text of a message");
+    if (!is_call && !calls) return add(w, text);
+    if (!(calls ? tools_calls_text(calls, &s) : tools_call_text(text, w->c->compat_new, &s))) return add_owned(w, &s);
     int oom = s.oom;
     str_free(&s);
     if (oom) return err_set(w->e, ERR_RUN, "out of memory: a function call");
@@ -202,6 +204,28 @@ static int add_tools(struct work *w) {
     return 0;
 }
 
+static int is_response(const struct work *w, const struct cJSON *m) {
+    const struct cJSON *role = json_get(m, w->s->tag[TAG_ROLE]);
+    return w->s->openai && cJSON_IsString(role) && is_tag(w->s, TAG_OBSERVATION, role->valuestring);
+}
+
+/* formatting openai: responses of tools from *m on are one message, joined as LLaMA-Factory joins them; *m becomes the last of them. Behind the
+ * last answer they are left out, as there. */
+static int add_responses(struct work *w, const struct cJSON **m, int *left, int *number) {
+    struct str s = {0};
+    for (int first = 1;; first = 0, *m = (*m)->next, --*left, ++*number) {
+        const char *role, *text;
+        if (read_message(w, *m, *number, &role, &text)) return str_free(&s), -1;
+        if (!text) return str_free(&s), drop(w, DROP_NULL, "null as the text of a message");
+        str_printf(&s, "%s%s", first ? "" : "\n</tool_response>\n<tool_response>\n", text);
+        if (*left == 1 || !is_response(w, (*m)->next)) break;
+    }
+    if (*left > 1) return add_owned(w, &s);
+    const int oom = s.oom;
+    str_free(&s);
+    return oom ? err_set(w->e, ERR_RUN, "out of memory: a message") : 0;
+}
+
 static int from_sharegpt(struct work *w) {
     struct conversation *out = w->out;
     const struct cJSON *messages = column(w, COL_MESSAGES), *m;
@@ -211,7 +235,7 @@ static int from_sharegpt(struct work *w) {
     m = messages->child;
     if (read_system(w, &m, &number)) return -1;
     left = cJSON_GetArraySize(messages) - (number - 1);
-    if (!w->c->compat_new) {
+    if (!w->c->compat_new && !w->s->openai) {
         left -= left % 2; /* OLD cuts an odd last message off */
         if (!left) return drop(w, DROP_VANISHED, "no messages");
     }
@@ -227,9 +251,11 @@ static int from_sharegpt(struct work *w) {
             out->odd_count = out->count % 2;
             return drop(w, DROP_ROLE, why);
         }
-        if (add_message(w, role, text, is_call)) return -1;
+        if (is_response(w, m) ? add_responses(w, &m, &left, &number) : add_message(w, role, text, is_call, answers ? calls_of(m) : NULL)) return -1;
         if (out->drop) return 0;
     }
+    if (w->s->openai && !w->c->compat_new && out->count % 2) sys_free(out->message[--out->count].owned);
+    if (w->s->openai && !w->c->compat_new && !out->count) return drop(w, DROP_VANISHED, "no messages");
     if (out->count % 2) {
         out->odd_count = 1;
         return drop(w, DROP_COUNT, "Invalid message count: the last message has no answer");

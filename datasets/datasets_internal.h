@@ -81,6 +81,7 @@ struct source {   /* one data set. Strings are owned by the catalog's JSON or li
     const char *tag[TAG_COUNT];    /* NULL = none */
     const char *sha1;              /* or NULL */
     int64_t samples;               /* num_samples, 0 = all */
+    int openai;                    /* formatting openai: messages of the role tool in a row are one */
     int guessed;                   /* the format comes from the first record */
 };
 struct catalog {
@@ -125,6 +126,8 @@ void conversation_free(struct conversation *v);
 /* ---- tools.c ---- each 0, or -1 when the text is not what it should be (never an error of the machine:
  * *oom) */
 int tools_call_text(const char *content, int compat_new, struct str *out);
+/* "tool_calls" of a message as OpenAI has them: [{"function": {"name": .., "arguments": text or object}}, ..]. */
+int tools_calls_text(const struct cJSON *calls, struct str *out);
 int tools_list_text(const struct cJSON *tools, int compat_new, struct str *out);
 /* Appends the JSON value at *p, valid JSON, as Python's json.dumps(ensure_ascii=False) writes it; *p moves
  * behind it. */

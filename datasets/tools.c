@@ -71,21 +71,25 @@ static void decode_string(const char **p, struct str *out) {
     ++*p;
 }
 
-static void dump_string(const char **p, struct str *out) {
+static void encode_string(const char *p, size_t n, struct str *out) {
     static const char plain[] = "\"\\bfnrt", meaning[] = "\"\\\b\f\n\r\t";
-    struct str s = {0};
-    decode_string(p, &s);
     str_putc(out, '"');
-    for (size_t i = 0; i < s.n; i++) {
-        const char *known = strchr(meaning, s.p[i]);
+    for (size_t i = 0; i < n; i++) {
+        const char *known = strchr(meaning, p[i]);
         if (known)
             str_printf(out, "\\%c", plain[known - meaning]);
-        else if ((unsigned char)s.p[i] < 32)
-            str_printf(out, "\\u%04x", s.p[i]);
+        else if ((unsigned char)p[i] < 32)
+            str_printf(out, "\\u%04x", p[i]);
         else
-            str_putc(out, s.p[i]);
+            str_putc(out, p[i]);
     }
     str_putc(out, '"');
+}
+
+static void dump_string(const char **p, struct str *out) {
+    struct str s = {0};
+    decode_string(p, &s);
+    encode_string(s.p ? s.p : "", s.n, out);
     out->oom |= s.oom;
     str_free(&s);
 }
@@ -178,6 +182,44 @@ int tools_call_text(const char *content, int compat_new, struct str *out) {
     if (!bad) bad = call_text(&p, out);
     if (!bad || compat_new) return bad;
     str_puts(out, "Action: \nAction Input: "); /* OLD says nothing and goes on with both empty */
+    return 0;
+}
+
+/* A parsed value in the same way. */
+static void dump_tree(const struct cJSON *v, struct str *out) {
+    const int object = cJSON_IsObject(v);
+    const struct cJSON *x;
+    if (object || cJSON_IsArray(v)) {
+        str_putc(out, object ? '{' : '[');
+        cJSON_ArrayForEach(x, v) {
+            if (x != v->child) str_puts(out, ", ");
+            if (object) encode_string(x->string, strlen(x->string), out), str_puts(out, ": ");
+            dump_tree(x, out);
+        }
+        str_putc(out, object ? '}' : ']');
+    } else if (cJSON_IsString(v)) {
+        encode_string(v->valuestring, strlen(v->valuestring), out);
+    } else if (cJSON_IsNumber(v)) {
+        if (v->valuedouble == rint(v->valuedouble) && fabs(v->valuedouble) < 0x1p53) str_printf(out, "%.0f", v->valuedouble);
+        else dump_double(v->valuedouble, out);
+    } else {
+        str_puts(out, cJSON_IsTrue(v) ? "true" : cJSON_IsFalse(v) ? "false" : "null");
+    }
+}
+
+int tools_calls_text(const struct cJSON *calls, struct str *out) {
+    const struct cJSON *call;
+    cJSON_ArrayForEach(call, calls) {
+        const struct cJSON *function = json_get(call, "function"), *name = json_get(function, "name"), *arguments = json_get(function, "arguments");
+        struct err why = {0};
+        if (!cJSON_IsString(name) || !arguments) return -1;
+        str_printf(out, "%sAction: %s\nAction Input: ", call == calls->child ? "" : "\n", name->valuestring);
+        const char *text = cJSON_IsString(arguments) ? arguments->valuestring : NULL;
+        const int is_json = text && text[strspn(text, " \t\r\n")] == '{' && !json_check(text, strlen(text), NULL, &why);
+        if (why.code == ERR_RUN) return out->oom = 1, -1;
+        if (is_json) tools_dump(&text, out); /* OpenAI writes the object as a text */
+        else dump_tree(arguments, out);
+    }
     return 0;
 }
 

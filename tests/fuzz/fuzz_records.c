@@ -45,6 +45,12 @@ static const struct source sources[4] = {
     {.format = FORMAT_ALPACA, .column = {[COL_PROMPT] = "text"}},
 };
 
+/* In place of the last one for JSON. */
+static const struct source openai = {
+    .format = FORMAT_SHAREGPT, .openai = 1,
+    .column = {[COL_MESSAGES] = "messages", [COL_TOOLS] = "tools"},
+    .tag = {"role", "content", "user", "assistant", "tool", "function_call", "system"}};
+
 static void check_encoded(const struct encoded *x) {
     int32_t labelled = 0;
     need(x->ids.n == x->labels.n && (size_t)x->row.n == x->ids.n, "ids and labels differ in number");
@@ -87,7 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         need(r.number == ++count && r.line >= line && r.column >= 1 && r.n > 0, "numbers of a record");
         line = r.line;
         bytes += r.verbatim ? (int64_t)r.n : 0;
-        encode_record(&k, sources + (choice >> 2 & 3), &r, &x);
+        encode_record(&k, (choice & 15) == 12 ? &openai : sources + (choice >> 2 & 3), &r, &x);
         need(x.e.code == 0 || (x.e.code == ERR_INPUT && strstr(x.e.text, ": record ")),
              "an error without its place");
         if (!x.e.code) check_encoded(&x);
@@ -100,7 +106,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 }
 
 static const char *const words[] = {"instruction", "input", "output", "history", "system", "conversations", "tools", "from", "value", "human", "gpt", "observation", "function_call", "system", "text", "ids", "labels", "<eod>",
-    "<sep>", "a b", "", "\\n", "[{\\\"name\\\":\\\"f\\\",\\\"arguments\\\":{}}]", "{{content}}", "role", "content", "-100", "\xe4\xbd\xa0"};
+    "<sep>", "a b", "", "\\n", "[{\\\"name\\\":\\\"f\\\",\\\"arguments\\\":{}}]", "{{content}}", "role", "content", "messages", "user", "assistant", "tool", "tool_calls", "function", "name", "arguments", "{\\\"x\\\":[1.5e3,\\\"\\\\n\\\"]}", "-100", "\xe4\xbd\xa0"};
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     if (n < 2 || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);

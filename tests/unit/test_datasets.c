@@ -499,10 +499,6 @@ TEST(records_of_the_wrong_kind_are_errors_with_their_place) {
     }
     struct data_config list = settings(put("w.json", "[{\"instruction\":\"a\",\n{\"instruction\":\"b\"}]"));
     load_fails(&list, "brace missing in a list", 2, "w.json:2:1: record 1:", "a key in double quotes");
-    struct data_config c = settings(
-        put("w.jsonl", "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\","
-                       "\"content\":\"\",\"tool_calls\":[{}]}]}"));
-    load_fails(&c, "tool calls", 1, "message 2 has \"tool_calls\"");
 }
 
 TEST(odd_records_are_dropped_and_counted) {

@@ -193,6 +193,39 @@ TEST(tool_lists) {
     list_is(wrapped, 0, "");
 }
 
+/* Messages as OpenAI's interfaces give them. */
+TEST(tool_calls_of_messages) {
+#define CALL(name, arguments) "{\"id\":\"1\",\"type\":\"function\",\"function\":{\"name\":\"" name "\",\"arguments\":" arguments "}}"
+#define USER "{\"role\":\"user\",\"content\":\"a\"},"
+#define TOOL(text) "{\"role\":\"tool\",\"content\":\"" text "\"},"
+#define SAYS "{\"role\":\"assistant\",\"content\":\"z\"}"
+#define CALLS(list) "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[" list "]}"
+    static const struct { const char *messages, *text; } k[] = { /* text "": dropped */
+        {USER CALLS(CALL("f", "\"{\\\"x\\\":1.0}\"")), "(_a|)_Action:_f\nAction_Input:_{\"x\":_1.0}._\n"},
+        {USER CALLS(CALL("f", "{\"x\":[1,2.5,true,null,\"q\\\"\"]}")), "(_a|)_Action:_f\nAction_Input:_{\"x\":_[1,_2.5,_true,_null,_\"q\\\"\"]}._\n"},
+        {USER CALLS(CALL("f", "\"plain\"") "," CALL("g", "{}")), "(_a|)_Action:_f\nAction_Input:_\"plain\"\nAction:_g\nAction_Input:_{}._\n"},
+        {USER CALLS(CALL("f", "{}")) "," TOOL("r") SAYS, "(_a|)_Action:_f\nAction_Input:_{}._\n(_r|)_z._\n"},
+        {USER CALLS(CALL("f", "{}")) "," TOOL("r") TOOL("s") SAYS, "(_a|)_Action:_f\nAction_Input:_{}._\n(_r\n</tool_response>\n<tool_response>\ns|)_z._\n"},
+        {USER CALLS(CALL("f", "{}")) "," TOOL("r") "{\"role\":\"tool\",\"content\":\"s\"}", "(_a|)_Action:_f\nAction_Input:_{}._\n"},
+        {USER "{\"role\":\"assistant\",\"tool_calls\":[" CALL("f", "{}") "]}", "(_a|)_Action:_f\nAction_Input:_{}._\n"},
+        {USER "{\"role\":\"assistant\",\"content\":\"z\",\"tool_calls\":[]}", "(_a|)_z._\n"},
+        {USER CALLS("{}"), ""}, {USER CALLS("{\"function\":{\"name\":5,\"arguments\":{}}}"), ""}, {USER CALLS("{\"function\":{\"name\":\"f\"}}"), ""},
+        {USER CALLS(CALL("f", "{}")) "," TOOL("r") TOOL("s") USER SAYS, ""}, {USER "{\"role\":\"tool\",\"content\":null}," SAYS, ""},
+    };
+    put("dataset_info.json", "{\"t\":{\"file_name\":\"t.jsonl\",\"formatting\":\"openai\"}}");
+    for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
+        struct loaded x;
+        char line[2000];
+        snprintf(line, sizeof line, "{\"messages\":[%s]}\n{\"messages\":[" USER SAYS "]}\n", k[i].messages);
+        put("t.jsonl", line);
+        struct data_config c = settings("t");
+        load(&c, &x);
+        if (*k[i].text) shows(&x, 0, k[i].text);
+        else CHECK(x.r.sequences == 1 && x.r.records == 2, "%s: %lld of %lld", k[i].messages, (long long)x.r.sequences, (long long)x.r.records);
+        unload(&x);
+    }
+}
+
 TEST(tools_stand_behind_the_system_text) {
     struct loaded x;
     put("dataset_info.json", "{\"t\":{\"file_name\":\"t.jsonl\",\"formatting\":\"sharegpt\",\"columns\":{"
