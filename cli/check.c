@@ -211,7 +211,6 @@ static int check_streaming(struct options *o, struct err *e) {
     if (t->group_by_length) return wrong(e, "group_by_length needs to know all lengths, which streaming does not; leave out one");
     if (t->save_strategy == EVERY_EPOCH || t->eval_strategy == EVERY_EPOCH)
         return wrong(e, "streaming knows no epochs: set eval_strategy and save_strategy to steps");
-    if (d->mix != MIX_CONCAT) return wrong(e, "streaming reads data sets one after the other: leave out mix_strategy, or streaming");
     if (t->disable_shuffling) d->buffer_size = 0;
     return 0;
 }

@@ -11,6 +11,7 @@
  *   sample.c   how many records there are, from the first ones
  *   load.c     runs them in this order and reports
  *   saved.c    sequences on disk, in place of all of these
+ *   feed.c     records of all data sets, one after the other or interleaved
  *   streaming.c  runs them on groups of records while training goes on
  *
  * Every record of a file is encoded once, into a row; everything after encode.c moves only positions of rows.
@@ -193,8 +194,18 @@ int mix_samples(struct mt19937 *g, struct list *v, int64_t samples, struct err *
 /* Joins the lists of several sources by c->mix into out, which is empty. A single list may be taken over as it is. */
 int mix_lists(const struct data_config *c, struct list *part, const struct source *source, int count,
               struct list *out, struct err *e);
+/* interleave_probs as running sums that end at 1. */
+int mix_probabilities(const char *text, int count, double *sum, struct err *e);
 /* val_size: part of `all` becomes `test`, the rest stays, both in permuted order. */
 int mix_split(const struct data_config *c, struct list *all, struct list *test, struct err *e);
+
+/* ---- feed.c: records of all sets of a catalog, by c->mix; both stay the caller's ---- */
+struct feed;
+struct feed *feed_open(const struct data_config *c, const struct catalog *k, struct err *e);
+void feed_close(struct feed *f);
+void feed_begin(struct feed *f); /* the next record is the first one again */
+/* 1, 0 at the end of a pass, -1. The record's text lives until the next call, its path as long as the catalog. */
+int feed_next(struct feed *f, struct record *r, const struct source **source, struct err *e);
 
 /* ---- load.c ---- */
 struct dataset {

@@ -65,8 +65,7 @@ fail:
 
 /* ---- interleaving ---- */
 
-/* c->interleave_probs as running sums that end at 1. */
-static int read_probabilities(const char *text, int count, double *sum, struct err *e) {
+int mix_probabilities(const char *text, int count, double *sum, struct err *e) {
     double total = 0;
     int n = 0;
     for (const char *p = text; *p; n++) {
@@ -104,7 +103,7 @@ static int by_chance(const struct data_config *c, const struct list *part, int c
     int rc = -1, finished = 0, wanted = c->mix == MIX_UNDER ? 1 : count;
     double *sum = sys_alloc_array((size_t)count, sizeof *sum, "interleave_probs", e);
     int64_t *next = sys_alloc_array((size_t)count, sizeof *next, "interleaving", e); /* records taken */
-    if (!sum || !next || read_probabilities(c->interleave_probs, count, sum, e)) goto out;
+    if (!sum || !next || mix_probabilities(c->interleave_probs, count, sum, e)) goto out;
     pcg_seed(&g, c->seed);
     while (finished < wanted) {
         double u = pcg_double(&g);

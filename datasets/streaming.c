@@ -4,7 +4,7 @@
  * The order is that of the library under LLaMA-Factory (datasets, IterableDataset.shuffle): the buffer is filled with buffer_size records;
  * then each record that is read takes the place of one drawn at random, which goes on; at the end of the files what is
  * left in the buffer goes on in random order, and the next pass begins with another seed. Draws are numpy's. With val_size the first records
- * of the first file are kept out of every pass.
+ * of every pass are kept out of it; which they are, feed.c decides, and alike for every pass.
  *
  * Everything is a function of the configuration and of how many sequences were taken: to resume is to skip. */
 #include "base/file.h"
@@ -31,9 +31,7 @@ struct data_stream {
     struct data_config c;
     const struct tok *tok;
     struct catalog k;
-    /* where the reading is */
-    int source, file;
-    struct reader *reader; /* NULL: the next file is not open yet */
+    struct feed *feed;
     int64_t pass, skip;    /* passes that are complete; records of this one still to be kept out */
     /* the buffer */
     struct held *held;
@@ -54,29 +52,11 @@ struct data_stream {
 
 /* ---- records in the order of the files ---- */
 
-/* The next record of a pass: 1, 0 at its end, -1. */
+/* The next record of a pass that is not kept out: 1, 0 at its end, -1. */
 static int read_record(struct data_stream *s, struct record *r, const struct source **source, struct err *e) {
-    while (s->source < s->k.count) {
-        const struct source *now = s->k.source + s->source;
-        if (s->file == now->file_count) {
-            s->source++, s->file = 0;
-            continue;
-        }
-        const char *path = now->files[s->file];
-        if (!s->reader && !(s->reader = reader_open(path, reader_shape(path, e), e))) return -1;
-        const int found = reader_next(s->reader, r, e);
-        if (found < 0) return -1;
-        if (!found) {
-            reader_close(s->reader);
-            s->reader = NULL, s->file++;
-            continue;
-        }
-        r->path = path; /* outlives the reader */
-        *source = now;
-        if (s->skip && s->skip--) continue;
-        return 1;
-    }
-    return 0;
+    int found;
+    while ((found = feed_next(s->feed, r, source, e)) > 0 && s->skip) s->skip--;
+    return found;
 }
 
 static int next_in_file(struct data_stream *s, struct batch *b, struct err *e) {
@@ -88,9 +68,7 @@ static int next_in_file(struct data_stream *s, struct batch *b, struct err *e) {
 }
 
 static void begin_pass(struct data_stream *s) {
-    reader_close(s->reader);
-    s->reader = NULL;
-    s->source = s->file = 0;
+    feed_begin(s->feed);
     s->skip = (int64_t)s->c.val_size;
     s->draining = 0, s->left = 0, s->drawn = DRAWS, s->in_pass = 0;
     pcg_seed(&s->g, s->c.seed);
@@ -203,7 +181,7 @@ static int probe(struct data_stream *s, struct dataset **first, struct dataset *
     struct data_config c = s->c;
     struct data_report of_eval;
     struct dataset *none;
-    c.val_size = 0, c.eval_dataset = NULL, c.max_samples = PROBE_RECORDS;
+    c.val_size = 0, c.eval_dataset = NULL, c.max_samples = PROBE_RECORDS, c.mix = MIX_CONCAT, c.interleave_probs = NULL;
     log_info("streaming: the first %d records of each data set are looked at before the run", PROBE_RECORDS);
     if (data_load(&c, s->tok, first, &none, r, e)) return -1;
     if (!s->c.eval_dataset) return 0;
@@ -236,11 +214,7 @@ struct data_stream *data_stream_open(const struct data_config *c, const struct t
     s->c = *c, s->tok = t;
     if (!s->c.dataset_dir) s->c.dataset_dir = "data";
     const size_t places = (size_t)c->buffer_size;
-    if (c->mix != MIX_CONCAT) {
-        err_set(e, ERR_INPUT, "streaming reads data sets one after the other: leave out mix_strategy, or streaming");
-        goto fail;
-    }
-    if (probe(s, first, eval, r, e) || catalog_open(&s->k, &s->c, c->dataset, e) ||
+    if (probe(s, first, eval, r, e) || catalog_open(&s->k, &s->c, c->dataset, e) || !(s->feed = feed_open(&s->c, &s->k, e)) ||
         !(s->held = sys_alloc_array(places, sizeof *s->held, "records that are shuffled", e)) ||
         !(s->order = sys_alloc_array(places, sizeof *s->order, "records that are shuffled", e)))
         goto fail;
@@ -248,6 +222,7 @@ struct data_stream *data_stream_open(const struct data_config *c, const struct t
         if (s->k.source[i].samples)
             log_warn("data set %s: num_samples has no effect with streaming", s->k.source[i].name);
     begin_pass(s);
+    if (s->c.val_size > 0 && s->c.mix == MIX_OVER) log_warn("streaming with interleave_over: a data set that begins again brings records of val_size back into training; eval_dataset does not");
     if (take_eval(s, eval, e)) goto fail;
     return s;
 fail:
@@ -267,7 +242,7 @@ void data_stream_close(struct data_stream *s) {
     sys_free(s->order);
     data_free(s->group);
     data_free(s->out);
-    reader_close(s->reader);
+    feed_close(s->feed);
     catalog_close(&s->k);
     sys_free(s);
 }
@@ -325,6 +300,7 @@ int data_stream_hash(const struct data_stream *s, char hex[41], struct err *e) {
     str_printf(&text, "%d %d %lld %d %d %d %d %d %lld %g %lld %llu %s", (int)c->stage, c->compat_new, (long long)c->cutoff_len, c->sft_packing,
                c->packing, c->neat_packing, c->train_on_prompt, c->mask_history, (long long)c->group_size, c->val_size,
                (long long)c->buffer_size, (unsigned long long)c->seed, c->default_system ? c->default_system : "");
+    if (c->mix != MIX_CONCAT) str_printf(&text, " %d %s", (int)c->mix, c->interleave_probs ? c->interleave_probs : "");
     const int oom = text.oom;
     sha1_init(&h);
     sha1_add(&h, text.p, text.n);

@@ -9,7 +9,7 @@
 static void probabilities(const char *text, int count) {
     double sum[64];
     struct err e = {0};
-    int rc = read_probabilities(text, count, sum, &e);
+    int rc = mix_probabilities(text, count, sum, &e);
     if (rc != (e.code ? -1 : 0)) abort();
     for (int k = 0; !rc && k < count; k++)
         if (!(sum[k] > (k ? sum[k - 1] : 0)) || !(sum[k] < 1 + 1e-9)) abort();

@@ -115,7 +115,6 @@ flow=(train --do_train "${m[@]}" --template yuan --dataset_dir data --lora_targe
 fails 2 "${flow[@]}" --val_size 0.1
 fails 2 "${flow[@]}" --group_by_length
 fails 2 "${flow[@]}" --save_strategy epoch
-fails 2 "${flow[@]}" --mix_strategy interleave_over
 fails 2 "${flow[@]}" --val_size 100000
 fails 2 "${on[@]}" --train_sampling_strategy sequential --group_by_length
 fails 2 "${run[@]}" --dataset questions,world --mix_strategy interleave_over --interleave_probs 0.5

@@ -72,6 +72,10 @@ steps="--cutoff_len 64 --max_steps 6 --lr_scheduler_type constant --lora_dropout
     ok "the other half" run half $steps --streaming --buffer_size 50 --val_size 8 --resume_from_checkpoint true
     ok "as in one go" same stream half
     ok "neat packing in a stream, in full" run stream_neat $steps --streaming --neat_packing --finetuning_type full
+    ok "interleaved" run stream_mix $steps --streaming --dataset questions,held_out --mix_strategy interleave_under --interleave_probs 0.7,0.3
+    ok "interleaved, in two halves" run half_mix $steps --max_steps 3 --streaming --dataset questions,held_out --mix_strategy interleave_under --interleave_probs 0.7,0.3 --save_strategy steps --save_steps 3
+    ok "the other half" run half_mix $steps --streaming --dataset questions,held_out --mix_strategy interleave_under --interleave_probs 0.7,0.3 --resume_from_checkpoint true
+    ok "as in one go" same stream_mix half_mix
     gzip -c "$work/data/questions.json" >"$work/data/packed.json.gz"
     ok "a packed file in a stream" run stream_gz $steps --disable_shuffling true --streaming --dataset packed.json.gz
     ok "the same adapter" same order stream_gz

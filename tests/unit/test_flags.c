@@ -497,7 +497,6 @@ static const struct {
     {CMD_TRAIN, NEW_BASE "--streaming --max_steps 3 --val_size 0.1", "Streaming mode should have an integer val size."},
     {CMD_TRAIN, NEW_BASE "--streaming --max_steps 3 --group_by_length", "group_by_length needs to know all lengths"},
     {CMD_TRAIN, NEW_BASE "--streaming --max_steps 3 --save_strategy epoch", "streaming knows no epochs"},
-    {CMD_TRAIN, NEW_BASE "--streaming --max_steps 3 --mix_strategy interleave_under", "one after the other"},
     {CMD_TRAIN, NEW_BASE "--train_sampling_strategy sequential --group_by_length", "contradicts group_by_length"},
     {CMD_TRAIN, NEW_BASE "--quantization_bit 4 --adapter_name_or_path a --create_new_adapter",
      "Cannot create new adapter upon a quantized model."},

@@ -78,6 +78,76 @@ TEST(the_order_is_that_of_the_library) {
     }
 }
 
+/* Two sets, of n and m records: 0, 1, .. and 10, 11, .. */
+static struct data_config two_sets(int n, int m) {
+    struct str s = {0};
+    for (int k = 0; k < n + m; k++) {
+        if (k == n) put_bytes("one.jsonl", s.p, s.n), str_clear(&s);
+        str_printf(&s, "{\"input_ids\":[%d,1]}\n", k < n ? k : 10 + k - n);
+    }
+    put_bytes("two.jsonl", s.p, s.n);
+    str_free(&s);
+    return settings("one.jsonl,two.jsonl");
+}
+
+/* As datasets' iterable interleaving does it: a set is exhausted with its last record, and a pass may end inside a round. */
+TEST(interleaved_in_turns) {
+    static const struct { int n, m; enum data_mix mix; int64_t taken; const char *want; } k[] = {
+        {3, 5, MIX_UNDER, 11, "| 0 10 1 11 2| 0 10 1 11 2| 0"},      {5, 3, MIX_UNDER, 7, "| 0 10 1 11 2 12| 0"},
+        {3, 5, MIX_OVER, 11, "| 0 10 1 11 2 12 0 13 1 14| 0"},       {5, 3, MIX_OVER, 10, "| 0 10 1 11 2 12 3 10 4| 0"},
+        {3, 5, MIX_ONCE, 9, "| 0 10 1 11 2 12 13 14| 0"},            {1, 4, MIX_ONCE, 6, "| 0 10 11 12 13| 0"},
+        {3, 5, MIX_CONCAT, 9, "| 0 1 2 10 11 12 13 14| 0"},
+    };
+    for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
+        struct data_config c = two_sets(k[i].n, k[i].m);
+        struct flow f;
+        c.mix = k[i].mix;
+        flow_open(&f, &c);
+        REQUIRE(f.s, "%s", f.e.text);
+        gives(&f, k[i].taken, 1, k[i].want);
+        flow_close(&f);
+    }
+}
+
+/* Drawn sets come in the order in which data_load mixes them, which golden files hold to numpy's. */
+TEST(interleaved_by_chance) {
+    for (int i = 0; i < 9; i++) {
+        struct data_config c = two_sets(4 + i % 2, 7);
+        struct loaded whole;
+        struct flow f;
+        c.mix = (enum data_mix)(MIX_UNDER + i % 3), c.interleave_probs = i < 6 ? "0.3,0.7" : "0.85,0.15", c.seed = (uint64_t)i;
+        load(&c, &whole);
+        flow_open(&f, &c);
+        REQUIRE(f.s && !whole.rc, "%s%s", f.e.text, whole.e.text);
+        for (int pass = 0; pass < 2; pass++)
+            for (int64_t k = 0; k < data_count(whole.train); k++) {
+                const struct dataset *d;
+                struct sequence p, q;
+                REQUIRE(!data_stream_take(f.s, 1, &d, &f.e), "%s", f.e.text);
+                data_get(d, 0, &p, NULL), data_get(whole.train, k, &q, NULL);
+                CHECK(p.ids[0] == q.ids[0] && data_stream_pass(f.s) == pass, "case %d, pass %d, %lld: %d, must be %d", i, pass, (long long)k, p.ids[0], q.ids[0]);
+            }
+        flow_close(&f), unload(&whole);
+    }
+}
+
+/* Records that are kept for evaluation are the first ones of the mixture, and never trained. */
+TEST(validation_of_interleaved_sets) {
+    struct data_config c = two_sets(3, 5);
+    struct flow f;
+    static const int kept[] = {0, 10, 1};
+    c.mix = MIX_ONCE, c.val_size = 3;
+    flow_open(&f, &c);
+    REQUIRE(f.s && f.eval && data_count(f.eval) == 3, "%s", f.e.text);
+    for (int64_t k = 0; k < 3; k++) {
+        struct sequence q;
+        data_get(f.eval, k, &q, NULL);
+        CHECK(q.ids[0] == kept[k], "%lld: %d", (long long)k, q.ids[0]);
+    }
+    gives(&f, 10, 1, "| 11 2 12 13 14| 11 2 12 13 14");
+    flow_close(&f);
+}
+
 /* Draws are made a thousand at a time: 2,500 records are more than two such batches, and three groups. */
 TEST(long_files) {
     struct data_config c = settings(numbers("long.jsonl", 2500));
@@ -197,19 +267,25 @@ TEST(faults_are_found_where_they_are) {
     flow_open(&f, &c);
     CHECK(!f.s && strstr(f.e.text, "not found"), "%s", f.e.text);
     flow_close(&f);
-    c = settings(numbers("mix.jsonl", 2)), c.mix = MIX_OVER;
+    numbers("m1.jsonl", 2), put("m2.jsonl", "");
+    c = settings("m1.jsonl,m2.jsonl"), c.mix = MIX_OVER;
     flow_open(&f, &c);
-    CHECK(!f.s && strstr(f.e.text, "one after the other"), "%s", f.e.text);
+    CHECK(!f.s || next(&f, 1, 1), "opened");
+    CHECK(f.e.code == ERR_INPUT && strstr(f.e.text, "m2.jsonl"), "%s", f.e.text);
+    flow_close(&f);
+    c = settings("m1.jsonl,m1.jsonl"), c.mix = MIX_OVER, c.interleave_probs = "0.5";
+    flow_open(&f, &c);
+    CHECK(!f.s && strstr(f.e.text, "1 numbers for 2 data sets"), "%s", f.e.text);
     flow_close(&f);
 }
 
 /* What identifies the data of a run: files, sizes, settings. */
 TEST(hash_of_what_was_streamed) {
-    char hex[4][41];
-    for (int i = 0; i < 4; i++) {
+    char hex[5][41];
+    for (int i = 0; i < 5; i++) {
         struct data_config c = settings(numbers("hash.jsonl", i == 3 ? 31 : 30));
         struct flow f;
-        c.buffer_size = i == 1 ? 9 : 8, c.cutoff_len = i == 2 ? 50 : 60;
+        c.buffer_size = i == 1 ? 9 : 8, c.cutoff_len = i == 2 ? 50 : 60, c.mix = i == 4 ? MIX_OVER : MIX_CONCAT;
         flow_open(&f, &c);
         REQUIRE(f.s && !data_stream_hash(f.s, hex[i], &f.e), "%s", f.e.text);
         flow_close(&f);
@@ -219,21 +295,22 @@ TEST(hash_of_what_was_streamed) {
 
 TEST(every_allocation_and_read_may_fail) {
     static const struct { const char *kinds; int error; } fault[] = {{"a", ENOMEM}, {"r", EIO}, {"o", EACCES}};
-    struct data_config c = settings(numbers("fault.jsonl", 30));
-    c.buffer_size = 4, c.val_size = 2;
-    for (int k = 0; k < 3; k++)
+    for (int k = 0; k < 6; k++) {
+        struct data_config c = k < 3 ? settings(numbers("fault.jsonl", 30)) : two_sets(12, 20);
+        c.buffer_size = 4, c.val_size = 2, c.mix = k < 3 ? MIX_CONCAT : MIX_ONCE, c.interleave_probs = k < 3 ? NULL : "0.5,0.5";
         for (int64_t n = 1, done = 0; !done; n += 1 + n / 40) {
             struct flow f;
             const struct dataset *d;
-            sys_fault = (struct sys_fault){.at = n, .error = fault[k].error};
-            snprintf(sys_fault.kinds, sizeof sys_fault.kinds, "%s", fault[k].kinds);
+            sys_fault = (struct sys_fault){.at = n, .error = fault[k % 3].error};
+            snprintf(sys_fault.kinds, sizeof sys_fault.kinds, "%s", fault[k % 3].kinds);
             flow_open(&f, &c);
             const int rc = f.s ? data_stream_take(f.s, 40, &d, &f.e) : -1;
             done = sys_fault.calls < n;
             sys_fault = (struct sys_fault){0};
-            CHECK(done ? !rc : rc && f.e.code, "call %lld of kind %s: %s", (long long)n, fault[k].kinds, f.e.text);
+            CHECK(done ? !rc : rc && f.e.code, "call %lld of kind %s: %s", (long long)n, fault[k % 3].kinds, f.e.text);
             flow_close(&f);
         }
+    }
 }
 
 TEST_MAIN
