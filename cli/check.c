@@ -333,6 +333,7 @@ static const char *strategy(enum interval i) {
 
 /* transformers looks for the best state among the saved ones, hence its rules. */
 static int check_best_strategy(const struct train_options *t, struct err *e) {
+    if (t->schedule == LR_PLATEAU && t->eval_strategy == EVERY_NO) return wrong(e, "lr_scheduler_type reduce_lr_on_plateau requires an eval strategy");
     if (t->early_stopping && t->eval_strategy == EVERY_NO)
         return wrong(e, "early_stopping_steps counts evaluations: set eval_strategy to steps or epoch");
     if (t->save_strategy == EVERY_BEST && !t->best_metric)

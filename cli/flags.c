@@ -289,13 +289,14 @@ const struct flag flags[] = {
     {"optim", 0, WORD(optim), "adamw_torch", 0, T, G_OPTIMIZER, USED,
      "adamw_torch, adamw_torch_fused, adamw_8bit; paged_adamw_32bit, paged_adamw_8bit keep the state in host memory"},
     {"lr_scheduler_type", 0, CHOICE(train.schedule), "linear", "linear|cosine|constant|constant_with_warmup|cosine_with_restarts|polynomial|"
-     "inverse_sqrt|cosine_with_min_lr|warmup_stable_decay", T, G_OPTIMIZER, USED, "course of the learning rate"},
+     "inverse_sqrt|cosine_with_min_lr|warmup_stable_decay|reduce_lr_on_plateau", T, G_OPTIMIZER, USED, "course of the learning rate"},
     {"warmup_ratio", 0, NUM(train.warmup_ratio), "0", "0..1", T, G_OPTIMIZER, USED, "share of the steps that warm up"},
     {"warmup_steps", 0, NUM(train.warmup_steps), "0", "0..", T, G_OPTIMIZER, USED,
      "number of such steps, goes before warmup_ratio; below 1: a share"},
     {"lr_scheduler_kwargs", 0, WORD(train.schedule_args), 0, 0, T, G_OPTIMIZER, USED,
      "JSON object with parameters of lr_scheduler_type: cosine, cosine_with_restarts: num_cycles; polynomial: lr_end, power; inverse_sqrt: timescale; "
-     "cosine_with_min_lr: min_lr or min_lr_rate, num_cycles; warmup_stable_decay: num_stable_steps, num_decay_steps, warmup_type, decay_type, min_lr_ratio, num_cycles"},
+     "cosine_with_min_lr: min_lr or min_lr_rate, num_cycles; warmup_stable_decay: num_stable_steps, num_decay_steps, warmup_type, decay_type, min_lr_ratio, num_cycles; "
+     "reduce_lr_on_plateau: mode, factor, patience, threshold, threshold_mode, cooldown, min_lr, eps"},
     {"optim_args", 0, NO(WORD), 0, 0, T, G_OPTIMIZER, REFUSED, "use the adam_ flags"},
     {"adafactor", 0, NO(BOOL), "false", 0, T, G_OPTIMIZER, REFUSED, "use an AdamW of the flag optim"},
 

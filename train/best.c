@@ -24,10 +24,14 @@ static const char *folder(const struct trainer *t, char path[1200]) {
     return path;
 }
 
+double best_metric(const struct trainer *t) {
+    const char *m = metric(t->o);
+    return !strcmp(m, "accuracy") ? t->result.accuracy : !strcmp(m, "perplexity") ? exp(t->result.loss) : t->result.loss;
+}
+
 int best_note(struct trainer *t) {
     struct progress *p = &t->at;
-    const char *m = metric(t->o);
-    double value = !strcmp(m, "accuracy") ? t->result.accuracy : !strcmp(m, "perplexity") ? exp(t->result.loss) : t->result.loss;
+    const double value = best_metric(t);
     if (!best_wanted(t->o)) return 0;
     int better = !isnan(value) && (isnan(p->best) || (t->o->greater_is_better ? value > p->best : value < p->best));
     if (better) p->best = value, p->best_step = p->step;

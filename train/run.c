@@ -95,7 +95,7 @@ static struct report_event event(const struct trainer *t, const struct step_resu
     const struct plan_request *q = &t->request;
     double seconds = p->seconds + (sys_seconds() - start), speed = seconds > 0 ? (double)p->tokens / seconds : 0, left = (double)(t->total_steps - p->step) * seconds / (double)(p->step ? p->step : 1);
     return (struct report_event){.step = p->step, .total_steps = t->total_steps, .loss = NAN, .eval_loss = NAN, .grad_norm = r->grad_norm, .epoch = r->epoch,
-                                 .learning_rate = t->o->learning_rate * schedule_factor(&t->curve, p->step),
+                                 .learning_rate = rate_of(t, p->step),
                                  .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = speed, .tokens_seen = p->tokens,
                                  .share = q->flops > 0 ? speed * model_flops(q) / q->flops : 0, .device_bytes = t->plan.device};
 }
@@ -163,11 +163,19 @@ static int save(struct trainer *t, double epoch, double *start, struct err *e) {
     return state_save(t, epoch, e);
 }
 
+/* reduce_lr_on_plateau: an evaluation before the first step does not count, as in transformers. */
+static void judge_plateau(struct trainer *t) {
+    if (t->curve.kind == LR_PLATEAU && t->at.step && schedule_judge(&t->curve, &t->at.plateau, best_metric(t)))
+        log_info("step %lld: no better evaluation for a while; the learning rate is now %g", (long long)t->at.step, rate_of(t, t->at.step));
+}
+
 /* What is due between steps: an evaluation, a checkpoint. 0: go on, 1: the run ends here, -1: e. */
 static int between_steps(struct trainer *t, const struct step_result *r, int stepped, double *start, int64_t *saved, struct err *e) {
     if (state_saved(t, 0, e)) return -1;
     int last = t->at.step >= t->total_steps, signal = stop_requested(), bad = stepped && hopeless(t), better = 0;
-    if (evaluation_due(t, r->epoch) && !signal && evaluate(t, r, *start, &better, e)) return -1;
+    const int evaluated = evaluation_due(t, r->epoch) && !signal;
+    if (evaluated && evaluate(t, r, *start, &better, e)) return -1;
+    if (evaluated && t->at.evaluated == t->at.step) judge_plateau(t);
     int keep = better && t->at.step && (t->o->load_best || t->o->save_strategy == EVERY_BEST), given_up = best_given_up(t);
     int periodic = due(t->save_every, t->at.step) || (last && t->save_every && t->o->data.compat_new);
     if (keep || (*saved != t->at.step && (periodic || stop_requested() || bad || stop_save_requested()))) {

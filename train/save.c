@@ -35,6 +35,9 @@ static void write_facts(const struct trainer *t, struct str *s) {
                (long long)p->step, t->run_id, (long long)p->tokens, (long long)p->updates, (long long)p->window_steps, (long long)p->nonfinite, (long long)p->nonfinite_run);
     str_printf(s, "\"loss_sum\": \"%a\", \"window_sum\": \"%a\", \"window_norm\": \"%a\", \"seconds\": \"%a\", ", p->loss_sum, p->window_sum, p->window_norm, p->seconds);
     str_printf(s, "\"evaluated\": %lld, \"best\": \"%a\", \"best_step\": %lld, \"worse\": %lld, ", (long long)p->evaluated, p->best, (long long)p->best_step, (long long)p->worse);
+    if (p->plateau.seen)
+        str_printf(s, "\"plateau_best\": \"%a\", \"plateau_factor\": \"%a\", \"plateau_seen\": %lld, \"plateau_bad\": %lld, \"plateau_cooling\": %lld, ", p->plateau.best, p->plateau.factor,
+                   (long long)p->plateau.seen, (long long)p->plateau.bad, (long long)p->plateau.cooling);
     str_printf(s, "\"data\": \"%s\", \"batch\": %lld, \"accumulate\": %lld, \"total_steps\": %lld, \"seed\": %llu, \"learning_rate\": \"%a\"}", t->data_hash, (long long)o->batch,
                (long long)o->accumulate, (long long)t->total_steps, (unsigned long long)o->seed, o->learning_rate);
 }

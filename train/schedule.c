@@ -15,11 +15,11 @@ int64_t schedule_warmup(double steps, double ratio, int64_t total) {
 /* ---- lr_scheduler_kwargs ---- */
 
 static const char WHERE[] = "lr_scheduler_kwargs";
-static const char *const names[] = {"linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay"};
+static const char *const names[] = {"linear", "cosine", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay", "reduce_lr_on_plateau"};
 static const char *const forms[] = {"linear", "cosine", "1-sqrt", NULL};
 
 /* The keys of each type. */
-enum { KEYS = 7 };
+enum { KEYS = 9 };
 static const char *const keys[][KEYS] = {
     [LR_LINEAR] = {NULL},
     [LR_COSINE] = {"num_cycles", NULL},
@@ -30,6 +30,7 @@ static const char *const keys[][KEYS] = {
     [LR_INVERSE_SQRT] = {"timescale", NULL},
     [LR_COSINE_MIN] = {"num_cycles", "min_lr", "min_lr_rate", NULL},
     [LR_STABLE_DECAY] = {"num_stable_steps", "num_decay_steps", "warmup_type", "decay_type", "min_lr_ratio", "num_cycles", NULL},
+    [LR_PLATEAU] = {"mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lr", "eps", NULL},
 };
 
 /* A number from `least` on. 1: given. */
@@ -48,6 +49,26 @@ static int form(const struct cJSON *j, const char *key, int *out, struct err *e)
     return r == 1 ? err_set(e, ERR_INPUT, "%s: \"%s\" is \"%.40s\"; choose from linear, cosine, 1-sqrt", WHERE, key, word) : r;
 }
 
+/* One of two words: *out 1 for the second. */
+static int either(const struct cJSON *j, const char *key, const char *no, const char *yes, int *out, struct err *e) {
+    const char *word = no;
+    if (json_str(j, key, &word, WHERE, e) < 0) return -1;
+    *out = !strcmp(word, yes);
+    return *out || !strcmp(word, no) ? 0 : err_set(e, ERR_INPUT, "%s: \"%s\" is \"%.40s\"; choose from %s, %s", WHERE, key, word, no, yes);
+}
+
+/* Names and defaults of torch.optim.lr_scheduler.ReduceLROnPlateau. */
+static int read_plateau(struct schedule_curve *c, const struct cJSON *j, double rate, struct err *e) {
+    double least = 0, eps = 1e-8;
+    c->cut = 0.1, c->threshold = 1e-4, c->patience = 10;
+    if (either(j, "mode", "min", "max", &c->more, e) || either(j, "threshold_mode", "rel", "abs", &c->absolute, e) || number(j, "factor", 1e-6, 0.999999, &c->cut, e) < 0 ||
+        json_int(j, "patience", 0, (int64_t)1 << 40, &c->patience, WHERE, e) < 0 || json_int(j, "cooldown", 0, (int64_t)1 << 40, &c->cooldown, WHERE, e) < 0 ||
+        number(j, "threshold", 0, 1e9, &c->threshold, e) < 0 || number(j, "min_lr", 0, rate, &least, e) < 0 || number(j, "eps", 0, 1e3, &eps, e) < 0)
+        return -1;
+    c->floor = rate > 0 ? least / rate : 0, c->eps = rate > 0 ? eps / rate : 0;
+    return 0;
+}
+
 static int check_keys(const struct cJSON *j, enum schedule kind, struct err *e) {
     struct str list = {0};
     if (!keys[kind][0] && j && j->child)
@@ -63,6 +84,7 @@ static int read_keys(struct schedule_curve *c, const struct cJSON *j, double rat
     double stable = (double)((c->total > c->warmup ? c->total - c->warmup : 0) / 3), decay = (double)(c->total > c->warmup ? c->total - c->warmup : 0) - stable;
     double end = 1e-7, least = NAN, share = NAN, rest = NAN;
     if (check_keys(j, c->kind, e)) return -1;
+    if (c->kind == LR_PLATEAU) return read_plateau(c, j, rate, e);
     if (number(j, "num_cycles", 1e-6, 1e6, &c->cycles, e) < 0 || number(j, "power", 1e-3, 1e3, &c->power, e) < 0 || number(j, "lr_end", 0, 1e3, &end, e) < 0 ||
         number(j, "timescale", 1, 1e15, &c->timescale, e) < 0 || number(j, "min_lr", 0, rate, &least, e) < 0 || number(j, "min_lr_rate", 0, 1, &share, e) < 0 ||
         number(j, "min_lr_ratio", 0, 1, &rest, e) < 0 || number(j, "num_stable_steps", 0, 1e15, &stable, e) < 0 || number(j, "num_decay_steps", 0, 1e15, &decay, e) < 0 ||
@@ -112,7 +134,7 @@ static double stable_decay(const struct schedule_curve *c, int64_t step) {
 }
 
 double schedule_factor(const struct schedule_curve *c, int64_t step) {
-    if (c->kind == LR_CONSTANT) return 1;
+    if (c->kind == LR_CONSTANT || c->kind == LR_PLATEAU) return 1;
     if (c->kind == LR_STABLE_DECAY) return stable_decay(c, step);
     if (step < c->warmup) return (double)step / (double)c->warmup;
     if (c->kind == LR_CONSTANT_WARMUP) return 1;
@@ -125,4 +147,24 @@ double schedule_factor(const struct schedule_curve *c, int64_t step) {
     case LR_COSINE_MIN: return fmax(0, wave(c->cycles, p) * (1 - c->floor) + c->floor);
     default: return fmax(0, (double)(c->total - step) / decay);
     }
+}
+
+/* ---- reduce_lr_on_plateau ---- */
+
+static int gains(const struct schedule_curve *c, double best, double x) {
+    const double least = c->absolute ? c->threshold : best * c->threshold; /* of a negative best negative, as in PyTorch */
+    return c->more ? x > best + least : x < best - least;
+}
+
+int schedule_judge(const struct schedule_curve *c, struct plateau *p, double metric) {
+    const int first = !p->seen++, gained = !isnan(metric) && (first || isnan(p->best) || gains(c, p->best, metric));
+    if (gained || first) p->best = metric;
+    p->bad = gained ? 0 : p->bad + 1;
+    if (p->cooling > 0) p->cooling--, p->bad = 0;
+    if (p->bad <= c->patience) return 0;
+    p->cooling = c->cooldown, p->bad = 0;
+    const double now = p->factor > 0 ? p->factor : 1, next = fmax(now * c->cut, c->floor);
+    if (!(now - next > c->eps)) return 0;
+    p->factor = next;
+    return 1;
 }

@@ -59,6 +59,9 @@ static int read_facts(const char *dir, struct progress *p, char run[33], struct 
     p->evaluated = -1, p->best = json_get(j, "best") ? exact(j, "best") : NAN, p->best_step = p->worse = 0; /* absent in older checkpoints */
     json_int(j, "evaluated", -1, (int64_t)1 << 52, &p->evaluated, dir, NULL);
     json_int(j, "best_step", 0, (int64_t)1 << 52, &p->best_step, dir, NULL), json_int(j, "worse", 0, (int64_t)1 << 52, &p->worse, dir, NULL);
+    p->plateau = (struct plateau){.best = exact(j, "plateau_best"), .factor = exact(j, "plateau_factor")}; /* absent with other schedules */
+    json_int(j, "plateau_seen", 0, (int64_t)1 << 52, &p->plateau.seen, dir, NULL), json_int(j, "plateau_bad", 0, (int64_t)1 << 52, &p->plateau.bad, dir, NULL);
+    json_int(j, "plateau_cooling", 0, (int64_t)1 << 52, &p->plateau.cooling, dir, NULL);
     p->loss_sum = exact(j, "loss_sum"), p->window_sum = exact(j, "window_sum"), p->window_norm = exact(j, "window_norm"), p->seconds = exact(j, "seconds");
     const char *id = "";
     json_str(j, "run", &id, dir, NULL);

@@ -115,7 +115,7 @@ int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result 
     double clip = o->max_grad_norm > 0 ? o->max_grad_norm / (r->grad_norm + 1e-6) : 1;
     backend_range(t->be, "update");
     params_update(&t->params, &(struct adam_settings){.t = t->at.updates + 1, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->epsilon,
-                                                      .lr = o->learning_rate * schedule_factor(&t->curve, step),
+                                                      .lr = rate_of(t, step),
                                                       .weight_decay = o->weight_decay, .grad_scale = clip < 1 ? clip : 1});
     backend_range_end(t->be);
     return t->be->sync(t->be->self, e);

@@ -8,7 +8,7 @@
 
 enum finetuning { FT_LORA, FT_FULL, FT_FREEZE };
 enum optimizer { OPT_ADAMW, OPT_ADAMW_8BIT };
-enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP, LR_RESTARTS, LR_POLYNOMIAL, LR_INVERSE_SQRT, LR_COSINE_MIN, LR_STABLE_DECAY };
+enum schedule { LR_LINEAR, LR_COSINE, LR_CONSTANT, LR_CONSTANT_WARMUP, LR_RESTARTS, LR_POLYNOMIAL, LR_INVERSE_SQRT, LR_COSINE_MIN, LR_STABLE_DECAY, LR_PLATEAU };
 enum interval { EVERY_NO, EVERY_STEPS, EVERY_EPOCH, EVERY_BEST /* new best evaluation: saving only */ };
 
 struct train_options { /* one field per flag; defaults are in the flag table (cli/flags.c) */

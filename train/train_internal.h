@@ -24,6 +24,7 @@ struct progress { /* what a resumed run must know beside weights and moments; st
     int64_t evaluated;        /* step of the last evaluation, -1: none */
     double best;              /* metric of the best evaluation, NaN: none */
     int64_t best_step, worse; /* its step; evaluations since then */
+    struct plateau plateau;
 };
 
 struct row_counts {
@@ -80,6 +81,7 @@ int train_evaluate(struct trainer *t, struct eval_result *r, struct err *e);
 
 /* train/best.c: the best evaluation. */
 int best_wanted(const struct train_options *o);
+double best_metric(const struct trainer *t);  /* of t->result */
 int best_note(struct trainer *t);             /* judges t->result; 1: the best so far */
 void best_report(const struct trainer *t, int64_t saving); /* to trainer_state.json; `saving`: the step whose checkpoint is being written */
 int best_given_up(const struct trainer *t);   /* early stopping */
@@ -101,6 +103,12 @@ int state_find(struct trainer *t, char *dir, size_t size, struct err *e);
 int state_load(struct trainer *t, const char *dir, struct err *e);
 /* The trained weights of a checkpoint alone. */
 int state_load_weights(struct trainer *t, const char *dir, struct err *e);
+
+/* The learning rate of an update. */
+static inline double rate_of(const struct trainer *t, int64_t step) {
+    const double plateau = t->curve.kind == LR_PLATEAU && t->at.plateau.factor > 0 ? t->at.plateau.factor : 1;
+    return t->o->learning_rate * schedule_factor(&t->curve, step) * plateau;
+}
 
 /* Epochs that are done after a step as it is logged; of a stream, whose end nobody knows, the share of all steps. */
 static inline double epoch_after(const struct trainer *t, int64_t step, const struct sampler_step *s) {

@@ -126,6 +126,7 @@ fails 2 "${on[@]}" --val_size 400
 fails 2 "${on[@]}" --do_eval
 fails 2 "${on[@]}" --early_stopping_steps 2
 fails 2 "${on[@]}" --save_strategy best
+fails 2 "${on[@]}" --val_size 4 --lr_scheduler_type reduce_lr_on_plateau
 fails 2 "${on[@]}" --val_size 4 --metric_for_best_model bleu
 fails 2 "${on[@]}" --val_size 4 --metric_for_best_model accuracy
 fails 2 "${on[@]}" --val_size 4 --load_best_model_at_end --eval_strategy epoch

@@ -74,6 +74,22 @@ ok "the spread part alone is worse than a guess" awk "BEGIN {exit !($spread > lo
 ok "a quarter of it" near "$(number sl0.25/eval_results.json eval_loss)" "$(awk "BEGIN {print 0.75 * $plain + 0.25 * $spread}")" 2e-5
 ok "and they train otherwise" bash -c '! cmp -s "$0" "$1"' "$work/sl/adapter_model.safetensors" "$work/end/adapter_model.safetensors"
 
+# ---- reduce_lr_on_plateau: evaluations lower the rate; a run in two halves does as one in one go ----
+flat="--lr_scheduler_type reduce_lr_on_plateau --eval_strategy steps --eval_steps 2 --max_steps 16 --learning_rate 0.05 --logging_steps 2 --save_strategy steps --save_steps 6"
+kwargs='{"patience": 0, "factor": 0.5, "threshold": 0.2}'
+# shellcheck disable=SC2086
+{
+    ok "on a plateau" train fl $flat --lr_scheduler_kwargs "$kwargs" --quiet false
+    ok "the rate falls" grep -q "the learning rate is now 0.025" "$work/fl.log"
+    rates() { sed -n 's/.*"lr": \([0-9.e-]*\).*/\1/p' "$work/fl/trainer_log.jsonl" | sort -gu; }
+    ok "in the log, by halves" test "$(rates | tail -n 2 | tr '\n' ' ')" = "0.025 0.05 "
+    ok "patience of ten: it stays" train fl10 $flat
+    ok "one rate" test "$(sed -n 's/.*"lr": \([0-9.e-]*\).*/\1/p' "$work/fl10/trainer_log.jsonl" | sort -u)" = 0.05
+    ok "the first half" train fh $flat --lr_scheduler_kwargs "$kwargs" --max_steps 12
+    ok "the second" train fh $flat --lr_scheduler_kwargs "$kwargs" --resume_from_checkpoint true
+    ok "the same bits" same fl fh
+}
+
 # ---- the best model, early stopping ----
 # A rate so high that the loss rises again: the best evaluation is not the last.
 high="--learning_rate 0.3 --lr_scheduler_type constant --eval_strategy steps --eval_steps 2 --max_steps 40"

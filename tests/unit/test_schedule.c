@@ -122,6 +122,38 @@ TEST(warmup_stable_decay) {
     CHECK(isnan(with(LR_STABLE_DECAY, "{\"decay_type\": \"square\"}", 0)) && strstr(why.text, "choose from linear, cosine, 1-sqrt"), "%s", why.text);
 }
 
+/* Factors after each evaluation, as ReduceLROnPlateau of PyTorch gives them (its code, by hand), the learning rate being 1e-3. */
+TEST(reduce_lr_on_plateau) {
+    static const struct { const char *args; double metric[10]; double factor[10]; } k[] = {
+        {"{\"patience\": 1, \"factor\": 0.5}", {3, 2, 2, 2, 2, 2, 1, 1, 1, 1}, {1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125}},
+        {"{\"patience\": 0, \"factor\": 0.5, \"cooldown\": 2}", {3, 3, 3, 3, 3, 3, 3, 3, 3, 3}, {1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125}},
+        {"{\"patience\": 0, \"factor\": 0.5, \"min_lr\": 3e-4}", {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 0.5, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3}},
+        {"{\"patience\": 0, \"factor\": 0.5, \"mode\": \"max\"}", {1, 2, 3, 2, 4, 4.0001, 5, 6, 7, 8}, {1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25, 0.25}},
+        {"{\"patience\": 0, \"factor\": 0.5, \"threshold\": 0.5, \"threshold_mode\": \"abs\"}", {4, 3.6, 3.4, 2.95, 2.4, 1, 1, 0, 0, 0}, {1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.0625, 0.03125}},
+        {"{\"patience\": 0, \"factor\": 0.5, \"eps\": 4e-4}", {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5}},
+        {NULL, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, {1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
+    };
+    for (size_t i = 0; i < sizeof k / sizeof *k; i++) {
+        struct train_options o = {.schedule = LR_PLATEAU, .schedule_args = k[i].args, .learning_rate = 1e-3};
+        struct schedule_curve c;
+        struct plateau p = {0};
+        CHECK(!schedule_make(&c, &o, 100, &why) && schedule_factor(&c, 50) == 1, "%s", why.text);
+        for (int n = 0; n < 10; n++) {
+            const double before = p.factor > 0 ? p.factor : 1;
+            const int cut = schedule_judge(&c, &p, k[i].metric[n]);
+            const double now = p.factor > 0 ? p.factor : 1;
+            CHECK(near(now, k[i].factor[n]) && cut == (now != before), "case %zu, evaluation %d: %g, must be %g", i, n, now, k[i].factor[n]);
+        }
+    }
+    struct train_options o = {.schedule = LR_PLATEAU, .learning_rate = 1e-3};
+    struct schedule_curve c;
+    struct plateau p = {0};
+    int64_t at = 0;
+    CHECK(!schedule_make(&c, &o, 100, &why), "%s", why.text);
+    while (!schedule_judge(&c, &p, 1)) at++;
+    CHECK(at == 11 && near(p.factor, 0.1), "ten evaluations are borne behind the first, the eleventh cuts to a tenth: %lld, %g", (long long)at, p.factor);
+}
+
 TEST(parameters_that_do_not_suit) {
     static const struct { enum schedule kind; const char *args, *says; } bad[] = {
         {LR_COSINE, "{\"num_cycle\": 2}", "did you mean \"num_cycles\"?"},
@@ -131,6 +163,10 @@ TEST(parameters_that_do_not_suit) {
         {LR_COSINE, "{\"num_cycles\": \"two\"}", "must be a number"},
         {LR_COSINE, "{\"num_cycles\": 0}", "it must be from 1e-06"},
         {LR_INVERSE_SQRT, "{\"timescale\": 0}", "it must be from 1"},
+        {LR_PLATEAU, "{\"mode\": \"most\"}", "choose from min, max"},
+        {LR_PLATEAU, "{\"factor\": 1}", "it must be from 1e-06"},
+        {LR_PLATEAU, "{\"patience\": 1.5}", "whole number"},
+        {LR_PLATEAU, "{\"min_lr\": 1}", "from 0 to 0.001"},
         {LR_COSINE, "num_cycles=2", "a JSON object such as"},
         {LR_COSINE, "[2]", "a JSON object such as"},
     };
