@@ -12,6 +12,10 @@ SECONDS ?= 30
 STATS ?= 1
 KINDS ?= unit ops golden fault fuzz run
 CFLAGS ?= -O2 -g
+# As many jobs as processors, unless -j says otherwise. Several goals go one after the other; a make below another shares its jobs.
+ifeq ($(MAKELEVEL)$(word 2,$(MAKECMDGOALS)),0)
+  MAKEFLAGS += -j$(shell nproc)
+endif
 ifeq ($(origin CC),default)
   CC := $(or $(shell command -v gcc clang cc 2>/dev/null | head -n 1),gcc)
 endif

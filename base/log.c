@@ -13,7 +13,7 @@
 
 int log_quiet;
 static int progress_shown; /* a progress line without its line feed stands on the terminal */
-static double progress_at = -1e9;
+static double said_at; /* when a line was last written */
 
 int log_is_terminal(void) {
     static int known = -1;
@@ -59,7 +59,7 @@ static void emit(enum kind kind, const char *label, const char *fmt, va_list ap)
     size_t from = open_line || progress_shown ? 0 : clear;
     fwrite(line + from, 1, n - from, stderr);
     fflush(stderr);
-    progress_shown = open_line;
+    progress_shown = open_line, said_at = sys_seconds();
     funlockfile(stderr);
 }
 
@@ -78,10 +78,10 @@ void log_warn(const char *fmt, ...) {
     va_end(ap);
 }
 
+/* Work that is over at once needs no progress: what was last said still holds. */
 void log_progress(int done, const char *fmt, ...) {
-    double now = sys_seconds();
-    if (log_quiet || (!done && now - progress_at < (log_is_terminal() ? 0.1 : 1.0))) return;
-    progress_at = now;
+    if (!said_at) said_at = sys_seconds();
+    if (log_quiet || (!done && sys_seconds() - said_at < (log_is_terminal() ? 0.1 : 1.0))) return;
     va_list ap;
     va_start(ap, fmt);
     emit(done ? PROGRESS_DONE : PROGRESS, "", fmt, ap);

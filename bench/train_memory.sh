@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bench/train_memory.sh [MIB] - host memory of a run on a data file of that size (default 2048) beyond that of the same run on
-# 64 of its records. The file is made in $WORK (default: a fresh folder of TMPDIR) and removed. One JSON line. Extra FLAGS go
+# its first 64 records. The file is made in $WORK (default: a fresh folder of TMPDIR) and removed. One JSON line. Extra FLAGS go
 # to qlora train; MODEL is a folder (default: yuan2-tiny of random weights with the tokenizer of ../shared).
 set -eu
 cd "$(dirname "$0")/.."
@@ -24,23 +24,24 @@ awk -v bytes=$((block << 20)) 'BEGIN {
     }
 }' >"$work/block"
 for ((i = 0; i < mib; i += block)); do cat "$work/block"; done >"$work/data.jsonl"
+head -n 64 "$work/block" >"$work/few.jsonl"
 rm "$work/block"
 
 model=${MODEL:-$work/m}
 [[ -d $model ]] || "$qlora" new --config yuan2-tiny --tokenizer "${QLORA_SHARED:-../shared}/data/yuan2-tokenizer" --output_dir "$model" --quiet
-# peak OUT FLAGS..: the run's highest resident size in KiB, as the kernel keeps it, and its time
+# run FILE: the run's highest resident size in KiB, as the kernel keeps it, and its time
 run() {
     local out=$1 start=$EPOCHREALTIME
-    shift
     # shellcheck disable=SC2086
-    TMPDIR=$work "$qlora" train --do_train --stage sft --template yuan --model_name_or_path "$model" --dataset "$work/data.jsonl" --cutoff_len 256 --lora_target all \
-        --output_dir "$work/$out" --overwrite_output_dir --per_device_train_batch_size 4 --max_steps 8 --save_strategy no --logging_steps 4 ${FLAGS-} "$@" >"$work/$out.log" 2>&1 &
+    TMPDIR=$work "$qlora" train --do_train --stage sft --template yuan --model_name_or_path "$model" --dataset "$work/$out.jsonl" --cutoff_len 256 --lora_target all \
+        --output_dir "$work/$out" --overwrite_output_dir --per_device_train_batch_size 4 --max_steps 8 --save_strategy no --logging_steps 4 ${FLAGS-} >"$work/$out.log" 2>&1 &
     local pid=$! peak=0 now
     while now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$pid/status" 2>/dev/null) && [[ $now ]]; do peak=$now; sleep 0.02; done
     wait $pid || { tail -n 3 "$work/$out.log" >&2; exit 1; }
     echo "$peak $(awk "BEGIN {printf \"%.1f\", $EPOCHREALTIME - $start}")"
 }
-read -r base _ <<<"$(run few --max_samples 64)"
-read -r peak seconds <<<"$(run all)"
-data=$(sed -n "s/^data: \(.* labelled\)/\1/p" "$work/all.log" | sed 1q)
-echo "{\"what\": \"training on a JSON lines file of $mib MiB ($data): peak of resident memory beyond that of the same run on 64 of its records\", \"mib\": $(((peak - base) >> 10)), \"base_mib\": $((base >> 10)), \"seconds\": $seconds}"
+read -r base _ <<<"$(run few)"
+read -r peak seconds <<<"$(run data)"
+[[ ${FLAGS-} == *streaming* ]] || data=$(sed -n "s/^\([0-9,]* sequences, [0-9,]* tokens\), of which .*/\1/p" "$work/data.log" | sed 1q)
+data=${data-}
+echo "{\"what\": \"training on a JSON lines file of $mib MiB${data:+ ($data)}${FLAGS:+, $FLAGS}: peak of resident memory beyond that of the same run on its first 64 records\", \"mib\": $(((peak - base) >> 10)), \"base_mib\": $((base >> 10)), \"seconds\": $seconds}"

@@ -116,17 +116,20 @@ static void text_row(struct str *s, const struct guide_row *g, const struct esti
 }
 
 static int table(const struct options *o, struct str *s, struct err *e) {
+    static const char line[] = "---------------------------------";
     struct estimate x[COLUMNS];
+    char rows[32];
     int fits[COLUMNS];
     for (const struct guide_row *g = guide; g < guide + GUIDE_ROWS; g++) {
         for (int i = 0; i < COLUMNS; i++)
             if (cell(o, g, (enum column)i, &x[i], &fits[i], e)) return -1;
         if (g == guide && !o->json)
             str_printf(s, "Estimated for %s: memory of the card + of the host, tokens a second, hours for 10.02 million tokens;\n"
-                          "%lld tokens a step, rank %lld. The guide's hours: one L40S. Resident: weights, adapters and optimizer state on the card;\n"
+                          "%s tokens a step, rank %lld. The guide's hours: one L40S. Resident: weights, adapters and optimizer state on the card;\n"
                           "default: what a run takes; smallest: the least that does.\n\n"
-                          "| %-4s | %-5s | %-11s | %-31s | %-31s | %-31s |\n|---|---|---|---|---|---|\n",
-                       x[0].machine, (long long)x[0].request.step_rows, (long long)o->train.lora.rank, "", "", "the guide", column_names[0], column_names[1], column_names[2]);
+                          "| %-4s | %-5s | %-11s | %-31s | %-31s | %-31s |\n|%.6s|%.7s|%.13s|%s|%s|%s|\n",
+                       x[0].machine, text_thousands(rows, x[0].request.step_rows), (long long)o->train.lora.rank, "", "", "the guide", column_names[0], column_names[1], column_names[2],
+                       line, line, line, line, line, line);
         (o->json ? json_row : text_row)(s, g, x, fits);
     }
     return 0;

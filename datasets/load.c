@@ -286,7 +286,7 @@ void loader_log_drops(const struct loader *l) {
 
 static void log_report(const struct loader *l, const struct data_report *r) {
     const struct data_config *c = l->c;
-    char a[32], b[32], d[32];
+    char a[32], b[32], d[32], longest[32];
     const long long cutoff = (long long)c->cutoff_len;
     loader_log_drops(l);
     if (r->cut_source + r->cut_target + r->cut_both + r->skipped_turns)
@@ -315,8 +315,9 @@ static void log_report(const struct loader *l, const struct data_report *r) {
         log_info("packed %s records into %s blocks",
                  text_thousands(a, r->records - r->dropped_invalid - r->dropped_empty - r->dropped_lengthy),
                  text_thousands(b, r->sequences));
-    log_info("%s sequences, %s tokens, of which %s count in the loss", text_thousands(a, r->sequences),
-             text_thousands(b, r->tokens), text_thousands(d, r->labelled_tokens));
+    log_info("%s sequences, %s tokens, of which %s count in the loss; the longest has %s",
+             text_thousands(a, r->sequences), text_thousands(b, r->tokens), text_thousands(d, r->labelled_tokens),
+             text_thousands(longest, r->longest));
 }
 
 /* ---- the door ---- */

@@ -3,6 +3,7 @@
 #include "base/half.h"
 #include "base/log.h"
 #include "base/stop.h"
+#include "base/str.h"
 #include "base/sys.h"
 #include "model/export_internal.h"
 #include <math.h>
@@ -277,8 +278,9 @@ int source_read(struct job *j, const struct source *s, int64_t first, int64_t co
     else if (read_merged(j, s, first, count)) return -1;
     j->read_bytes += s->q.bits == 4 ? count / 2 : count * (int64_t)dtype_bytes(j->made ? j->type : s->t->type);
     double took = sys_seconds() - j->start;
-    log_progress(0, "%s: %.1f of %.1f GB, %.0f MB/s", j->how->bits ? "quantizing" : j->made ? "writing" : "exporting",
-                 (double)j->read_bytes * 1e-9, (double)j->all_bytes * 1e-9,
+    char done[24], all[24];
+    log_progress(0, "%s: %s of %s, %.0f MB/s", j->how->bits ? "quantizing" : j->made ? "writing" : "exporting",
+                 text_bytes(done, j->read_bytes), text_bytes(all, j->all_bytes),
                  took > 0 ? (double)j->read_bytes * 1e-6 / took : 0);
     int sig = stop_requested();
     return sig ? err_set(j->e, 128 + sig, "stopped by a signal; nothing was written") : 0;

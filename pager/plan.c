@@ -170,9 +170,9 @@ int plan_make(const struct plan_request *r, plan_cost *cost, void *context, stru
 
 void plan_print(const struct plan *p, const struct plan_request *r, struct str *out) {
     const struct plan_choice *c = &p->choice;
-    char a[24], b[24], d[24];
-    if (c->rows < r->longest) str_printf(out, "plan: sequences of up to %lld tokens in windows of %lld", (long long)r->longest, (long long)c->rows);
-    else str_printf(out, "plan: chunks of %lld tokens", (long long)c->rows);
+    char a[32], b[32], d[24];
+    if (c->rows < r->longest) str_printf(out, "plan: sequences of up to %s tokens in windows of %s", text_thousands(a, r->longest), text_thousands(b, c->rows));
+    else str_printf(out, "plan: chunks of %s tokens", text_thousands(a, c->rows));
     if (r->training) {
         if (c->keep_layers >= visited(r)) str_puts(out, "; activations kept, nothing recomputed");
         else if (c->keep_layers) str_printf(out, "; activations of %lld layers kept, %lld recomputed", (long long)c->keep_layers, (long long)(visited(r) - c->keep_layers));

@@ -89,8 +89,6 @@ int setup_data(struct trainer *t, struct err *e) {
     t->labelled = r.tokens ? (double)r.labelled_tokens / (double)r.tokens : 1;
     if (schedule_make(&t->curve, o, t->total_steps, e)) return -1;
     set_intervals(t, t->stream ? t->total_steps : sampler_steps_per_epoch(t->sampler));
-    if (!t->stream) log_info("data: %lld records became %lld sequences, %lld tokens, %lld of them labelled, the longest %lld", (long long)r.records, (long long)r.sequences,
-             (long long)r.tokens, (long long)r.labelled_tokens, (long long)r.longest);
     return sizes(t, e) || scale_up(t, e) ? -1 : 0;
 }
 

@@ -7,11 +7,24 @@
  */
 #include "base/file.h"
 #include "base/json.h"
+#include "base/str.h"
 #include "base/sys.h"
 #include <stdio.h>
 #include <string.h>
 
 enum { FILE_MAX_BYTES = 1 << 24, SHOWN = 4 };
+
+/* A column of a table: printf counts bytes, a terminal shows Chinese characters two columns wide. */
+static void print_column(const char *text, int columns) {
+    const size_t n = strlen(text);
+    for (size_t i = 0; i < n; columns--) {
+        uint32_t c = 0;
+        const int len = utf8_get((const unsigned char *)text + i, n - i, &c);
+        i += len ? (size_t)len : 1;
+        columns -= c >= 0x1100;
+    }
+    printf("%s%*s", text, columns > 0 ? columns : 0, "");
+}
 
 int main(int argc, char **argv) {
     struct err e = {0};
@@ -44,9 +57,12 @@ int main(int argc, char **argv) {
         }
         const int is_right = !strcmp(want, answer);
         right += is_right;
-        if (count % (total / SHOWN + 1) == 0) /* a few, of different kinds */
-            printf("   %-36s  %-26s  %s%s\n", question, answer,
-                   is_right ? "right" : "wrong: ", is_right ? "" : want);
+        if (count % (total / SHOWN + 1) == 0) { /* a few, of different kinds */
+            fputs("   ", stdout);
+            print_column(question, 38);
+            print_column(answer, 28);
+            printf("%s%s\n", is_right ? "right" : "wrong: ", is_right ? "" : want);
+        }
         json_free(line);
         line = NULL;
     }

@@ -10,8 +10,15 @@ work=${WORK:-build/demo}
 began=$(date +%s)
 
 heading() { printf '\n=== %s\n' "$1"; }
-# Shows a command line and runs it.
-run() { printf '$ %s\n' "$*" && "$@"; }
+# Shows a command line, as it may be typed, and runs it.
+run() {
+    printf '$'
+    for word in "$@"; do
+        case $word in *[!A-Za-z0-9_./=,:-]*) printf " '%s'" "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
+    echo
+    "$@"
+}
 # The id of a special token.
 token() { printf '{"text":"%s"}\n' "$1" | "$qlora" tokenize --model_name_or_path "$work/tokenizer" --file - | sed 's/[^0-9]//g'; }
 # Answers to the held-out questions, greedy; the arguments choose model and adapter.
@@ -45,7 +52,8 @@ run "$qlora" quantize --model_name_or_path "$work/base" --quantization_bit 4 --o
 
 heading "5. Questions about creatures that the adapter will not meet, before"
 ask --model_name_or_path "$work/base-nf4" >"$work/before.jsonl"
-"$tools/grade" "$work/data/held_out.json" "$work/before.jsonl"
+before=$("$tools/grade" "$work/data/held_out.json" "$work/before.jsonl")
+printf '%s\n' "$before"
 
 heading "6. QLoRA: an adapter over the NF4 weights learns to answer"
 run "$qlora" train --do_train --stage sft --finetuning_type lora --quantization_bit 4 --template yuan \
@@ -56,7 +64,8 @@ run "$qlora" train --do_train --stage sft --finetuning_type lora --quantization_
 
 heading "7. The same questions, after"
 ask --model_name_or_path "$work/base-nf4" --adapter_name_or_path "$work/adapter" >"$work/after.jsonl"
-"$tools/grade" "$work/data/held_out.json" "$work/after.jsonl"
+after=$("$tools/grade" "$work/data/held_out.json" "$work/after.jsonl")
+printf '%s          (before: %s)\n' "$after" "${before##*right: }"
 
 heading "8. Talk to it"
 question=$(sed -n '1s/^{"prompt": "\(.*\)"}$/\1/p' "$work/data/prompts.jsonl")

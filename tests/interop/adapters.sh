@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tests/interop/adapters.sh OUT - a small model in fp32 and adapters of every kind on it, with what `qlora score` says of them:
-# input of tests/interop/peft_adapters.py. Needs ./qlora and the demo's tools.
+# input of tests/interop/peft_adapters.py. Some are merged into checkpoints of each type as well. Needs ./qlora and the demo's tools.
 set -eu
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=2
@@ -23,7 +23,18 @@ train() { # NAME MODEL FLAGS..
     ./qlora score --model_name_or_path "$out/$model" --adapter_name_or_path "$out/$name" --file "$out/ids.jsonl" --quiet >"$out/$name.jsonl"
     echo "$name $model" >>"$out/cases"
 }
+# merged NAME MODEL: the adapter merged into the model, written in three types and scored
+merged() {
+    local type to
+    for type in fp32 bf16 fp16; do
+        to=merged-$1-$type
+        ./qlora export --model_name_or_path "$out/$2" --adapter_name_or_path "$out/$1" --export_dir "$out/$to" --export_dtype $type --export_size 0.001 --quiet
+        ./qlora score --model_name_or_path "$out/$to" --file "$out/ids.jsonl" --quiet >"$out/$to.jsonl"
+        echo "$to $1 $2" >>"$out/merged"
+    done
+}
 : >"$out/cases"
+: >"$out/merged"
 train lora tied-true
 train rslora tied-true --use_rslora true
 train dora tied-true --use_dora true
@@ -32,3 +43,5 @@ train dora-start tied-true --use_dora true --learning_rate 0
 train whole-head tied-true --additional_target embed_tokens,lm_head,norm
 train whole-embed tied-true --additional_target embed_tokens --use_dora true
 train whole-untied tied-false --additional_target embed_tokens,lm_head
+for name in lora rslora dora dora-some whole-head; do merged $name tied-true; done
+merged whole-untied tied-false

@@ -2,7 +2,7 @@
 """Loads what qlora wrote with transformers, bitsandbytes and PEFT, and compares logits with `qlora score`.
 
     tests/interop/make.sh OUT          anywhere: model, NF4 and int8 checkpoints, adapter, expected log-probabilities
-    tests/interop/peft_bnb.py OUT      on a machine with an NVIDIA card, transformers, peft, bitsandbytes
+    tests/interop/peft_bnb.py OUT      where transformers, peft and bitsandbytes are; on the card, or without one on the processor
 
 Yuan is not part of transformers; the class below is the architecture with the checkpoint's names, in the way a custom
 model is registered. Prints one JSON line per case and exits 1 if one is off.
@@ -11,6 +11,8 @@ import json, math, sys
 import torch, torch.nn as nn, torch.nn.functional as F
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class YuanConfig(PretrainedConfig):
@@ -127,7 +129,7 @@ class YuanForCausalLM(PreTrainedModel, GenerationMixin):
 
 def logprobs(model, ids):
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids], device="cuda")).logits[0].float()
+        logits = model(input_ids=torch.tensor([ids], device=DEVICE)).logits[0].float()
     p = torch.log_softmax(logits, -1)
     return [float(p[i, ids[i + 1]]) for i in range(len(ids) - 1)]
 
@@ -138,15 +140,24 @@ def weight_only(layer, x):
     return F.linear(x, (q.float() * (scale.float() / 127)[:, None]).to(x.dtype))
 
 
+def decoded(layer, x):
+    """4-bit weights as bitsandbytes decodes them. (On a processor with AVX512-BF16 its product rounds the scales to bf16 first.)"""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return F.linear(x, dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(x.dtype))
+
+
 def main(out):
     import bitsandbytes
     from peft import PeftModel
 
     bitsandbytes.nn.Linear8bitLt.forward = weight_only
+    if DEVICE == "cpu":
+        bitsandbytes.nn.Linear4bit.forward = decoded
     AutoConfig.register("yuan", YuanConfig)
     bad = 0
     for case in json.load(open(f"{out}/cases.json")):
-        model = YuanForCausalLM.from_pretrained(f"{out}/{case['model']}", dtype=torch.bfloat16, device_map={"": 0})
+        model = YuanForCausalLM.from_pretrained(f"{out}/{case['model']}", dtype=torch.bfloat16, device_map={"": DEVICE})
         kind = type(model.model.layers[0].self_attn.q_proj).__name__
         if case["adapter"]:
             model = PeftModel.from_pretrained(model, f"{out}/{case['adapter']}")

@@ -42,7 +42,7 @@ while ((high - low > 16)); do
     mid=$(((low + high) / 2))
     if starts $mid; then high=$mid; else low=$mid; fi
 done
-chunks() { sed -n 's/.*plan: chunks of \([0-9]*\) tokens.*/\1/p' "$1.log" | tail -n 1; }
+chunks() { sed -n 's/.*plan: chunks of \([0-9,]*\) tokens.*/\1/p' "$1.log" | tail -n 1 | tr -d ,; }
 declare -A first
 for budget in $high $((high * 5 / 4)) $((high * 3 / 2)) $((high * 2)) $((high * 4)) 1048576; do
     out=$work/v$budget
