@@ -19,7 +19,7 @@ grep -q ' Training completed' "$log" || { tail -n 4 "$log" >&2; exit 1; }
 tr ',' '.' <"$log" | awk -v flags="$*" '
     { at = $1 }
     / start$/ { t0 = at }
-    / data: .* records became/ { t1 = at; records = $3 }
+    / of which .* count in the loss/ { t1 = at }
     / Running training / { t2 = at }
     / loss [0-9.]* +lr / { if (!first) first = at; t3 = at; steps++; loss = $0; sub(/.* loss /, "", loss); sub(/ .*/, "", loss) }
     / steps: .* tokens in all/ { tokens = $0; sub(/.* steps: [0-9.]*, /, "", tokens); sub(/ tokens.*/, "", tokens) }
