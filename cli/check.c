@@ -394,7 +394,8 @@ static int check_estimate(enum command_id cmd, struct options *o, struct err *e)
     }
     if (!o->lora_target) o->lora_target = "all";
     if (!t->output_dir) t->output_dir = ".";
-    if (cmd == CMD_BENCH && !table && !o->config && !t->model_name_or_path) return wrong(e, "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table guide.");
+    if (!table && !o->config && !t->model_name_or_path)
+        return err_set(e, ERR_INPUT, "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table%s.", cmd == CMD_BENCH ? " guide" : "");
     return o->config || table || cmd == CMD_BENCH ? 0 : check_model(cmd, o, e);
 }
 

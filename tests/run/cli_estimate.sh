@@ -70,7 +70,7 @@ ok "too small a budget" grep -qE 'needs at least .* on the device and has 1 GiB:
 refused "a card of no table" "not in the table (h100, " estimate --config yuan2-2b --card voodoo
 refused "two machines" "give one" estimate --config yuan2-2b --card l40s --backend cpu
 refused "two models" "not both" estimate --config yuan2-2b --model_name_or_path "$work"
-refused "no model" "provide model_name_or_path" estimate
+refused "no model" "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table." estimate
 refused "a table of a model" "models of its own" estimate --table --config yuan2-2b
 refused "a configuration of no name" "did you mean yuan2-2b?" estimate --config yuan2-3b
 refused "a flag that training refuses" "is not supported" estimate --config yuan2-2b --resize_vocab
