@@ -87,3 +87,10 @@ void log_progress(int done, const char *fmt, ...) {
     emit(done ? PROGRESS_DONE : PROGRESS, "", fmt, ap);
     va_end(ap);
 }
+
+void log_make_way(void) {
+    flockfile(stderr);
+    if (progress_shown) fputs("\r\033[K", stderr), fflush(stderr);
+    progress_shown = 0;
+    funlockfile(stderr);
+}

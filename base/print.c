@@ -1,5 +1,6 @@
 /* base/print.c - see print.h */
 #include "base/print.h"
+#include "base/log.h"
 #include "base/sys.h"
 #include <errno.h>
 #include <string.h>
@@ -12,6 +13,7 @@ static struct {
 } out;
 
 static int put(const char *p, size_t n) {
+    if (n) log_make_way();
     while (n && !out.error) {
         ssize_t r = sys_write_out(p, n);
         if (r <= 0) out.error = r < 0 ? errno : ENOSPC;

@@ -1,33 +1,39 @@
 /* Errors, messages and signals: what reaches standard error, and which flags a signal sets. */
+#define _GNU_SOURCE
 #include "base/err.h"
 #include "base/log.h"
+#include "base/print.h"
 #include "base/stop.h"
 #include "base/sys.h"
 #include "tests/test.h"
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Runs f in a child and returns what it wrote on standard error; *status as waitpid gives it. */
-static const char *stderr_of(void (*f)(void), int *status) {
+/* Runs f in a child whose standard error is `to`, and returns what came out at `from`; *status as waitpid gives it. */
+static const char *said_through(int from, int to, void (*f)(void), int *status) {
     static char text[8192];
-    int fd[2];
-    if (pipe(fd)) abort();
     fflush(stdout);
     pid_t child = fork();
     if (!child) {
-        dup2(fd[1], 2);
+        dup2(to, 2);
         f();
         fflush(stderr);
         _exit(0);
     }
-    close(fd[1]);
+    close(to);
     size_t n = 0;
-    for (ssize_t r; n < sizeof text - 1 && (r = read(fd[0], text + n, sizeof text - 1 - n)) > 0;) n += (size_t)r;
+    for (ssize_t r; n < sizeof text - 1 && (r = read(from, text + n, sizeof text - 1 - n)) > 0;) n += (size_t)r;
     text[n] = 0;
-    close(fd[0]);
+    close(from);
     waitpid(child, status, 0);
     return text;
+}
+static const char *stderr_of(void (*f)(void), int *status) {
+    int fd[2];
+    if (pipe(fd)) abort();
+    return said_through(fd[0], fd[1], f, status);
 }
 
 TEST(first_error_wins) {
@@ -92,6 +98,24 @@ TEST(lines_on_a_pipe) {
     int status;
     const char *text = stderr_of(speak, &status);
     CHECK(!strcmp(text, "loaded 3 tensors\nwarning: odd?[31m name\nstep 100\nwarning: shown\n"), "%s", text);
+}
+
+/* Both streams on the terminal, as people have them. */
+static void print_during_progress(void) {
+    dup2(2, 1);
+    setenv("TERM", "xterm", 1), unsetenv("NO_COLOR");
+    log_info("loaded");
+    usleep(150000);
+    log_progress(0, "step 1");
+    print_text("{'loss': 1}\n"), print_flush();
+    print_text("{'loss': 2}\n"), print_flush();
+    log_progress(1, "step 2");
+}
+TEST(results_take_the_place_of_a_progress_line) {
+    int status, from = posix_openpt(O_RDWR | O_NOCTTY), to = from < 0 || grantpt(from) || unlockpt(from) ? -1 : open(ptsname(from), O_RDWR | O_NOCTTY);
+    if (to < 0) SKIP("no pseudo-terminal");
+    const char *text = said_through(from, to, print_during_progress, &status);
+    CHECK(!strcmp(text, "loaded\r\n\r\033[Kstep 1\r\033[K{'loss': 1}\r\n{'loss': 2}\r\nstep 2\r\n"), "%s", text);
 }
 
 static void speak_at_length(void) {
