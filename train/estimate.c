@@ -7,6 +7,7 @@
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include "train/train_internal.h"
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -108,7 +109,7 @@ void estimate_print(const struct estimate *x, struct str *out) {
     if (x->sequences) str_printf(out, "data: %s%s sequences\n", about, text_thousands(a, x->sequences));
     if (x->steps)
         str_printf(out, "steps: %s%s, %s%s tokens in all\ntime: about %s of training; loading, saving and evaluations come on top\n", about, text_thousands(b, x->steps), about, text_thousands(c, (int64_t)x->tokens),
-                   text_seconds(a, x->tokens / x->tokens_per_second));
+                   text_seconds(a, ceil(x->tokens / x->tokens_per_second)));
     str_printf(out, "disk: %s for the result", text_bytes(a, x->result_bytes));
     if (x->checkpoints) str_printf(out, " and %s for %lld checkpoint%s", text_bytes(a, x->checkpoints * x->checkpoint_bytes), (long long)x->checkpoints, x->checkpoints > 1 ? "s" : "");
     if (from_file) str_printf(out, "; %s for layer weights while it runs", text_bytes(a, x->plan.disk));

@@ -293,18 +293,18 @@ void report_progress(const struct report_event *ev, int done) {
     const double now = sys_seconds();
     if (log_is_terminal() && !done && now - shown < 1) return;
     shown = now;
-    char left[40], speed[32], bar[WIDTH + 1], bytes[24], tail[128] = "";
+    char left[40], speed[32], bar[WIDTH + 1], bytes[24], until[64] = "", tail[80] = "";
     const int64_t total = ev->total_steps > 0 ? ev->total_steps : 1;
     const int full = (int)(ev->step >= total ? WIDTH : ev->step * WIDTH / total);
     memset(bar, '#', WIDTH);
     memset(bar + full, '-', (size_t)(WIDTH - full));
     bar[WIDTH] = 0;
     text_thousands(speed, isfinite(ev->tokens_per_second) ? (int64_t)ev->tokens_per_second : 0);
-    if (!done) snprintf(tail, sizeof tail, "  %s left", text_seconds(left, ev->remaining_seconds > 0 ? ev->remaining_seconds : 0));
-    if (ev->share > 0) snprintf(tail + strlen(tail), sizeof tail - strlen(tail), "  %4.1f %% of peak", 100 * ev->share);
+    if (!done) snprintf(until, sizeof until, "  %s left", text_seconds(left, ev->remaining_seconds > 0 ? ev->remaining_seconds : 0));
+    if (ev->share > 0) snprintf(tail, sizeof tail, "  %4.1f %% of peak", 100 * ev->share);
     if (ev->device_bytes > 0) snprintf(tail + strlen(tail), sizeof tail - strlen(tail), "  %s", text_bytes(bytes, ev->device_bytes));
-    log_progress(done, "%s %*lld/%lld  loss %.4f  lr %.2e  norm %-6.3g %7s tokens/s%s", bar, snprintf(NULL, 0, "%lld", (long long)ev->total_steps), (long long)ev->step,
-                 (long long)ev->total_steps, ev->loss, ev->learning_rate, ev->grad_norm, speed, tail);
+    log_progress(done, "%s %*lld/%lld  loss %.4f %7s tokens/s%s  lr %.2e  norm %-6.3g%s", bar, snprintf(NULL, 0, "%lld", (long long)ev->total_steps), (long long)ev->step,
+                 (long long)ev->total_steps, ev->loss, speed, until, ev->learning_rate, ev->grad_norm, tail);
 }
 
 /* ---- trainer_state.json ---- */

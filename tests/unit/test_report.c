@@ -520,7 +520,7 @@ TEST(progress) {
     dup2(old, 2), close(old), fclose(f);
     log_quiet = quiet;
     expect("progress", contents("stderr"), "said\n"
-                                           "##-------- 10/40  loss 1.2346  lr 4.95e-05  norm 0.875    1,234 tokens/s  1:01:01 left  34.6 % of peak  2.50 GiB\n"
-                                           "########## 40/40  loss inf  lr 4.95e-05  norm 0.875    1,234 tokens/s\n");
+                                           "##-------- 10/40  loss 1.2346   1,234 tokens/s  1:01:01 left  lr 4.95e-05  norm 0.875   34.6 % of peak  2.50 GiB\n"
+                                           "########## 40/40  loss inf   1,234 tokens/s  lr 4.95e-05  norm 0.875 \n");
 }
 TEST_MAIN
