@@ -13,7 +13,7 @@
 
 int log_quiet;
 static int progress_shown; /* a progress line without its line feed stands on the terminal */
-static double said_at; /* when a line was last written */
+static double said_at = -1; /* when a line was last written; -1: never */
 
 int log_is_terminal(void) {
     static int known = -1;
@@ -80,7 +80,7 @@ void log_warn(const char *fmt, ...) {
 
 /* Work that is over at once needs no progress: what was last said still holds. */
 void log_progress(int done, const char *fmt, ...) {
-    if (!said_at) said_at = sys_seconds();
+    if (said_at < 0) said_at = sys_seconds();
     if (log_quiet || (!done && sys_seconds() - said_at < (log_is_terminal() ? 0.1 : 1.0))) return;
     va_list ap;
     va_start(ap, fmt);
