@@ -80,7 +80,7 @@ void log_warn(const char *fmt, ...) {
 
 /* Work that is over at once needs no progress: what was last said still holds. */
 void log_progress(int done, const char *fmt, ...) {
-    if (!said_at) said_at = sys_seconds();
+    if (!(said_at > 0)) said_at = sys_seconds();
     if (log_quiet || (!done && sys_seconds() - said_at < (log_is_terminal() ? 0.1 : 1.0))) return;
     va_list ap;
     va_start(ap, fmt);
