@@ -6,6 +6,7 @@
 #include "base/str.h"
 #include "cli/cli_internal.h"
 #include "train/deepspeed.h"
+#include "train/eval.h"
 #include "train/schedule.h"
 #include <math.h>
 #include <stdio.h>
@@ -239,6 +240,11 @@ static int check_data(struct options *o, struct err *e) {
         return wrong(e, "`interleave_probs` is only valid for interleaved mixing.");
     if (d->val_size > 0 && d->eval_dataset)
         return wrong(e, "Cannot specify `val_size` if `eval_dataset` is not None.");
+    if (d->eval_on_each && !d->eval_dataset) return wrong(e, "eval_on_each_dataset evaluates the data sets of eval_dataset: give those");
+    int sets = 1;
+    for (const char *p = d->eval_on_each ? d->eval_dataset : ""; *p; p++) sets += *p == ',';
+    if (sets > EVAL_PARTS_MAX) return err_set(e, ERR_INPUT, "eval_on_each_dataset takes %d data sets at most, there are %d", EVAL_PARTS_MAX, sets);
+    if (d->eval_on_each && d->tokenized_path) return wrong(e, "eval_on_each_dataset needs the data sets by name, which tokenized_path does not keep: leave out one");
     if (d->val_size == 1 || (d->val_size > 1 && d->val_size != floor(d->val_size)))
         return wrong(e, "val_size must be a share below 1 or a whole number above 1");
     if (d->val_size > 0 && !d->dataset) return wrong(e, "Cannot specify `val_size` if `dataset` is None.");

@@ -25,6 +25,7 @@ static int load_data(const struct options *o, const struct tok *t, int prompts, 
     struct data_report report;
     c.prompts = prompts;
     if (prompts) c.tokenized_path = NULL; /* holds no prompts */
+    if (c.eval_on_each && !prompts) return data_load_parts(&c, t, c.eval_dataset, out, &report, e);
     const int saved = data_is_saved(c.tokenized_path);
     if (c.eval_dataset && !saved) c.dataset = c.eval_dataset, c.eval_dataset = NULL, c.val_size = 0;
     else if (!o->train.do_train && !c.compat_new && !saved) c.val_size = 0;
@@ -36,8 +37,8 @@ static int load_data(const struct options *o, const struct tok *t, int prompts, 
 }
 
 static void set(struct report_metrics *t, const char *prefix, const char *name, double value) {
-    char key[64];
-    snprintf(key, sizeof key, "%s_%s", prefix, name);
+    char key[REPORT_NAME_MAX + 20];
+    snprintf(key, sizeof key, "%.8s_%.*s", prefix, REPORT_NAME_MAX + 9, name);
     report_set(t, key, value);
 }
 
@@ -48,6 +49,11 @@ static int measure(struct session *s, const struct options *o, const char *split
     struct report_metrics t = {.n = 0};
     if (load_data(o, s->tok, 0, &d, e)) return -1;
     int rc = eval_alone(&s->model, &s->lora, s->adapters, d, o->train.eval_batch, o->train.compute_accuracy, o->train.label_smoothing, &r, e);
+    for (int k = 0; !rc && k < r.parts; k++) { /* names are the data set's */
+        char name[REPORT_NAME_MAX + 10];
+        snprintf(name, sizeof name, "%.*s_loss", REPORT_NAME_MAX - 1, r.part[k].name), set(&t, split, name, r.part[k].loss);
+        snprintf(name, sizeof name, "%.*s_accuracy", REPORT_NAME_MAX - 1, r.part[k].name), set(&t, split, name, r.part[k].accuracy);
+    }
     data_free(d);
     if (rc || r.stopped) return rc;
     set(&t, split, "loss", r.loss), set(&t, split, "accuracy", r.accuracy);

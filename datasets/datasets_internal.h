@@ -10,6 +10,7 @@
  *   pack.c     rows -> blocks
  *   sample.c   how many records there are, from the first ones
  *   load.c     runs them in this order and reports
+ *   parts.c    several data sets that stay apart
  *   saved.c    sequences on disk, in place of all of these
  *   feed.c     records of all data sets, one after the other or interleaved
  *   streaming.c  runs them on groups of records while training goes on
@@ -208,11 +209,15 @@ void feed_begin(struct feed *f); /* the next record is the first one again */
 int feed_next(struct feed *f, struct record *r, const struct source **source, struct err *e);
 
 /* ---- load.c ---- */
+struct part { char *name; int64_t first; }; /* the first of its rows */
 struct dataset {
     struct store *store;
     struct list rows;
     int64_t tokens, labelled, longest;
+    struct part *part; /* [parts], or NULL */
+    int parts;
 };
+void parts_free(struct dataset *d); /* parts.c */
 void dataset_count(struct dataset *d); /* tokens, labelled, longest, from its rows */
 enum { BATCH_RECORDS = 1000, BATCH_BYTES = 8 << 20 };
 struct batch { /* records that are encoded together: none is added beyond so many, or so many bytes */

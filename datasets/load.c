@@ -380,7 +380,9 @@ int data_load(const struct data_config *config, const struct tok *t, struct data
     struct loader *l = loader_open(&c, t, e);
     if (!l) return -1;
     if (load_names(l, c.dataset, &rows, e)) goto out;
-    if (c.eval_dataset && load_names(l, c.eval_dataset, &test, e)) goto out;
+    const int each = c.eval_dataset && c.eval_on_each;
+    if (each && data_load_parts(&c, t, c.eval_dataset, eval, &of_eval, e)) goto out;
+    if (c.eval_dataset && !each && load_names(l, c.eval_dataset, &test, e)) goto out;
     if (store_seal(l->store, e)) goto out;
     if (c.val_size > 0 && c.compat_new && mix_split(&c, &rows, &test, e)) goto out;
     if (loader_make(l, &rows, c.dataset, train, r, e)) goto out;
@@ -453,5 +455,6 @@ void data_free(struct dataset *d) {
     if (!d) return;
     store_unref(d->store);
     list_free(&d->rows);
+    parts_free(d);
     sys_free(d);
 }

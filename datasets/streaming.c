@@ -186,6 +186,7 @@ static int probe(struct data_stream *s, struct dataset **first, struct dataset *
     if (data_load(&c, s->tok, first, &none, r, e)) return -1;
     if (!s->c.eval_dataset) return 0;
     c.dataset = s->c.eval_dataset, c.max_samples = 0;
+    if (c.eval_on_each) return data_load_parts(&c, s->tok, s->c.eval_dataset, eval, &of_eval, e);
     return data_load(&c, s->tok, eval, &none, &of_eval, e);
 }
 

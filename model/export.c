@@ -161,7 +161,7 @@ static int export_to(struct job *j, const char *from, const char *to, const char
         return -1;
     int rc = ckpt_commit(j->out, j->e);
     j->out = NULL;
-    return rc || model_copy_files(from, tmp, j->e) || write_template(j, tmp) ||
+    return rc || model_copy_files(from, tmp, j->e) || model_write_generation(&j->config, tmp, j->e) || write_template(j, tmp) ||
                    write_card(j, from, to, tmp) || write_config(j, tmp) || model_publish(tmp, to, j->e)
                ? -1
                : 0;

@@ -3,9 +3,12 @@
 #ifndef QLORA_MODEL_FILES_H
 #define QLORA_MODEL_FILES_H
 #include "base/err.h"
+#include "model/config.h"
 
 /* Copies those of them that `from` has to `to`. */
 int model_copy_files(const char *from, const char *to, struct err *e);
+/* generation_config.json, where it ends and what it pads with, unless `dir` has one. */
+int model_write_generation(const struct model_config *c, const char *dir, struct err *e);
 /* Fails when `dir` already holds anything, unless overwrite; makes it otherwise. `from` (may be NULL) must be another
  * folder. */
 int model_output_dir(const char *dir, const char *from, int overwrite, struct err *e);

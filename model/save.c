@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
+#include "model/files.h"
 #include "model/model.h"
 #include <string.h>
 
@@ -78,9 +79,5 @@ int model_save(const struct model *m, model_reader *read, void *context, const c
     char *text = model_config_text(&m->config, NULL, 0, NULL, e);
     int r = text && !path_join(path, sizeof path, dir, "config.json", e) ? file_write_all(path, text, strlen(text), e) : -1;
     sys_free(text);
-    struct str g = {0};
-    str_printf(&g, "{\n  \"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"pad_token_id\": %lld\n}\n", (long long)m->config.eod, (long long)m->config.eod, (long long)m->config.pad);
-    if (!r) r = g.oom || path_join(path, sizeof path, dir, "generation_config.json", e) ? err_set(e, ERR_RUN, "out of memory: generation_config.json") : file_write_all(path, g.p, g.n, e);
-    str_free(&g);
-    return r;
+    return r || model_write_generation(&m->config, dir, e) ? -1 : 0;
 }

@@ -32,9 +32,9 @@ static void count(struct tally *t, const struct eval_room *room, int64_t i, int6
     t->nll = 0, t->counted = t->in_batch = 0;
 }
 
-/* Fills a pass from sequence `first` on; returns how many it takes, -1 with e. */
-static int64_t fill(const struct eval_room *room, const struct dataset *d, int64_t first, struct err *e) {
-    int64_t n = data_count(d), count = 0, rows = 0, documents = 0, chunk_rows = 0, chunks = 1;
+/* Fills a pass from sequence `first` of n on; returns how many it takes, -1 with e. */
+static int64_t fill(const struct eval_room *room, const struct dataset *d, int64_t first, int64_t n, struct err *e) {
+    int64_t count = 0, rows = 0, documents = 0, chunk_rows = 0, chunks = 1;
     for (; first + count < n && count < room->max_seqs; count++) {
         struct sequence q;
         if (data_get(d, first + count, &q, e)) return -1;
@@ -49,23 +49,51 @@ static int64_t fill(const struct eval_room *room, const struct dataset *d, int64
     return count;
 }
 
-int eval_run(const struct eval_room *room, const struct dataset *d, int64_t batch, int accuracy, struct eval_result *r, struct err *e) {
-    int64_t n = data_count(d);
-    double start = sys_seconds();
+/* Sequences from `first` to before `end`: their loss and accuracy, NaN where there is nothing to judge. */
+static int stretch(const struct eval_room *room, const struct dataset *d, int64_t first, int64_t end, int64_t batch, int accuracy, struct eval_result *r, struct eval_part *out, struct err *e) {
     struct tally t = {0};
-    *r = (struct eval_result){.sequences = n, .batches = (n + batch - 1) / batch};
-    log_info("***** Running Evaluation *****\n  Num examples = %lld\n  Batch size = %lld", (long long)n, (long long)batch);
-    room->batch->with_best = accuracy;
-    for (int64_t i = 0, taken; i < n && !(r->stopped = stop_requested()); i += taken) {
-        if ((taken = fill(room, d, i, e)) < 0) return -1;
+    for (int64_t i = first, taken; i < end && !(r->stopped = stop_requested()); i += taken) {
+        if ((taken = fill(room, d, i, end, e)) < 0) return -1;
         batch_fill(room->batch, &room->engine->m->config, room->sequences, taken);
         if (engine_losses(room->engine, room->batch, e)) return -1;
-        for (int64_t k = 0; k < taken; k++) count(&t, room, k, batch, accuracy, i + k + 1 == n);
-        log_progress(i + taken == n, "evaluating %lld of %lld", (long long)(i + taken), (long long)n);
+        for (int64_t k = 0; k < taken; k++) count(&t, room, k, batch, accuracy, i + k + 1 == end);
+        log_progress(i + taken == r->sequences, "evaluating %lld of %lld", (long long)(i + taken), (long long)r->sequences);
+    }
+    r->batches += (end - first + batch - 1) / batch;
+    out->loss = t.weight > 0 ? t.loss / t.weight : 0;
+    out->accuracy = t.judged ? t.right / (double)t.judged : NAN;
+    return 0;
+}
+
+/* Each part by itself, and the mean of all, each weighing as its sequences. */
+static int each_part(const struct eval_room *room, const struct dataset *d, int64_t batch, int accuracy, struct eval_result *r, struct err *e) {
+    double loss = 0, right = 0;
+    r->parts = data_parts(d);
+    ASSERT(r->parts <= EVAL_PARTS_MAX, "%d data sets", r->parts);
+    for (int k = 0; k < r->parts && !r->stopped; k++) {
+        int64_t first, n;
+        r->part[k].name = data_part(d, k, &first, &n);
+        if (stretch(room, d, first, first + n, batch, accuracy, r, &r->part[k], e)) return -1;
+        loss += r->part[k].loss * (double)n, right += r->part[k].accuracy * (double)n;
+    }
+    r->loss = loss / (double)r->sequences, r->accuracy = right / (double)r->sequences;
+    return 0;
+}
+
+int eval_run(const struct eval_room *room, const struct dataset *d, int64_t batch, int accuracy, struct eval_result *r, struct err *e) {
+    const int64_t n = data_count(d);
+    const double start = sys_seconds();
+    struct eval_part all;
+    *r = (struct eval_result){.sequences = n};
+    log_info("***** Running Evaluation *****\n  Num examples = %lld\n  Batch size = %lld", (long long)n, (long long)batch);
+    room->batch->with_best = accuracy;
+    if (data_parts(d)) {
+        if (each_part(room, d, batch, accuracy, r, e)) return -1;
+    } else {
+        if (stretch(room, d, 0, n, batch, accuracy, r, &all, e)) return -1;
+        r->loss = all.loss, r->accuracy = all.accuracy;
     }
     room->batch->with_best = 0;
-    r->loss = t.weight > 0 ? t.loss / t.weight : 0;
-    r->accuracy = t.judged ? t.right / (double)t.judged : NAN;
     r->seconds = sys_seconds() - start;
     return 0;
 }

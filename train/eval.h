@@ -8,12 +8,16 @@
 #include "datasets/datasets.h"
 #include "model/engine.h"
 
+enum { EVAL_PARTS_MAX = 16 };
+struct eval_part { const char *name; double loss, accuracy; }; /* one of several data sets; its name is the data set's */
 struct eval_result {
     double loss;               /* mean over batches of the mean over a batch's counted tokens, a batch weighing as its sequences */
     double accuracy;           /* mean over sequences of the share of counted tokens that are the likeliest; NaN: not asked for */
     double seconds;
     int64_t sequences, batches;
     int stopped;               /* by a signal: the numbers are of a part */
+    int parts;                 /* data sets that are judged by themselves, too (data_parts); then the means are over sequences */
+    struct eval_part part[EVAL_PARTS_MAX];
 };
 struct eval_room { /* what a pass through the layers may hold */
     struct engine *engine;

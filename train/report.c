@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LOG_MAX_BYTES = 1 << 30 };
+enum { LOG_MAX_BYTES = 1 << 30, PARTS_MAX = 16 };
 
 struct report {
     struct report_config c;
@@ -108,8 +108,42 @@ static int remember(struct report *r, const struct report_event *ev, struct err 
         if (!p) return -1;
         r->events = p, r->cap = cap;
     }
-    r->events[r->n++] = *ev;
+    struct report_part *part = ev->parts ? sys_alloc_array((size_t)ev->parts, sizeof *part, "history of the run", e) : NULL;
+    if (ev->parts && !part) return -1;
+    if (part) memcpy(part, ev->part, (size_t)ev->parts * sizeof *part);
+    r->events[r->n] = *ev;
+    r->events[r->n++].part = part; /* owned here */
     return 0;
+}
+
+/* Calls put for each number of the parts of an event, by its key. */
+static void each_part(const struct report_event *ev, void put(void *context, const char *key, double x), void *context) {
+    char key[REPORT_NAME_MAX + 20];
+    for (int i = 0; i < ev->parts; i++)
+        for (int k = 0; k < 2; k++) {
+            const double x = k ? ev->part[i].accuracy : ev->part[i].loss;
+            snprintf(key, sizeof key, "eval_%s_%s", ev->part[i].name, k ? "accuracy" : "loss");
+            if (!isnan(x)) put(context, key, x);
+        }
+}
+static void part_item(void *s, const char *key, double x) { put_item(s, key, rounded(x, 4)); }
+static void part_line(void *s, const char *key, double x) { put_member(s, " ", key, x); }
+static void part_state(void *s, const char *key, double x) { put_member(s, "\n      ", key, x); }
+static void part_metric(void *t, const char *key, double x) { report_set(t, key, x); }
+
+/* The parts among the members of a history entry: numbers eval_NAME_loss, with eval_NAME_accuracy beside them. Returns their number. */
+static int read_parts(const struct cJSON *entry, struct report_part part[], int most) {
+    int n = 0;
+    for (const struct cJSON *v = entry->child; v && n < most; v = v->next) {
+        char key[REPORT_NAME_MAX + 20];
+        const size_t length = strlen(v->string);
+        if (!text_starts(v->string, "eval_") || !text_ends(v->string, "_loss") || length < 11 || length - 10 >= REPORT_NAME_MAX || !cJSON_IsNumber(v)) continue;
+        snprintf(part[n].name, REPORT_NAME_MAX, "%.*s", (int)(length - 10), v->string + 5);
+        snprintf(key, sizeof key, "eval_%s_accuracy", part[n].name);
+        const struct cJSON *accuracy = json_get(entry, key);
+        part[n].loss = v->valuedouble, part[n++].accuracy = cJSON_IsNumber(accuracy) ? accuracy->valuedouble : NAN;
+    }
+    return n;
 }
 
 /* Takes the history up to from_step out of the checkpoint's trainer_state.json. */
@@ -140,6 +174,8 @@ static int read_history(struct report *r, struct err *e) {
             if (!isnan(x)) memcpy((char *)&ev + eval_fields[i].at, &x, sizeof x);
         }
         if (loss && cJSON_IsNull(loss)) ev.loss = INFINITY;
+        struct report_part part[PARTS_MAX];
+        ev.part = part, ev.parts = isnan(ev.eval_loss) ? 0 : read_parts(v, part, PARTS_MAX);
         if (ev.step > r->c.from_step || (isnan(ev.loss) && isnan(ev.eval_loss))) continue;
         if (remember(r, &ev, e)) goto out;
     }
@@ -203,6 +239,7 @@ fail:
 void report_close(struct report *r) {
     if (!r) return;
     tfevents_close(r->tf);
+    for (int64_t i = 0; i < r->n; i++) sys_free((void *)r->events[i].part);
     sys_free(r->events);
     sys_free(r);
 }
@@ -234,6 +271,7 @@ static int append_log(struct report *r, const struct report_event *ev, struct er
                (long long)ev->total_steps);
     log_number(r, &s, "loss", rounded(ev->loss, 4));
     log_number(r, &s, "eval_loss", ev->eval_loss);
+    each_part(ev, part_line, &s);
     log_number(r, &s, "predict_loss", NAN);
     log_number(r, &s, "reward", NAN);
     log_number(r, &s, r->c.compat_old ? "learning_rate" : "lr", ev->learning_rate);
@@ -270,6 +308,13 @@ static int add_scalars(struct report *r, const struct report_event *ev, struct e
         double x = eval_value(ev, i);
         if (!isnan(x) && tfevents_scalar(r->tf, eval_fields[i].tag, ev->step, x, e)) return -1;
     }
+    for (int i = 0; i < 2 * ev->parts; i++) {
+        const struct report_part *p = &ev->part[i / 2];
+        char tag[REPORT_NAME_MAX + 20];
+        snprintf(tag, sizeof tag, "eval/%s_%s", p->name, i % 2 ? "accuracy" : "loss");
+        double x = i % 2 ? p->accuracy : p->loss;
+        if (!isnan(x) && tfevents_scalar(r->tf, tag, ev->step, x, e)) return -1;
+    }
     return 0;
 }
 
@@ -281,6 +326,7 @@ int report_add(struct report *r, const struct report_event *ev, struct err *e) {
         double x = eval_value(ev, i);
         if (!isnan(x)) put_item(&s, eval_fields[i].key, rounded(x, eval_fields[i].digits));
     }
+    each_part(ev, part_item, &s);
     if (!isnan(ev->grad_norm) && !r->c.compat_old) put_item(&s, "grad_norm", rounded(ev->grad_norm, 4));
     if (!isnan(ev->learning_rate)) put_item(&s, "learning_rate", ev->learning_rate);
     put_item(&s, "epoch", rounded(ev->epoch, 2));
@@ -329,6 +375,7 @@ static void state_event(const struct report *r, struct str *s, const char *betwe
         if (i == 1 && !isnan(ev->eval_loss)) put_member(s, between, "eval_loss", ev->eval_loss);
         if (!isnan(x)) put_member(s, between, eval_fields[i].key, i ? rounded(x, eval_fields[i].digits) : x);
     }
+    each_part(ev, part_state, s);
     if (!isnan(ev->grad_norm)) put_member(s, between, "grad_norm", ev->grad_norm);
     if (!isnan(ev->learning_rate)) put_member(s, between, "learning_rate", ev->learning_rate);
     if (!isnan(ev->loss)) put_member(s, between, "loss", rounded(ev->loss, 4));
@@ -528,7 +575,7 @@ int report_finish(struct report *r, const struct report_results *res, struct err
 
     struct report_event last =
         r->n ? r->events[r->n - 1] : (struct report_event){.step = res->steps, .total_steps = res->steps};
-    last.loss = last.eval_loss = last.learning_rate = NAN;
+    last.loss = last.eval_loss = last.learning_rate = NAN, last.parts = 0;
     last.epoch = res->epoch, last.elapsed_seconds = res->train_runtime, last.remaining_seconds = 0;
     if (append_log(r, &last, e)) return -1;
 
@@ -544,6 +591,11 @@ int report_finish(struct report *r, const struct report_results *res, struct err
         report_set(&eval, "eval_loss", res->eval_loss);
         report_set(&eval, "eval_accuracy", res->eval_accuracy);
         report_set(&eval, r->c.compat_old ? "perplexity" : "eval_perplexity", exp(res->eval_loss));
+        for (int64_t i = r->n - 1; i >= 0; i--)
+            if (!isnan(r->events[i].eval_loss)) {
+                each_part(&r->events[i], part_metric, &eval);
+                break;
+            }
         report_set_speed(&eval, "eval", res->eval_runtime, res->eval_samples, res->eval_steps);
         if (report_write(&eval, r->dir, "eval", e)) return -1;
     }

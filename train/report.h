@@ -9,6 +9,10 @@
 #include "base/str.h"
 #include <stdint.h>
 
+/* Of an evaluation of several data sets, one of them: eval_NAME_loss, eval_NAME_accuracy. NaN: not measured. */
+enum { REPORT_NAME_MAX = 48 };
+struct report_part { char name[REPORT_NAME_MAX]; double loss, accuracy; };
+
 /* One logging event. Fields that are absent are NaN (numbers) or -1 (counts); a loss or norm that was not finite is given
  * as INFINITY, and is shown as inf on the terminal and as null in files. */
 struct report_event {
@@ -21,6 +25,8 @@ struct report_event {
     int64_t device_bytes;       /* likewise: memory taken on the device; 0: not known */
     /* of an evaluation: share of right tokens (NaN: not measured), seconds (0: nothing is said of speed), rates */
     double eval_accuracy, eval_runtime, eval_samples_per_second, eval_steps_per_second;
+    const struct report_part *part; /* [parts], read by report_add, which keeps a copy */
+    int parts;
 };
 
 struct report; /* the run's history and open log files */

@@ -147,6 +147,12 @@ static int evaluate(struct trainer *t, const struct step_result *r, double start
     *better = best_note(t);
     struct report_event ev = event(t, r, start);
     ev.eval_loss = v->loss, ev.eval_accuracy = v->accuracy, ev.eval_runtime = v->seconds, ev.grad_norm = NAN, ev.learning_rate = NAN;
+    struct report_part part[EVAL_PARTS_MAX];
+    for (int k = 0; k < v->parts; k++) {
+        part[k].loss = v->part[k].loss, part[k].accuracy = v->part[k].accuracy;
+        snprintf(part[k].name, sizeof part[k].name, "%s", v->part[k].name);
+    }
+    ev.part = part, ev.parts = v->parts;
     ev.eval_samples_per_second = (double)v->sequences / v->seconds, ev.eval_steps_per_second = (double)v->batches / v->seconds;
     return report_add(t->report, &ev, e);
 }

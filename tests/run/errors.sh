@@ -126,6 +126,9 @@ fails 2 "${on[@]}" --val_size 400
 fails 2 "${on[@]}" --do_eval
 fails 2 "${on[@]}" --early_stopping_steps 2
 fails 2 "${on[@]}" --save_strategy best
+fails 2 "${on[@]}" --val_size 4 --eval_on_each_dataset true
+fails 2 "${on[@]}" --eval_dataset held_out --eval_on_each_dataset true --tokenized_path rows3
+fails 2 "${on[@]}" --eval_dataset "held_out$(printf ',held_out%.0s' {1..16})" --eval_on_each_dataset true
 fails 2 "${on[@]}" --val_size 4 --lr_scheduler_type reduce_lr_on_plateau
 fails 2 "${on[@]}" --val_size 4 --metric_for_best_model bleu
 fails 2 "${on[@]}" --val_size 4 --metric_for_best_model accuracy

@@ -65,6 +65,30 @@ ok "every epoch" train ep --eval_strategy epoch
 ok "two epochs" test "$(events ep '"eval_loss": [0-9]')" = 2
 ok "evaluation changes nothing" same e ep
 
+# ---- each data set by itself: numbers of evaluations of one set ----
+each="--eval_dataset held_out,world --per_device_eval_batch_size 3 --compute_accuracy"
+train_two() { local out=$1; shift; train "$out" --val_size 0 "$@"; }
+# shellcheck disable=SC2086
+{
+    ok "on each" train_two ea $each --eval_on_each_dataset true --eval_strategy steps --eval_steps 8 --save_strategy steps --save_steps 8
+    for f in trainer_log.jsonl trainer_state.json eval_results.json all_results.json; do
+        ok "$f" grep -q '"eval_held_out_loss": .*' "$work/ea/$f"
+        ok "$f, the other" grep -q '"eval_world_accuracy": .*' "$work/ea/$f"
+    done
+    ok "an evaluation every eight steps of 32" test "$(grep -c '"eval_world_loss"' "$work/ea/trainer_state.json")" = 4
+    for s in held_out world; do
+        ok "$s alone" only "ea_$s" --eval_dataset $s --max_samples 64 --per_device_eval_batch_size 3 --do_eval --compute_accuracy --adapter_name_or_path "$work/ea"
+        ok "its loss" near "$(number ea/eval_results.json eval_${s}_loss)" "$(number ea_$s/eval_results.json eval_loss)" 1e-6
+        ok "its accuracy" near "$(number ea/eval_results.json eval_${s}_accuracy)" "$(number ea_$s/eval_results.json eval_accuracy)" 1e-6
+    done
+    ok "without training" only ea2 $each --max_samples 64 --eval_on_each_dataset true --do_eval --adapter_name_or_path "$work/ea"
+    for k in eval_loss eval_held_out_loss eval_world_loss; do ok "the same $k" test "$(number ea/eval_results.json $k)" = "$(number ea2/eval_results.json $k)"; done
+    ok "packed, each by itself" train_two ea3 $each --packing true --eval_on_each_dataset true --do_eval
+    rm -rf "$work/ea4" && cp -r "$work/ea" "$work/ea4" && rm -rf "$work/ea4/checkpoint-24" "$work/ea4/checkpoint-32" "$work/ea4/trainer_state.json"
+    ok "resumed" train_two ea4 $each --eval_on_each_dataset true --eval_strategy steps --eval_steps 8 --save_strategy steps --save_steps 8 --resume_from_checkpoint true
+    ok "with the history of before" diff <(grep -o '"eval_[a-z_]*_\(loss\|accuracy\)": .*' "$work/ea/trainer_state.json") <(grep -o '"eval_[a-z_]*_\(loss\|accuracy\)": .*' "$work/ea4/trainer_state.json")
+}
+
 # ---- smoothed labels ----
 ok "smoothed labels" train sl --do_eval --label_smoothing_factor 0.25
 again() { only "$@" --eval_dataset held_out --do_eval --adapter_name_or_path "$work/sl"; }

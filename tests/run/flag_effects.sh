@@ -102,6 +102,7 @@ effect label_smoothing_factor 0.1
 effect dataset held_out
 effect dataset_dir other
 effect eval_dataset held_out --do_eval true
+effect eval_on_each_dataset true --eval_dataset held_out,turns --do_eval true
 effect template yaun
 effect cutoff_len 12
 effect reserved_label_len 48

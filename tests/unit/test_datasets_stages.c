@@ -564,6 +564,34 @@ TEST(neither_threads_nor_the_temporary_file_change_the_data) {
     unload(&x);
 }
 
+/* --eval_on_each_dataset: each set as it is alone, one behind the other. */
+TEST(data_sets_that_stay_apart) {
+    static const char *const names[] = {"p1.csv", "p2.csv", "p1.csv"};
+    put("p1.csv", "instruction,output\na,b\nc,d\n,\n"), put("p2.csv", "instruction,output\ne,f\n");
+    for (int packed = 0; packed < 2; packed++) {
+        struct loaded x;
+        struct data_config c = settings("p1.csv");
+        int64_t first, n, next = 0;
+        c.eval_dataset = "p1.csv,p2.csv,,p1.csv", c.eval_on_each = 1, c.mix = MIX_OVER;
+        if (packed) c.packing = c.neat_packing = 1, c.cutoff_len = 20;
+        load(&c, &x);
+        REQUIRE(!x.rc && data_parts(x.eval) == 3 && !data_parts(x.train), "%s", x.e.text);
+        for (int k = 0; k < 3; k++) {
+            struct loaded alone;
+            struct data_config one = c;
+            one.dataset = names[k], one.eval_dataset = NULL, one.mix = MIX_CONCAT;
+            load(&one, &alone);
+            CHECK(!strcmp(data_part(x.eval, k, &first, &n), names[k]) && first == next && n == data_count(alone.train), "part %d: %lld from %lld on", k, (long long)n, (long long)first);
+            for (int64_t i = 0; i < n; i++) CHECK(!strcmp(shown(x.eval, first + i), shown(alone.train, i)), "part %d: %s, must be %s", k, shown(x.eval, first + i), shown(alone.train, i));
+            next += n;
+            unload(&alone);
+        }
+        CHECK(next == data_count(x.eval) && x.r.eval_sequences == next, "%lld sequences", (long long)next);
+        unload(&x);
+        c.eval_dataset = "p1.csv,nowhere", load_fails(&c, "unknown", 1, "nowhere");
+    }
+}
+
 /* Every allocation, open, read and write on the way fails once: a message, nothing leaked (ASan), nothing
  * left behind. */
 TEST(every_failing_call_is_survived) {

@@ -288,6 +288,37 @@ TEST(evaluations) {
     expect("state after a resume", contents("trainer_state.json"), state);
 }
 
+/* Numbers of single data sets in every file, and through a resume. */
+TEST(evaluations_of_several_sets) {
+    struct err e = {0};
+    struct report_config c = config();
+    char state[4000];
+    REQUIRE(!fresh(), "temporary folder");
+    catch_begin();
+    struct report *r = report_open(&c, &e);
+    struct report_part part[2] = {{"a", 1.25, 0.5}, {"my_loss", 3, NAN}};
+    struct report_event ev = event(20, NAN);
+    ev.grad_norm = ev.learning_rate = NAN, ev.eval_loss = 2, ev.tokens_seen = 0, ev.part = part, ev.parts = 2;
+    int bad = !r || report_add(r, &ev, &e);
+    part[0].loss = 9; /* a copy was taken */
+    bad |= !r || report_state(r, folder, 20, 1, &e);
+    struct report_results res = {.train_runtime = 1, .eval_loss = 2, .eval_accuracy = NAN, .eval_runtime = 1};
+    snprintf(state, sizeof state, "%s", contents("trainer_state.json"));
+    bad |= !r || report_finish(r, &res, &e);
+    report_close(r);
+    const char *said = catch_end();
+    CHECK(!bad && text_starts(said, "{'eval_loss': 2.0, 'eval_a_loss': 1.25, 'eval_a_accuracy': 0.5, 'eval_my_loss_loss': 3.0, 'epoch': 1.0}\n"), "%s%s", e.text, said);
+    CHECK(strstr(contents("trainer_log.jsonl"), "\"eval_loss\": 2.0, \"eval_a_loss\": 1.25, \"eval_a_accuracy\": 0.5, \"eval_my_loss_loss\": 3.0, \"epoch\""), "%s", contents("trainer_log.jsonl"));
+    CHECK(strstr(state, "\"eval_loss\": 2.0,\n      \"eval_a_loss\": 1.25,\n      \"eval_a_accuracy\": 0.5,\n      \"eval_my_loss_loss\": 3.0,\n      \"step\": 20"), "%s", state);
+    CHECK(strstr(contents("eval_results.json"), "\"eval_a_loss\": 1.25,") && strstr(contents("eval_results.json"), "\"eval_my_loss_loss\": 3.0,"), "%s", contents("eval_results.json"));
+    CHECK(!file_write_all(in_folder("trainer_state.json"), state, strlen(state), &e), "%s", e.text);
+    c.append = 1, c.from_step = 20, c.state_dir = folder;
+    r = report_open(&c, &e);
+    CHECK(r && !report_state(r, folder, 20, 1, &e), "%s", e.text);
+    report_close(r);
+    expect("state after a resume", contents("trainer_state.json"), state);
+}
+
 TEST(results_of_any_kind) {
     struct err e = {0};
     struct report_metrics t = {.n = 0};
@@ -459,7 +490,9 @@ static const char log_before[] =
 
 static int whole_run(struct err *e) {
     struct report_config c = config();
+    const struct report_part part = {.name = "a", .loss = 1, .accuracy = NAN};
     struct report_event ev = event(10, 1);
+    ev.eval_loss = 2, ev.part = &part, ev.parts = 1;
     struct report_results res = {.train_runtime = 1, .eval_loss = 2, .eval_runtime = 1};
     struct sys_fault armed = sys_fault;
     sys_fault = (struct sys_fault){0}; /* preparation does not count */
