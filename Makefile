@@ -125,10 +125,13 @@ valgrind:
 	@OMP_NUM_THREADS=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 		$(MAKE) B=$(B)/valgrind CFLAGS="-O1 -g" CUDA=0 KINDS=unit test
 
+# Without callbacks for comparisons twice to thrice as many inputs a second; strcmp and its like, dictionaries and mutators
+# find what has to be compared.
+SEARCHED := -fsanitize=fuzzer-no-link -fno-sanitize-coverage=trace-cmp
 fuzz:
-	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O1 -g -Wno-pass-failed -fsanitize=fuzzer-no-link $(SANITIZE)" CUDA=0 fuzzers
+	@$(MAKE) B=$(B)/fuzz CC=clang CFLAGS="-O2 -g -Wno-pass-failed $(SEARCHED) $(SANITIZE)" CUDA=0 fuzzers
 fuzzers: $(FUZZERS)
-	@STATS=$(STATS) tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
+	@STATS=$(STATS) RUNS=$(RUNS) tests/fuzz/run.sh $(SECONDS) $(B)/corpus $(FUZZERS)
 
 # Which lines and branches of the parsers the tests that know them and the corpus reach.
 COVERING := hostile wrong_values deepspeed safetensors checkpoint json config tokenizer datasets questions flags yaml lora torch data_golden adapter
@@ -190,7 +193,7 @@ help:
 #? make sanitize-gpu ops and golden tests on the card under compute-sanitizer; CHECKS="memcheck racecheck synccheck initcheck"
 #? make asan         the tests under AddressSanitizer and UBSan
 #? make valgrind     the unit tests under valgrind
-#? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each
+#? make fuzz         every parser under libFuzzer (needs clang), SECONDS=30 each; RUNS=100000: so many inputs, always the same
 #? make coverage     lines and branches of the parsers that unit and golden tests and the fuzzers' corpus reach
 #? make mutants      small bugs put into copies of the sources, which the tests must notice
 #? make faults       tests/fault in full: every call fails, is killed or loses power, 100 signals in each phase (hours)

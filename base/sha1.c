@@ -64,9 +64,9 @@ static int of_file(const char *path, int may_stop, char hex[41], struct err *e) 
     enum { CHUNK = 1 << 18 };
     struct sha1 s;
     int rc = -1;
-    char *buf = sys_alloc(CHUNK, "buffer for a checksum", e);
-    struct file *f = buf ? file_open(path, e) : NULL;
-    if (!f) goto out;
+    char *buf = NULL;
+    struct file *f = file_open(path, e);
+    if (!f || !(buf = sys_grow(NULL, f->bytes < CHUNK ? (size_t)f->bytes : CHUNK, "buffer for a checksum", e))) goto out;
     sha1_init(&s);
     for (int64_t at = 0; at < f->bytes;) {
         size_t n = f->bytes - at < CHUNK ? (size_t)(f->bytes - at) : CHUNK;

@@ -121,22 +121,24 @@ int utf8_get(const unsigned char *p, size_t n, uint32_t *cp) {
     return len;
 }
 
-/* Levenshtein distance, case ignored, of words shorter than 64 bytes; longer ones are far from everything. */
-static int distance(const char *a, const char *b) {
+/* Levenshtein distance, case ignored, of words shorter than 64 bytes; longer ones, and those whose lengths differ by more than
+ * `most`, are far from each other. */
+static int distance(const char *a, const char *b, int most) {
     size_t na = strlen(a), nb = strlen(b);
     int row[64];
-    if (na >= 64 || nb >= 64) return INT_MAX;
+    if (na >= 64 || nb >= 64 || (na > nb ? na - nb : nb - na) > (size_t)most) return INT_MAX;
     for (size_t j = 0; j <= nb; j++) row[j] = (int)j;
     for (size_t i = 1; i <= na; i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
+        int diagonal = row[0], least = row[0] = (int)i;
         for (size_t j = 1; j <= nb; j++) {
             int best = diagonal + (tolower((unsigned char)a[i - 1]) != tolower((unsigned char)b[j - 1]));
             if (row[j] + 1 < best) best = row[j] + 1;
             if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
             diagonal = row[j];
             row[j] = best;
+            if (best < least) least = best;
         }
+        if (least > most) return INT_MAX; /* the rows below have nothing smaller */
     }
     return row[nb];
 }
@@ -145,7 +147,7 @@ const char *nearest_word(const char *word, const char *const *list) {
     int best = (int)strlen(word) / 3 + 1; /* more changes than a third of the word is another word */
     const char *found = NULL;
     for (; *list; list++) {
-        int d = distance(word, *list);
+        int d = distance(word, *list, best);
         if (d < best || (d == best && !found)) best = d, found = *list;
     }
     return found;

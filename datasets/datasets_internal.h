@@ -220,23 +220,26 @@ struct dataset {
 void parts_free(struct dataset *d); /* parts.c */
 void dataset_count(struct dataset *d); /* tokens, labelled, longest, from its rows */
 enum { BATCH_RECORDS = 1000, BATCH_BYTES = 8 << 20 };
+struct batched {
+    struct record record;        /* its text is set by loader_encode */
+    const struct source *source; /* of which it is */
+    size_t at;                   /* of its text */
+    struct encoded out;
+};
 struct batch { /* records that are encoded together: none is added beyond so many, or so many bytes */
-    int n;
-    struct str text;                            /* of all records, one after the other */
-    struct record record[BATCH_RECORDS];        /* their text is set by loader_encode */
-    const struct source *source[BATCH_RECORDS]; /* of which each is */
-    size_t at[BATCH_RECORDS];                   /* of a record's text */
-    struct encoded out[BATCH_RECORDS];
+    int n, cap;
+    struct str text; /* of all records, one after the other */
+    struct batched *one;
 };
 void batch_clear(struct batch *b);
-/* Appends a record and its text: BATCH_RECORDS at most. */
+/* Appends a record and its text: BATCH_RECORDS at most. Without memory it sets b->text.oom. */
 void batch_add(struct batch *b, const struct source *s, const struct record *r);
 struct loader {
     const struct data_config *c;
     const struct tok *tok;
     struct encoder encoder;
     struct store *store; /* of all encoded records */
-    struct batch *batch;
+    struct batch batch;
     struct mt19937 samples;
     int64_t records, dropped[DROP_COUNT_OF];
     char first[DROP_COUNT_OF][400]; /* place and reason of the first drop of a kind */

@@ -19,10 +19,11 @@ static int read_batch(struct batch *b, const struct source *s, struct reader *re
     int found = 1;
     struct record r;
     batch_clear(b);
-    while (b->n < BATCH_RECORDS && b->n < most && b->text.n < BATCH_BYTES) {
+    while (b->n < BATCH_RECORDS && b->n < most && b->text.n < BATCH_BYTES && !b->text.oom) {
         if ((found = reader_next(reader, &r, e)) <= 0) break;
         batch_add(b, s, &r);
     }
+    if (b->text.oom) return err_set(e, ERR_RUN, "out of memory: a batch of records");
     return found < 0 ? -1 : 0;
 }
 
@@ -33,23 +34,29 @@ void batch_clear(struct batch *b) {
 
 void batch_add(struct batch *b, const struct source *s, const struct record *r) {
     ASSERT(b->n < BATCH_RECORDS, "%d records", b->n);
-    b->at[b->n] = b->text.n, b->source[b->n] = s, b->record[b->n++] = *r;
+    if (b->n == b->cap) {
+        const int cap = b->cap ? (2 * b->cap < BATCH_RECORDS ? 2 * b->cap : BATCH_RECORDS) : 8;
+        struct batched *p = sys_grow(b->one, (size_t)cap * sizeof *p, "a batch of records", NULL);
+        if (!p) {
+            b->text.oom = 1;
+            return;
+        }
+        b->one = p, b->cap = cap;
+    }
+    b->one[b->n++] = (struct batched){.record = *r, .source = s, .at = b->text.n};
     str_add(&b->text, r->text, r->n);
 }
 
 int loader_encode(struct loader *l, struct list *rows, unsigned *seen, struct err *e) {
-    struct batch *b = l->batch;
+    struct batch *b = &l->batch;
     int rc = 0;
     if (b->text.oom) return err_set(e, ERR_RUN, "out of memory: a batch of records");
-    for (int i = 0; i < b->n; i++) b->record[i].text = b->text.p + b->at[i];
+    for (int i = 0; i < b->n; i++) b->one[i].record.text = b->text.p + b->one[i].at;
 #pragma omp parallel for schedule(dynamic, 8)
+    for (int i = 0; i < b->n; i++) encode_record(&l->encoder, b->one[i].source, &b->one[i].record, &b->one[i].out);
     for (int i = 0; i < b->n; i++) {
-        b->out[i] = (struct encoded){0};
-        encode_record(&l->encoder, b->source[i], b->record + i, b->out + i);
-    }
-    for (int i = 0; i < b->n; i++) {
-        struct encoded *x = b->out + i;
-        const struct record *r = b->record + i;
+        struct encoded *x = &b->one[i].out;
+        const struct record *r = &b->one[i].record;
         const int drop = x->row.drop;
         int64_t at;
         if (!rc && x->e.code) rc = err_set(e, x->e.code, "%s", x->e.text);
@@ -101,11 +108,11 @@ static int check_columns(const struct loader *l, const struct source *s, unsigne
 /* A batch: encoded, kept, and looked at before gigabytes are read that cannot be used. */
 static int take_batch(struct loader *l, const struct source *s, struct list *rows, unsigned *seen,
                       char keys[300], struct err *e) {
-    const struct batch *b = l->batch;
+    const struct batch *b = &l->batch;
     const int64_t kept = rows->n;
     int any = 0;
     if (!*keys) {
-        struct record head = b->record[0];
+        struct record head = b->one[0].record;
         if (b->text.oom) return err_set(e, ERR_RUN, "out of memory: a batch of records");
         head.text = b->text.p;
         struct cJSON *first = record_parse(&head, e);
@@ -114,7 +121,7 @@ static int take_batch(struct loader *l, const struct source *s, struct list *row
         json_free(first);
     }
     if (loader_encode(l, rows, seen, e)) return -1;
-    for (int i = 0; i < b->n; i++) any |= !b->out[i].row.drop;
+    for (int i = 0; i < b->n; i++) any |= !b->one[i].out.row.drop;
     return any || kept ? 0 : check_columns(l, s, *seen, keys, 0, e);
 }
 
@@ -124,15 +131,15 @@ static int load_file(struct loader *l, const struct source *s, const char *path,
     char count[32];
     struct reader *reader = reader_open(path, reader_shape(path, e), e);
     if (!reader) return -1;
-    for (int64_t done = 0;; done += l->batch->n) {
+    for (int64_t done = 0;; done += l->batch.n) {
         struct err late = {0}; /* what is wrong with a record before comes first */
         if (stop_check("while a data set was read", e)) goto out;
-        broken = read_batch(l->batch, s, reader, most - done, &late);
-        if (l->batch->n && take_batch(l, s, rows, seen, keys, e)) goto out;
+        broken = read_batch(&l->batch, s, reader, most - done, &late);
+        if (l->batch.n && take_batch(l, s, rows, seen, keys, e)) goto out;
         if (broken) err_set(e, late.code, "%s", late.text);
-        if (broken || !l->batch->n) break;
+        if (broken || !l->batch.n) break;
         log_progress(0, "reading %s: %.0f %%, %s records", path, 100 * reader_done(reader),
-                     text_thousands(count, done + l->batch->n));
+                     text_thousands(count, done + l->batch.n));
     }
     rc = broken;
 out:
@@ -353,8 +360,7 @@ struct loader *loader_open(const struct data_config *c, const struct tok *t, str
     l->c = c, l->tok = t;
     encoder_init(&l->encoder, c, t);
     mt_seed(&l->samples, (uint32_t)c->seed);
-    if ((l->batch = sys_alloc(sizeof *l->batch, "a batch of records", e)) && (l->store = store_open(c, e)))
-        return l;
+    if ((l->store = store_open(c, e))) return l;
     loader_close(l);
     return NULL;
 }
@@ -362,8 +368,8 @@ struct loader *loader_open(const struct data_config *c, const struct tok *t, str
 void loader_close(struct loader *l) {
     if (!l) return;
     store_unref(l->store);
-    if (l->batch) str_free(&l->batch->text);
-    sys_free(l->batch);
+    str_free(&l->batch.text);
+    sys_free(l->batch.one);
     sys_free(l);
 }
 

@@ -22,9 +22,13 @@ static const char *cell(const struct cJSON *row, int k) {
 static int read_header(const struct cJSON *row, struct columns *c) {
     struct columns found;
     for (int f = 0; f < FIELDS; f++) {
+        const struct cJSON *v;
+        int k = 0;
         found.at[f] = -1;
-        for (int k = cJSON_GetArraySize(row); k-- > 0;)
-            if (!strcasecmp(cell(row, k), names[f])) found.at[f] = k;
+        cJSON_ArrayForEach(v, row) {
+            if (found.at[f] < 0 && cJSON_IsString(v) && !strcasecmp(v->valuestring, names[f])) found.at[f] = k;
+            k++;
+        }
         if (found.at[f] < 0 && f != IS_ANSWER) return 0;
     }
     *c = found;

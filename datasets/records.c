@@ -15,7 +15,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { CHUNK = 1 << 20, COLUMNS_MAX = 1000 };
+enum { FIRST_CHUNK = 1 << 14, CHUNK = 1 << 20, COLUMNS_MAX = 1000 }; /* read at once: the first piece is enough for a small file */
 
 struct reader {
     struct stream *file;
@@ -67,15 +67,16 @@ static int more(struct reader *r, size_t i, struct err *e) {
             memmove(r->buf, r->buf + r->from, r->to - r->from);
             r->to -= r->from, r->from = 0;
         }
-        if (r->cap - r->to < CHUNK) {
-            size_t cap = r->cap + r->cap / 2 + CHUNK;
+        const size_t chunk = r->cap ? CHUNK : FIRST_CHUNK;
+        if (r->cap - r->to < chunk) {
+            size_t cap = r->cap + r->cap / 2 + chunk;
             char *p = sys_grow(r->buf, cap, "records", e);
             if (!p) return -1;
             r->buf = p, r->cap = cap;
         }
-        int64_t n = stream_read(r->file, r->buf + r->to, CHUNK, e);
+        int64_t n = stream_read(r->file, r->buf + r->to, chunk, e);
         if (n < 0) return -1;
-        r->at_end = n < CHUNK;
+        r->at_end = n < (int64_t)chunk;
         r->to += (size_t)n;
     }
     return 1;

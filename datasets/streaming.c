@@ -134,7 +134,7 @@ static int encode_group(struct data_stream *s, int64_t most, int (*next)(struct 
     *out = NULL;
     struct loader *l = loader_open(&c, s->tok, e);
     while (l && l->records < most && found > 0) {
-        struct batch *b = l->batch;
+        struct batch *b = &l->batch;
         batch_clear(b);
         while (b->n < BATCH_RECORDS && b->text.n < BATCH_BYTES && l->records + b->n < most && (found = next(s, b, e)) > 0) {
         }

@@ -65,7 +65,8 @@ static void put_key(struct str *s, const char *between, const char *key) {
     const int first = !s->oom && s->p[s->n - 1] == '{';
     if (!first) str_putc(s, ',');
     if (!first || *between == '\n') str_puts(s, between);
-    str_printf(s, "\"%s\": ", key);
+    str_json(s, key, strlen(key)); /* all_results.json may bring any */
+    str_puts(s, ": ");
 }
 
 static void put_member(struct str *s, const char *between, const char *key, double x) {

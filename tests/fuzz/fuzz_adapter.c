@@ -7,9 +7,6 @@
 #include <math.h>
 
 enum { PAYLOAD_MAX = 1 << 20 };
-static char config_path[200];
-static void remove_config(void) { unlink(config_path); }
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const struct model_config m = {.D = 8, .F = 12, .L = 2, .H = 2, .K = 4, .V = 16};
@@ -24,20 +21,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     log_quiet = 1;
     memcpy(bytes, &length, 8);
     if (rest) memcpy(bytes + 8, cut + 1, rest);
-    const char *path = fuzz_file("adapter_model.safetensors", bytes, rest + 8);
     for (size_t i = 8; i < rest + 8; i++) {
         size_t v = 0, from = i;
         while (i < rest + 8 && bytes[i] >= '0' && bytes[i] <= '9' && i - from < 8) v = 10 * v + bytes[i++] - '0';
         if (v > end && v <= PAYLOAD_MAX) end = v;
     }
+    fuzz_file_zeros("adapter_model.safetensors", bytes, rest + 8, end);
     free(bytes);
-    if (truncate(path, (off_t)(rest + 8 + end))) abort();
-    if (!*config_path) {
-        snprintf(config_path, sizeof config_path, "%s/adapter_config.json", fuzz_dir);
-        atexit(remove_config);
-    }
-    FILE *w = fopen(config_path, "w");
-    if (!w || (n && fwrite(data, 1, n, w) != n) || fclose(w)) abort();
+    fuzz_file("adapter_config.json", data, n);
     if (lora_file_open(fuzz_dir, &m, &f, &e)) {
         if (!e.code) abort();
         return 0;
@@ -61,6 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 static const char *const words[] = {"peft_type", "LORA", "task_type", "CAUSAL_LM", "r", "lora_alpha", "use_rslora", "target_modules", "q_proj", "v_proj", "down_proj", "all-linear", "rank_pattern", "alpha_pattern", "modules_to_save", "lm_head",
     "embed_tokens", "norm", "init_lora_weights"};
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     const uint8_t *cut = n ? memchr(data, 0, n) : NULL;
@@ -84,3 +76,4 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned see
     free(text);
     return n;
 }
+MUTATORS_END

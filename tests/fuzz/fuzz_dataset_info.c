@@ -8,12 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
+#include "tests/fuzz/fuzz_file.h"
 #include "tests/fuzz/mutate.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static char dir[64], info_path[96];
 
 static void need(int ok, const char *what) {
     if (ok) return;
@@ -21,31 +19,18 @@ static void need(int ok, const char *what) {
     abort();
 }
 
-static void write_file(const char *path, const void *p, size_t n) {
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    need(fd >= 0 && write(fd, p, n) == (ssize_t)n && !close(fd), "cannot write");
-}
-
-static void clean(void) {
-    static const char *const names[] = {"dataset_info.json", "a.json", "sub/b.csv", "sub", ""};
-    char path[160];
-    for (int k = 0; k < 5; k++) {
-        snprintf(path, sizeof path, "%s/%s", dir, names[k]);
-        if (unlink(path)) rmdir(path);
-    }
-}
+static const char *const dir = fuzz_dir;
+static char sub[60], table[80];
+static void clean(void) { unlink(table), rmdir(sub); }
 
 static void prepare(void) {
-    static const char json[] = "[{\"instruction\":\"a\",\"output\":\"b\"}]",
-                      csv[] = "instruction,output\na,b\n";
-    char path[160];
-    snprintf(dir, sizeof dir, "%s/qlora-fuzz-XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
-    need(mkdtemp(dir) != NULL, "mkdtemp");
-    snprintf(info_path, sizeof info_path, "%s/dataset_info.json", dir);
-    snprintf(path, sizeof path, "%s/a.json", dir), write_file(path, json, sizeof json - 1);
-    snprintf(path, sizeof path, "%s/sub", dir), need(!mkdir(path, 0700), "mkdir");
-    snprintf(path, sizeof path, "%s/sub/b.csv", dir), write_file(path, csv, sizeof csv - 1);
-    atexit(clean);
+    static const char json[] = "[{\"instruction\":\"a\",\"output\":\"b\"}]", csv[] = "instruction,output\na,b\n";
+    fuzz_file("a.json", json, sizeof json - 1);
+    snprintf(sub, sizeof sub, "%s/sub", dir), snprintf(table, sizeof table, "%s/b.csv", sub);
+    atexit(clean); /* runs before the removal of the folder */
+    need(!mkdir(sub, 0700), "mkdir");
+    const int fd = open(table, O_WRONLY | O_CREAT, 0600);
+    need(fd >= 0 && write(fd, csv, sizeof csv - 1) == sizeof csv - 1 && !close(fd), "cannot write");
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -54,9 +39,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct catalog k;
     const struct cJSON *v;
     int n = 0;
-    if (!*dir) prepare();
+    if (!*sub) prepare();
     log_quiet = 1;
-    write_file(info_path, data, size);
+    fuzz_file("dataset_info.json", data, size);
     struct cJSON *j = json_parse((const char *)data, size, "fuzz", NULL);
     cJSON_ArrayForEach(v, j) if (v->string && n++ < 3) str_printf(&names, "%s,", v->string);
     str_puts(&names, n ? "" : "x");

@@ -3,6 +3,7 @@
 #define QLORA_TESTS_FUZZ_FILE_H
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
+#include "tests/fuzz/steady.h"
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -10,26 +11,42 @@
 #include <string.h>
 #include <unistd.h>
 
-static char fuzz_dir[40], fuzz_path[200];
+enum { FUZZ_FILES = 8, FUZZ_DIR = 200 };
+static const char fuzz_dir[] = "/proc/self/fd/200"; /* FUZZ_DIR: always the same name, which messages and comparisons hold */
+static char fuzz_real_dir[40];
+static struct fuzz_written { char path[120]; int fd; size_t n; } fuzz_written[FUZZ_FILES]; /* kept open: an input costs a write */
 
 static void fuzz_clean(void) {
-    unlink(fuzz_path);
-    rmdir(fuzz_dir); /* stays when a target has put more into it */
+    for (int i = 0; i < FUZZ_FILES && *fuzz_written[i].path; i++) unlink(fuzz_written[i].path);
+    rmdir(fuzz_real_dir); /* stays when a target has put more into it */
 }
 
-/* Writes the input to a file of this name in a folder of this process; returns its path. */
-static inline const char *fuzz_file(const char *name, const void *data, size_t n) {
-    static int fd = -1;
-    if (fd < 0) {
-        snprintf(fuzz_dir, sizeof fuzz_dir, "%s/qlora-fuzz-XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
-        if (!mkdtemp(fuzz_dir)) abort();
-        snprintf(fuzz_path, sizeof fuzz_path, "%s/%s", fuzz_dir, name);
-        fd = open(fuzz_path, O_RDWR | O_CREAT, 0600);
-        atexit(fuzz_clean);
-    }
-    if (fd < 0 || ftruncate(fd, 0) || pwrite(fd, data, n, 0) != (ssize_t)n) abort();
-    return fuzz_path;
+/* Makes the folder of this process, once. */
+static inline void fuzz_folder(void) {
+    if (*fuzz_real_dir) return;
+    snprintf(fuzz_real_dir, sizeof fuzz_real_dir, "%s/qlora-fuzz-XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
+    if (!mkdtemp(fuzz_real_dir)) abort();
+    const int fd = open(fuzz_real_dir, O_RDONLY | O_DIRECTORY);
+    if (fd < 0 || dup2(fd, FUZZ_DIR) != FUZZ_DIR || close(fd)) abort();
+    atexit(fuzz_clean);
 }
+
+/* Writes the input to a file of this name in a folder of this process, with `zeros` behind it; returns its path. */
+static inline const char *fuzz_file_zeros(const char *name, const void *data, size_t n, size_t zeros) {
+    struct fuzz_written *f = fuzz_written;
+    fuzz_folder();
+    while (*f->path && strcmp(f->path + strlen(fuzz_dir) + 1, name)) f++;
+    if (!*f->path) {
+        snprintf(f->path, sizeof f->path, "%s/%s", fuzz_dir, name);
+        if (f == fuzz_written + FUZZ_FILES - 1 || (f->fd = open(f->path, O_RDWR | O_CREAT, 0600)) < 0) abort();
+    }
+    if (pwrite(f->fd, data, n, 0) != (ssize_t)n) abort();
+    if (n < f->n && ftruncate(f->fd, (off_t)n)) abort();
+    if (zeros && ftruncate(f->fd, (off_t)(n + zeros))) abort();
+    f->n = n + zeros;
+    return f->path;
+}
+static inline const char *fuzz_file(const char *name, const void *data, size_t n) { return fuzz_file_zeros(name, data, n, 0); }
 
 /* Opens a checkpoint and reads all of it: whole tensors, single elements, quantised matrices. Aborts where the readers
  * contradict each other or themselves. */

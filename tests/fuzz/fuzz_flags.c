@@ -58,8 +58,10 @@ static const char *const words[] = {"--do_train", "--model_name_or_path=m", "--o
     "--learning_rate=1e-4", "--num_train_epochs=3", "--max_steps", "--cutoff_len", "--vram=8GiB", "--bf16", "--no_plot_loss", "--override=hidden_size=64", "--ids=[1,2]", "--save_strategy", "--", "-h", "true", "false", "null",
     "none", "auto", "8GiB", "1e-4", "lora_rank: 8", "model_name_or_path: m", "output_dir: \"o\"", "### model", "lora_target: [q_proj, v_proj]", "- q_proj", "key: |", "key: >", "&a", "*a", "zero_optimization", "stage",
     "offload_optimizer", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu", "bf16", "enabled"};
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     if (n < 2 || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);
     return 1 + ((data[0] & 15) < 11 ? mutate_lines : mutate_json)(&m, data + 1, n - 1, max - 1, words, sizeof words / sizeof *words);
 }
+MUTATORS_END

@@ -4,22 +4,12 @@
 #include "tests/fuzz/mutate.h"
 
 static void beside(const char *name, const char *header, size_t payload) {
-    char path[200], bytes[300];
+    char bytes[300];
     uint64_t n = strlen(header);
     memcpy(bytes, &n, 8);
     memcpy(bytes + 8, header, n);
     memset(bytes + 8 + n, 1, payload);
-    snprintf(path, sizeof path, "%s/%s", fuzz_dir, name);
-    FILE *f = fopen(path, "w");
-    if (!f || fwrite(bytes, 1, 8 + n + payload, f) != 8 + n + payload || fclose(f)) abort();
-}
-
-static void remove_beside(void) {
-    char path[200];
-    for (const char *name = "abc"; *name; name++) {
-        snprintf(path, sizeof path, "%s/%c.safetensors", fuzz_dir, *name);
-        unlink(path);
-    }
+    fuzz_file(name, bytes, 8 + n + payload);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -27,7 +17,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const char *path = fuzz_file("fuzz.safetensors.index.json", data, size);
     static int ready;
     if (!ready++) {
-        atexit(remove_beside); /* runs before the removal of the folder */
         beside("a.safetensors", "{\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}", 3);
         beside("b.safetensors", "{\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
                                 "\"x\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2);

@@ -63,8 +63,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 }
 
 static const char *const words[] = {"text", "ids", "labels", "-100", "299", "<eod>", "<sep>", "a b", "{\"text\":\"a\"}", "{\"ids\":[1,2]}", "{\"ids\":[1,2],\"labels\":[-100,2]}", "\\ud83d\\ude00", "\\u0000", "\xe4\xbd\xa0"};
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     if (n < 2 || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);
     return 1 + (mutate_pick(&m, 3) ? mutate_json : mutate_lines)(&m, data + 1, n - 1, max - 1, words, sizeof words / sizeof *words);
 }
+MUTATORS_END

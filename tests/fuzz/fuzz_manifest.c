@@ -5,11 +5,6 @@
 #include "tests/fuzz/fuzz_file.h"
 #include "tests/fuzz/mutate.h"
 
-static char other[2][200];
-static void remove_others(void) {
-    for (int i = 0; i < 2; i++) unlink(other[i]);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct str s = {0};
@@ -24,12 +19,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     fuzz_file("MANIFEST", s.p ? s.p : "", s.n);
     if (!ready++) {
-        atexit(remove_others);
-        for (int i = 0; i < 2; i++) {
-            snprintf(other[i], sizeof other[i], "%s/%c", fuzz_dir, 'a' + i);
-            FILE *f = fopen(other[i], "w");
-            if (!f || fputs(i ? "" : "abc", f) < 0 || fclose(f)) abort();
-        }
+        fuzz_file("a", "abc", 3);
+        fuzz_file("b", "", 0);
     }
     int rc = manifest_verify(fuzz_dir, &facts, &e);
     if ((rc == 1) != (facts != NULL) || (rc != 1) != (e.code != 0)) abort();
@@ -43,8 +34,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 static const char *const words[] = {"qlora manifest 1", "facts {\"step\": 1}", "facts", "file a9993e364706816aba3e25717850c26c9cd0d89d 3 a", "file da39a3ee5e6b4b0d3255bfef95601890afd80709 0 b",
     "file da39a3ee5e6b4b0d3255bfef95601890afd80709 0 ../b", "file da39a3ee5e6b4b0d3255bfef95601890afd80709 -1 b", "file", "end a9993e364706816aba3e25717850c26c9cd0d89d", "MANIFEST", "."};
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     if (n < 2 || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);
     return 1 + mutate_lines(&m, data + 1, n - 1, max - 1, words, sizeof words / sizeof *words);
 }
+MUTATORS_END

@@ -11,8 +11,6 @@
 enum { PAYLOAD_MAX = 1 << 26 };
 static const char config[] = "{\"architectures\":[\"YuanForCausalLM\"],\"model_type\":\"yuan\",\"hidden_act\":\"silu\",\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":32,"
                              "\"model_max_length\":64,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"eod_token\":3,\"tie_word_embeddings\":true,\"torch_dtype\":\"bfloat16\"}";
-static char config_path[200];
-static void remove_config(void) { unlink(config_path); }
 
 /* The largest number that can be an offset. */
 static size_t payload_bytes(const uint8_t *p, size_t n) {
@@ -26,15 +24,13 @@ static size_t payload_bytes(const uint8_t *p, size_t n) {
     return most;
 }
 
-static const char *make_file(const uint8_t *data, size_t size) {
+static void make_file(const uint8_t *data, size_t size) {
     const uint64_t n = size;
     uint8_t *bytes = malloc(size + 8);
     if (!bytes) abort();
     memcpy(bytes, &n, 8), memcpy(bytes + 8, data, size);
-    const char *path = fuzz_file("model.safetensors", bytes, size + 8);
+    fuzz_file_zeros("model.safetensors", bytes, size + 8, payload_bytes(data, size));
     free(bytes);
-    if (truncate(path, (off_t)(size + 8 + payload_bytes(data, size)))) abort();
-    return path;
 }
 
 static void as_source(void) {
@@ -65,10 +61,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     log_quiet = 1;
     make_file(data, size);
     if (!be) {
-        snprintf(config_path, sizeof config_path, "%s/config.json", fuzz_dir);
-        atexit(remove_config);
-        FILE *f = fopen(config_path, "w");
-        if (!f || fputs(config, f) < 0 || fclose(f) || !(be = backend_cpu(&e))) abort();
+        fuzz_file("config.json", config, sizeof config - 1);
+        if (!(be = backend_cpu(&e))) abort();
         nf4_init();
     }
     struct model_how how = {.fp32 = size & 1};
@@ -79,6 +73,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     uint64_t end;
@@ -90,3 +85,4 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned see
     free(text);
     return n;
 }
+MUTATORS_END

@@ -38,8 +38,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 }
 
 static const char *const words[] = {"question,A,B,C,D,answer", "id,question,A,B,C,D,answer,explanation", "Q,a,b,c,d,A", "\"a \"\"b\"\", c\",1,2,3,4,D", "name", "category", "STEM", "Other", "law", "../law", ".", ",,,,,", "\xef\xbb\xbf"};
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     if (!n || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);
     return (*data == '{' ? mutate_json : mutate_lines)(&m, data, n, max, words, sizeof words / sizeof *words);
 }
+MUTATORS_END

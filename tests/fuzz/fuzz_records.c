@@ -107,8 +107,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 static const char *const words[] = {"instruction", "input", "output", "history", "system", "conversations", "tools", "from", "value", "human", "gpt", "observation", "function_call", "system", "text", "ids", "labels", "<eod>",
     "<sep>", "a b", "", "\\n", "[{\\\"name\\\":\\\"f\\\",\\\"arguments\\\":{}}]", "{{content}}", "role", "content", "messages", "user", "assistant", "tool", "tool_calls", "function", "name", "arguments", "{\\\"x\\\":[1.5e3,\\\"\\\\n\\\"]}", "-100", "\xe4\xbd\xa0"};
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     if (n < 2 || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);
     return 1 + (data[0] & 3 ? mutate_lines : mutate_json)(&m, data + 1, n - 1, max - 1, words, sizeof words / sizeof *words);
 }
+MUTATORS_END

@@ -44,7 +44,6 @@ static void results(const char *path) {
 static char paths[3][80]; /* their writers rename: each file anew for each input */
 static void clean(void) {
     for (int i = 0; i < 3; i++) unlink(paths[i]);
-    rmdir(fuzz_dir);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -52,15 +51,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static const char *const names[] = {"trainer_state.json", "trainer_log.jsonl", "all_results.json"};
     if (!size) return 0;
     log_quiet = 1;
-    if (!*fuzz_dir) {
-        snprintf(fuzz_dir, sizeof fuzz_dir, "%s/qlora-fuzz-XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
-        if (!mkdtemp(fuzz_dir)) abort();
+    if (!*paths[0]) {
+        fuzz_folder();
         for (int i = 0; i < 3; i++) snprintf(paths[i], sizeof paths[i], "%s/%s", fuzz_dir, names[i]);
         atexit(clean);
     }
     const int kind = *data == 's' ? 0 : *data == 'l' ? 1 : 2;
-    FILE *f = fopen(paths[kind], "w");
-    if (!f || fwrite(data + 1, 1, size - 1, f) != size - 1 || fclose(f)) abort();
+    const int fd = open(paths[kind], O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (fd < 0 || write(fd, data + 1, size - 1) != (ssize_t)size - 1 || close(fd)) abort();
     if (!kind) history();
     else if (kind == 1) log_lines(paths[1]);
     else results(paths[2]);
@@ -69,8 +67,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 static const char *const words[] = {"log_history", "step", "epoch", "loss", "eval_loss", "eval_accuracy", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "grad_norm", "learning_rate", "current_steps",
     "total_steps", "train_loss", "train_runtime", "{\"current_steps\": 4}", "{\"current_steps\": 6}", "{\"current_steps\": 5, \"loss\": null}", "null"};
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     if (n < 2 || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);
     return 1 + (*data == 'l' && mutate_pick(&m, 2) ? mutate_lines : mutate_json)(&m, data + 1, n - 1, max - 1, words, sizeof words / sizeof *words);
 }
+MUTATORS_END

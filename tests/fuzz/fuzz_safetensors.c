@@ -8,7 +8,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     struct mutator m = mutate_begin(seed);
     return mutate_plain(&m) ? LLVMFuzzerMutate(data, n, max) : mutate_safetensors(&m, data, n, max);
 }
+MUTATORS_END

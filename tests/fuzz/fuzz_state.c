@@ -4,9 +4,6 @@
 #include "base/sha1.h"
 #include "train/state.c"
 
-static char run_json[200];
-static void remove_run(void) { unlink(run_json); }
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct str s = {0};
@@ -14,17 +11,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct err e = {0};
     struct progress p;
     char hex[41], run[33], own[33];
-    FILE *f;
     log_quiet = 1;
     str_puts(&s, "qlora manifest 1\nfacts ");
     for (size_t i = 0; i < size; i++) str_putc(&s, data[i] == '\n' ? ' ' : (char)data[i]);
     str_putc(&s, '\n');
-    if (!*run_json) {
-        fuzz_file("MANIFEST", "", 0);
-        snprintf(run_json, sizeof run_json, "%s/run.json", fuzz_dir);
-        atexit(remove_run);
-    }
-    if (!(f = fopen(run_json, "w")) || (size && fwrite(data, 1, size, f) != size) || fclose(f)) abort();
+    fuzz_file("run.json", data, size);
     sha1_init(&sha), sha1_add(&sha, data, size), sha1_hex(&sha, hex);
     str_printf(&s, "file %s %zu run.json\n", hex, size);
     sha1_init(&sha), sha1_add(&sha, s.p, s.n), sha1_hex(&sha, hex);

@@ -43,6 +43,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 /* ---- mutations: fields of the protobuf, with the lengths around them set right ---- */
 
+MUTATORS_BEGIN
 struct span { size_t at, n, body; }; /* a field; its contents begin behind `body` bytes, where it has a length in front */
 
 static size_t get_varint(const uint8_t *p, size_t n, uint64_t *v) {
@@ -113,3 +114,4 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned see
     struct mutator m = mutate_begin(seed);
     return mutate_plain(&m) ? LLVMFuzzerMutate(data, n, max) : mutate_fields(&m, data, n, max, 0);
 }
+MUTATORS_END

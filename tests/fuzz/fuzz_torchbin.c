@@ -23,6 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 /* ---- mutations: the pickle as a row of opcodes; the zip around it is made anew for each input ---- */
 
+MUTATORS_BEGIN
 struct opcode { size_t at, n; };
 
 /* Bytes of the opcode at p, its argument included; 0 behind the end. */
@@ -112,3 +113,4 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned see
     if (n < 2 || mutate_plain(&m)) return LLVMFuzzerMutate(data, n, max);
     return 1 + (*data == 'z' ? mutate_zip : mutate_pickle)(&m, data + 1, n - 1, max - 1);
 }
+MUTATORS_END

@@ -9,10 +9,24 @@
  * of the mutations stay plain, so that whatever a grammar cannot say is tried too. */
 #ifndef QLORA_TESTS_FUZZ_MUTATE_H
 #define QLORA_TESTS_FUZZ_MUTATE_H
+#include "tests/fuzz/steady.h"
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Mutators are not what is searched: under libFuzzer nothing watches them. The tests' builds, which replay, check them. */
+#define MUTATORS_BEGIN
+#define MUTATORS_END
+#ifdef __has_feature
+#if __has_feature(coverage_sanitizer)
+#undef MUTATORS_BEGIN
+#undef MUTATORS_END
+#define MUTATORS_BEGIN _Pragma("clang attribute push(__attribute__((no_sanitize(\"coverage\", \"address\", \"undefined\"))), apply_to = function)")
+#define MUTATORS_END _Pragma("clang attribute pop")
+#endif
+#endif
+MUTATORS_BEGIN
 
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed);
@@ -94,18 +108,20 @@ static inline size_t mutate_lines(struct mutator *m, uint8_t *data, size_t n, si
 
 struct json_token { size_t at, n; uint8_t kind; /* '"' string, '0' number, 'w' word, or the punctuation mark */ };
 enum { JSON_TOKENS = 2048 };
+/* 1: blank, 2: punctuation, 3: quote; 0 goes into words and numbers. */
+static const uint8_t json_class[256] = {[0] = 2, [' '] = 1, ['\t'] = 1, ['\n'] = 1, ['\r'] = 1, ['{'] = 2, ['}'] = 2, ['['] = 2, [']'] = 2, [':'] = 2, [','] = 2, ['"'] = 3};
 
 static inline size_t json_tokens(const uint8_t *p, size_t n, struct json_token *t) {
     size_t count = 0;
     for (size_t i = 0; i < n && count < JSON_TOKENS;) {
         size_t from = i++;
         uint8_t c = p[from];
-        if (c == ' ' || c == '\t' || c == '\n' || c == '\r') continue;
+        if (json_class[c] == 1) continue;
         if (c == '"') {
             while (i < n && p[i] != '"') i += p[i] == '\\' && i + 1 < n ? 2 : 1;
             if (i < n) i++;
-        } else if (!strchr("{}[]:,", c)) {
-            while (i < n && !strchr("{}[]:,\" \t\r\n", p[i])) i++;
+        } else if (!json_class[c]) {
+            while (i < n && !json_class[p[i]]) i++;
             c = c == '-' || (c >= '0' && c <= '9') ? '0' : 'w';
         }
         t[count++] = (struct json_token){from, i - from, c};
@@ -202,10 +218,14 @@ static inline size_t mutate_json(struct mutator *m, uint8_t *data, size_t n, siz
     }
 }
 
+MUTATORS_END
+
 /* A target whose inputs are JSON, or lines, from the first byte on; `words` is its array. */
 #define MUTATE_WITH(grammar, words)                                                                      \
+    MUTATORS_BEGIN                                                                                       \
     size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {                 \
         struct mutator m = mutate_begin(seed);                                                           \
         return mutate_plain(&m) ? LLVMFuzzerMutate(data, n, max) : grammar(&m, data, n, max, words, sizeof words / sizeof *words); \
-    }
+    }                                                                                                    \
+    MUTATORS_END
 #endif

@@ -3,6 +3,7 @@
 #ifndef QLORA_TESTS_FUZZ_MUTATE_SAFETENSORS_H
 #define QLORA_TESTS_FUZZ_MUTATE_SAFETENSORS_H
 #include "tests/fuzz/mutate.h"
+MUTATORS_BEGIN
 
 static const char *const header_words[] = {"dtype", "shape", "data_offsets", "__metadata__", "F32", "BF16", "F16", "F64", "U8", "I8", "I32", "I64", "BOOL", "U16", "F8_E4M3", "a", "b",
     "q.weight", "q.weight.absmax", "q.weight.quant_map", "q.weight.nested_absmax", "q.weight.nested_quant_map", "q.weight.quant_state.bitsandbytes__nf4", "q.weight.quant_state.bitsandbytes__fp4",
@@ -24,9 +25,13 @@ static inline uint64_t type_bytes(const uint8_t *p, const struct json_token *t) 
 /* Writes data_offsets of all tensors in the order of the header. *end: where the last one ends. */
 static inline size_t header_layout(uint8_t *p, size_t n, size_t max, uint64_t *end) {
     static struct json_token t[JSON_TOKENS];
+    const size_t count = json_tokens(p, n, t);
+    uint8_t *made = malloc(max + 1); /* the text with the offsets set in */
     uint64_t at = 0;
-    for (size_t k = 0, count; k < (count = json_tokens(p, n, t)); k++) {
-        if (t[k].kind != '{' || k < 2 || t[k - 1].kind != ':' || token_is(p, &t[k - 2], "__metadata__")) continue;
+    size_t to = 0, taken = 0;
+    *end = 0;
+    for (size_t k = 2; made && k < count; k++) {
+        if (t[k].kind != '{' || t[k - 1].kind != ':' || token_is(p, &t[k - 2], "__metadata__")) continue;
         size_t last = json_behind(t, count, k), offsets = 0;
         uint64_t size = 0, elements = 1;
         for (size_t i = k + 1; i + 2 < last; i++) {
@@ -39,13 +44,21 @@ static inline size_t header_layout(uint8_t *p, size_t n, size_t max, uint64_t *e
         }
         if (!offsets || !size || elements > 1 << 16) continue;
         char text[64];
-        size_t stop = json_behind(t, count, offsets), from = t[offsets].at;
-        int len = snprintf(text, sizeof text, "[%llu,%llu]", (unsigned long long)at, (unsigned long long)(at + size * elements));
+        const size_t stop = json_behind(t, count, offsets), from = t[offsets].at, same = from - taken;
+        const int len = snprintf(text, sizeof text, "[%llu,%llu]", (unsigned long long)at, (unsigned long long)(at + size * elements));
+        if (to + same + (size_t)len > max) break;
+        memcpy(made + to, p + taken, same), memcpy(made + to + same, text, (size_t)len);
+        to += same + (size_t)len, taken = t[stop - 1].at + t[stop - 1].n;
         at += size * elements;
-        n = mutate_splice(p, n, max, from, t[stop - 1].at + t[stop - 1].n - from, text, (size_t)len);
-        k = offsets; /* the tokens behind are looked for anew */
+        k = stop - 1;
     }
-    *end = at;
+    if (made && to + n - taken <= max) {
+        memcpy(made + to, p + taken, n - taken);
+        n = to + n - taken;
+        memcpy(p, made, n);
+        *end = at;
+    }
+    free(made);
     return n;
 }
 
@@ -75,4 +88,5 @@ static inline size_t mutate_safetensors(struct mutator *m, uint8_t *data, size_t
     free(text), free(rest);
     return 8 + now + total;
 }
+MUTATORS_END
 #endif
