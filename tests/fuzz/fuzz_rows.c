@@ -43,6 +43,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 }
 
 /* Mostly numbers of the grammar: a length, a count of columns, an id, at some place of four bytes. */
+MUTATORS_BEGIN
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned seed) {
     static const int32_t numbers[] = {0, 1, 2, 3, 4, 5, -1, -100, 299, 300, 1 << 24, (1 << 24) + 1, INT32_MAX, INT32_MIN};
     struct mutator m = mutate_begin(seed);
@@ -51,3 +52,4 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned see
     memcpy(data + sizeof MAGIC + 4 * mutate_pick(&m, (n - sizeof MAGIC) / 4), &x, sizeof x);
     return n;
 }
+MUTATORS_END
