@@ -20,7 +20,7 @@ ifeq ($(origin CC),default)
   CC := $(or $(shell command -v gcc clang cc 2>/dev/null | head -n 1),gcc)
 endif
 
-NEEDS_BUILD := $(filter-out help clean format asan valgrind fuzz coverage mutants uninstall,$(or $(MAKECMDGOALS),all))
+NEEDS_BUILD := $(filter-out help clean asan valgrind fuzz coverage mutants uninstall,$(or $(MAKECMDGOALS),all))
 ifneq ($(NEEDS_BUILD),)
   include $(B)/config.mk
 endif
@@ -61,7 +61,7 @@ NAN_CARD := $(B)/tests/run/nan_card.so
 # What scripts are told: where the program, the demo's tools, the backends for tests and a program that fills a card are.
 WHERE := QLORA=$(if $(findstring /,$(PROGRAM)),,./)$(PROGRAM) TOOLS=$(B)/examples/demo LOST_CARD=$(LOST_CARD) NAN_CARD=$(NAN_CARD) HOG=$(HOG)
 
-.PHONY: faults soak all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers coverage covering mutants format clean help FORCE
+.PHONY: faults soak all demo test test-gpu sanitize-gpu bench install uninstall deb asan valgrind fuzz fuzzers coverage covering mutants clean help FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 all: $(LIB) $(PROGRAM) $(if $(NVCC),$(PLUGIN))
@@ -178,8 +178,6 @@ uninstall:
 deb: all
 	@rm -rf $(B)/deb && $(MAKE) -s B=$(B) DESTDIR=$(abspath $(B))/deb PREFIX=/usr install && packaging/deb.sh $(B)/deb $(B)
 
-format:
-	git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
 
 clean:
 	rm -rf $(B) $(AT)qlora $(PLUGIN)
@@ -201,7 +199,6 @@ help:
 #? make bench        kernels and whole steps, timed; added to bench/results/DEVICE-DATE.jsonl (RESULTS=FILE, RESULTS= for none)
 #? make install      to PREFIX=/usr/local, below DESTDIR: program, plugin, manual, completions, docs; make uninstall
 #? make deb          a Debian package in the build folder
-#? make format       clang-format over all sources
 #? make clean        remove what was built
 #?
 #? B=build           build folder; one folder per variant

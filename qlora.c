@@ -45,8 +45,10 @@ enum { COMMANDS = sizeof commands / sizeof *commands };
 
 /* A command by its name, or by that of the script that did its job in LLaMA-Factory. */
 static const struct command *find(const char *name) {
-    static const char *const scripts[] = {
-        [CMD_TRAIN] = "src/train_bash.py", [CMD_EXPORT] = "src/export_model.py", [CMD_CHAT] = "src/cli_demo.py", [CMD_EVAL] = "src/evaluate.py"};
+    static const char *const scripts[] = {[CMD_TRAIN] = "src/train_bash.py",
+                                          [CMD_EXPORT] = "src/export_model.py",
+                                          [CMD_CHAT] = "src/cli_demo.py",
+                                          [CMD_EVAL] = "src/evaluate.py"};
     for (int i = 0; i < COMMANDS; i++) {
         const char *script = commands[i].id < sizeof scripts / sizeof *scripts ? scripts[commands[i].id] : NULL;
         if (!strcmp(commands[i].name, name) || (script && text_ends(name, script + strlen("src/")))) return &commands[i];

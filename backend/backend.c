@@ -20,8 +20,29 @@
 
 int op_timing;
 
-enum op { EMBED, EMBED_BWD, NORM, NORM_BWD, LINEAR, LINEAR_BWD, JOIN, DORA, DORA_BWD, FILTER, FILTER_BWD, ROPE, ATTEND, ATTEND_BWD, GATE, GATE_BWD,
-          LOSS, ADAM, SQSUM, NOISE, OPS };
+enum op {
+    EMBED,
+    EMBED_BWD,
+    NORM,
+    NORM_BWD,
+    LINEAR,
+    LINEAR_BWD,
+    JOIN,
+    DORA,
+    DORA_BWD,
+    FILTER,
+    FILTER_BWD,
+    ROPE,
+    ATTEND,
+    ATTEND_BWD,
+    GATE,
+    GATE_BWD,
+    LOSS,
+    ADAM,
+    SQSUM,
+    NOISE,
+    OPS
+};
 static const char *const names[OPS] = {"embed", "embed_bwd", "norm", "norm_bwd", "linear", "linear_bwd", "join", "dora", "dora_bwd", "filter",
                                        "filter_bwd", "rope", "attend", "attend_bwd", "gate", "gate_bwd", "loss", "adam", "sqsum", "noise"};
 static struct op_count counts[OPS];
@@ -243,7 +264,8 @@ void op_filter_bwd(struct backend *b, const struct filter_args *a) {
     TYPE(a->dw0, DT_F32), TYPE(a->dw1, DT_F32);
     double each = 2 * elements(&a->x) * (double)a->w1.rows;
     int products = 2 * (a->dx.data != NULL) + (a->dw0.data != NULL) + (a->dw1.data != NULL);
-    CALL(b, FILTER_BWD, filter_bwd, a, each * products, bytes(&a->x) + bytes(&a->dy) + bytes(&a->dx) + weight_bytes(&a->w0) + weight_bytes(&a->w1));
+    CALL(b, FILTER_BWD, filter_bwd, a, each * products,
+         bytes(&a->x) + bytes(&a->dy) + bytes(&a->dx) + weight_bytes(&a->w0) + weight_bytes(&a->w1));
 }
 
 void op_rope(struct backend *b, const struct rope_args *a) {
@@ -267,7 +289,8 @@ static void check_attend(const struct attend_args *a, const struct mat *q, const
     int64_t N = a->rows->N, keys = N + a->past, last = a->H - 1;
     check_rows(a->rows, q->rows);
     SHAPE(*o, N, a->H * a->K);
-    ASSERT(k->rows == keys && v->rows == keys, "%lld keys, %lld values, expected %lld", (long long)k->rows, (long long)v->rows, (long long)keys);
+    ASSERT(k->rows == keys && v->rows == keys, "%lld keys, %lld values, expected %lld", (long long)k->rows, (long long)v->rows,
+           (long long)keys);
     ASSERT(q->cols >= last * a->q_step + a->K && k->cols >= last * a->k_step + a->K && v->cols >= last * a->v_step + a->K,
            "H %lld K %lld: q %lld, k %lld, v %lld columns", (long long)a->H, (long long)a->K, (long long)q->cols, (long long)k->cols, (long long)v->cols);
 }
@@ -361,7 +384,8 @@ static struct backend *open_plugin(const char *path, struct err *e) {
     void *library = sys_library(path);
     if (!library) {
         const char *why = dlerror();
-        err_set(e, ERR_RUN, "backend %s cannot be loaded: %s%s", path, why, strstr(why, "libcublas") ? "; add the CUDA toolkit's lib64 to LD_LIBRARY_PATH" : "");
+        err_set(e, ERR_RUN, "backend %s cannot be loaded: %s%s", path, why,
+                strstr(why, "libcublas") ? "; add the CUDA toolkit's lib64 to LD_LIBRARY_PATH" : "");
         return NULL;
     }
     void *symbol = dlsym(library, "qlora_backend");
@@ -390,7 +414,9 @@ struct backend *backend_open(const char *name, struct err *e) {
     }
     if (backend_find_plugin(path, sizeof path)) {
         if (!name) return backend_cpu(e);
-        err_set(e, ERR_RUN, "no %s beside the program or in ../lib/qlora: build it with nvcc in PATH (make), or use --backend cpu", plugin_name);
+        err_set(e, ERR_RUN,
+                "no %s beside the program or in ../lib/qlora: build it with nvcc in PATH (make), or use --backend cpu",
+                plugin_name);
         return NULL;
     }
     struct err no_card = {0};
@@ -417,11 +443,15 @@ void *backend_alloc(struct backend *b, enum place place, size_t bytes, const cha
         err_set(e, ERR_RUN, "out of host memory: %s needs %s%s, %s of the machine's memory are free", what, need,
                 i.unified ? "" : " that the card can reach", text_bytes(left, sys_free_memory()));
     else if ((int64_t)bytes > i.free_bytes)
-        err_set(e, ERR_RUN, "out of device memory: %s needs %s, and of the card's %s only %s are free now. If another program took the rest "
-                "(`nvidia-smi` lists them), stop it; or plan with less by --vram", what, need, all, left);
+        err_set(e, ERR_RUN,
+                "out of device memory: %s needs %s, and of the card's %s only %s are free now. If another program took the rest "
+                "(`nvidia-smi` lists them), stop it; or plan with less by --vram",
+                what, need, all, left);
     else
-        err_set(e, ERR_RUN, "out of device memory: %s needs %s in one piece, and the %s that are free are in pieces or were taken by another "
-                "program a moment ago; start again, or plan with less by --vram", what, need, left);
+        err_set(e, ERR_RUN,
+                "out of device memory: %s needs %s in one piece, and the %s that are free are in pieces or were taken by another "
+                "program a moment ago; start again, or plan with less by --vram",
+                what, need, left);
     return NULL;
 }
 

@@ -194,7 +194,8 @@ struct gate_args {
     struct mat dy, dg, du;
 };
 
-/* Loss head: for the n rows listed in `row` (without dy a row may be listed several times), logits = y[row] Eᵀ, nll = -log softmax(logits)[label], and (dy present)
+/* Loss head: for the n rows listed in `row` (without dy a row may be listed several times), logits = y[row] Eᵀ, nll = -log
+ * softmax(logits)[label], and (dy present)
  * dy[row] = weight * (softmax - onehot) E; other rows of dy become 0. dE += Σ weight (softmax - onehot)ᵀ y.
  * With smoothing s the target is (1 - s) onehot + s / V in place of onehot, and nll = -Σ target log softmax(logits).
  * Walks in slices as large as `work` allows; no (N,V) tensor. Ids >= `valid` take part in the softmax like all others. */
@@ -270,7 +271,8 @@ struct backend_info {
     enum dtype activation;
     int unified;               /* AT_DEVICE memory is host memory: pages need no copies */
     int joins;                 /* join is offered, and pays for more than one call */
-    double flops, bandwidth, link; /* rough rates for plans: products FLOP/s, own memory bytes/s, copies to and from the host bytes/s each way */
+    double flops, bandwidth, link; /* rough rates for plans: products FLOP/s, own memory bytes/s, copies to and from the host
+                                    * bytes/s each way */
     int64_t free_bytes, total_bytes;
     int64_t code_bytes;      /* device bytes that kernels take when they are first used, beside what alloc gives */
 };

@@ -54,13 +54,15 @@ static double product_rate(const struct card *c) {
 
 void card_info(const struct card *c, struct backend_info *out) {
     /* Kernels: 15 to 16 MiB were measured on sm_90. Links: PCIe 5 and 4 with 16 lanes, to and from pinned memory. */
-    *out = (struct backend_info){.activation = DT_BF16, .joins = 1, .code_bytes = 16 << 20, .flops = product_rate(c), .bandwidth = c->bandwidth,
+    *out = (struct backend_info){.activation = DT_BF16, .joins = 1, .code_bytes = 16 << 20, .flops = product_rate(c),
+                                 .bandwidth = c->bandwidth,
                                  .link = c->major >= 9 ? 50e9 : 24e9, .total_bytes = c->memory};
 }
 
 /* Elements of the largest joint operand (backend.h, join): q|k, gate|up, down. */
 static size_t largest_joint(size_t D, size_t F, size_t R) {
-    size_t qk = (2 * D + 2 * R) * (D + 2 * R + 8), gu = (2 * F + 2 * R) * (D + 2 * R + 8), down = (D + R) * (F + R + 8), most = gu > down ? gu : down;
+    size_t qk = (2 * D + 2 * R) * (D + 2 * R + 8), gu = (2 * F + 2 * R) * (D + 2 * R + 8), down = (D + R) * (F + R + 8),
+           most = gu > down ? gu : down;
     return most > qk ? most : qk;
 }
 
@@ -73,8 +75,11 @@ static size_t slice_floats(const struct backend_limits *l) {
 void card_work(const struct backend_limits *l, struct card_work *w) {
     size_t D = (size_t)l->D, F = (size_t)l->F, R = (size_t)l->R, rows = (size_t)l->rows, widest = D > F ? D : F;
     *w = (struct card_work){.lt = (size_t)32 << 20, .w16 = l->joined ? 0 : largest_joint(D, F, R) * 2, .rank = rows * LINEAR_MAX * R * 2,
-                            .dropped = l->drops ? rows * widest * 2 : 0, .partial = l->trains_weights ? (size_t)64 << 20 : 8 * R * widest * 4, .turns = (size_t)(1 << 16) * 4, .taps = D * D * 2, .bias = D * 2,
-                            .pieces = (size_t)32768 * 8, .loss_e = l->head_f32 ? (size_t)(l->V * l->D) * 2 : 0, .slices = slice_floats(l) * 4};
+                            .dropped = l->drops ? rows * widest * 2 : 0,
+                            .partial = l->trains_weights ? (size_t)64 << 20 : 8 * R * widest * 4,
+                            .turns = (size_t)(1 << 16) * 4, .taps = D * D * 2, .bias = D * 2,
+                            .pieces = (size_t)32768 * 8, .loss_e = l->head_f32 ? (size_t)(l->V * l->D) * 2 : 0,
+                            .slices = slice_floats(l) * 4};
 }
 
 size_t card_work_bytes(const struct backend_limits *l) {

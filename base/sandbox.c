@@ -12,8 +12,19 @@
 enum { CREATE_RULESET = 444, ADD_RULE, RESTRICT_SELF }; /* numbers of all architectures but alpha */
 enum { VERSION_FLAG = 1, PATH_BENEATH = 1 };
 enum { /* LANDLOCK_ACCESS_FS_.. */
-    EXECUTE = 1 << 0, WRITE_FILE = 1 << 1, REMOVE_DIR = 1 << 4, REMOVE_FILE = 1 << 5, MAKE_CHAR = 1 << 6, MAKE_DIR = 1 << 7,
-    MAKE_REG = 1 << 8, MAKE_SOCK = 1 << 9, MAKE_FIFO = 1 << 10, MAKE_BLOCK = 1 << 11, MAKE_SYM = 1 << 12, REFER = 1 << 13, TRUNCATE = 1 << 14
+       EXECUTE = 1 << 0,
+       WRITE_FILE = 1 << 1,
+       REMOVE_DIR = 1 << 4,
+       REMOVE_FILE = 1 << 5,
+       MAKE_CHAR = 1 << 6,
+       MAKE_DIR = 1 << 7,
+       MAKE_REG = 1 << 8,
+       MAKE_SOCK = 1 << 9,
+       MAKE_FIFO = 1 << 10,
+       MAKE_BLOCK = 1 << 11,
+       MAKE_SYM = 1 << 12,
+       REFER = 1 << 13,
+       TRUNCATE = 1 << 14
 };
 enum { BIND_TCP = 1, CONNECT_TCP = 2 };
 struct ruleset { uint64_t fs, net; };
@@ -39,8 +50,8 @@ static uint64_t allowed(enum sandbox_right right, int fd, int version) {
 
 int sandbox_enter(struct sandbox *s) {
     const int version = sandbox_version();
-    struct ruleset r = {.fs = EXECUTE | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_CHAR | MAKE_DIR | MAKE_REG | MAKE_SOCK | MAKE_FIFO | MAKE_BLOCK |
-                              MAKE_SYM | REFER | (version >= 3 ? TRUNCATE : 0),
+    struct ruleset r = {.fs = EXECUTE | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_CHAR | MAKE_DIR | MAKE_REG | MAKE_SOCK |
+                              MAKE_FIFO | MAKE_BLOCK | MAKE_SYM | REFER | (version >= 3 ? TRUNCATE : 0),
                         .net = s->network ? 0 : BIND_TCP | CONNECT_TCP};
     int rc = -1, rules = version ? (int)syscall(CREATE_RULESET, &r, version >= 4 ? sizeof r : sizeof r.fs, 0) : -1;
     for (int i = 0; i < s->n; i++) {

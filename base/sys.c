@@ -41,7 +41,8 @@ void sys_fault_env(void) {
 
 void sys_fault_report(void) {
     if (!sys_fault.at) return;
-    fprintf(stderr, "QLORA_FAULT: %lld calls, %lld blocks and %d descriptors left\n", (long long)sys_fault.calls, (long long)sys_blocks(), sys_open_files());
+    fprintf(stderr, "QLORA_FAULT: %lld calls, %lld blocks and %d descriptors left\n", (long long)sys_fault.calls,
+            (long long)sys_blocks(), sys_open_files());
 }
 
 /* How many of n bytes this call may move: all, half of them (SYS_SHORT), or -1 and errno when it must fail. */
@@ -92,7 +93,8 @@ void *sys_grow(void *p, size_t bytes, const char *what, struct err *e) {
 }
 
 void sys_large_pages(void *p, size_t bytes) {
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page, to = ((uintptr_t)p + bytes) / page * page;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page,
+                    to = ((uintptr_t)p + bytes) / page * page;
     if (to > from) (void)madvise((void *)from, to - from, MADV_HUGEPAGE);
 }
 
@@ -285,7 +287,8 @@ static int64_t number_in(const char *dir, const char *name, const char *key) {
 
 /* What the group at `dir` may still take: its limit without what it uses, but for cached files, which give way. */
 static int64_t group_room(const char *dir, int v2) {
-    const int64_t limit = number_in(dir, v2 ? "memory.max" : "memory.limit_in_bytes", ""), used = number_in(dir, v2 ? "memory.current" : "memory.usage_in_bytes", "");
+    const int64_t limit = number_in(dir, v2 ? "memory.max" : "memory.limit_in_bytes", ""),
+                  used = number_in(dir, v2 ? "memory.current" : "memory.usage_in_bytes", "");
     const int64_t cached = number_in(dir, "memory.stat", v2 ? "inactive_file " : "total_inactive_file ");
     if (limit < 0 || used < 0) return INT64_MAX;
     const int64_t taken = cached > 0 && cached < used ? used - cached : used;
@@ -332,7 +335,8 @@ int64_t sys_group_memory(const char *groups, const char *root) {
 }
 
 int64_t sys_free_memory(void) {
-    const int64_t kib = number_in("/proc", "meminfo", "MemAvailable:"), machine = kib > 0 ? kib * 1024 : 0, group = sys_group_memory("/proc/self/cgroup", "/sys/fs/cgroup");
+    const int64_t kib = number_in("/proc", "meminfo", "MemAvailable:"), machine = kib > 0 ? kib * 1024 : 0,
+                  group = sys_group_memory("/proc/self/cgroup", "/sys/fs/cgroup");
     return group < machine ? group : machine;
 }
 
@@ -346,7 +350,10 @@ int64_t sys_resident_bytes(void) {
 }
 
 void sys_memory(struct sys_memory *m) {
-    const struct { const char *name; int64_t *to; } lines[] = {{"VmRSS:", &m->resident}, {"VmHWM:", &m->most_resident}, {"VmLck:", &m->locked}, {"VmPin:", &m->pinned}};
+    const struct {
+        const char *name;
+        int64_t *to;
+    } lines[] = {{"VmRSS:", &m->resident}, {"VmHWM:", &m->most_resident}, {"VmLck:", &m->locked}, {"VmPin:", &m->pinned}};
     char line[200], group[160] = "", path[200];
     *m = (struct sys_memory){-1, -1, -1, -1, -1};
     FILE *f = fopen("/proc/self/status", "re");

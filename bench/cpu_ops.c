@@ -126,8 +126,8 @@ static const char *blas(int form, int64_t M, int64_t N, int64_t k) {
     double best = 1e9, start = now();
     for (int i = 0; i < 3 || now() - start < SECONDS_EACH; i++) {
         double t = now();
-        cblas_sgemm(CblasRowMajor, form == 2 ? CblasTrans : CblasNoTrans, form == 0 ? CblasTrans : CblasNoTrans, (int)M, (int)N, (int)k, 1, x,
-                    (int)(form == 2 ? M : k), y, (int)(form == 0 ? k : N), form == 2, c, (int)N);
+        cblas_sgemm(CblasRowMajor, form == 2 ? CblasTrans : CblasNoTrans, form == 0 ? CblasTrans : CblasNoTrans, (int)M, (int)N,
+                    (int)k, 1, x, (int)(form == 2 ? M : k), y, (int)(form == 0 ? k : N), form == 2, c, (int)N);
         t = now() - t;
         if (t < best) best = t;
     }
@@ -155,7 +155,8 @@ static struct weight weight_of(enum weight_format format, int64_t rows, int64_t 
     } else if (format == W_Q4) {
         uint8_t *codes = (uint8_t *)filled(n / 8 + 1), *q = (uint8_t *)filled(blocks / 4 + 1);
         float *scale = filled(blocks), *nested = filled(q4_nested(blocks));
-        w.q4 = (struct q4_view){.codes = codes, .absmax_q = q, .nested_absmax = nested, .nested_map = bw8_signed, .levels = nf4_levels, .block = 64};
+        w.q4 = (struct q4_view){.codes = codes, .absmax_q = q, .nested_absmax = nested, .nested_map = bw8_signed,
+                                .levels = nf4_levels, .block = 64};
         q4_encode(Q4_NF4, 64, x, DT_F32, n, codes, scale);
         q4_double(scale, blocks, q, nested, &w.q4.nested_offset);
     }
@@ -195,12 +196,14 @@ int main(int argc, char **argv) {
         struct mat from = in == D ? x : u, to = {m.data, N, out, out, DT_F32}, dx = {g.data, N, in, in, DT_F32};
         struct linear_args a = {.rows = &rows, .x = from, .n = 1, .dx = lines[i].grad ? none : dx, .out = {{.w = w, .y = to, .dy = to}}};
         if (lines[i].lora) {
-            a.out[0].lora = (struct adapter){.A = matrix(R, in), .B = matrix(out, R), .dA = matrix(R, in), .dB = matrix(out, R), .scale = 2};
+            a.out[0].lora = (struct adapter){.A = matrix(R, in), .B = matrix(out, R), .dA = matrix(R, in),
+                                             .dB = matrix(out, R), .scale = 2};
             a.out[0].xa = xa;
         }
         if (lines[i].grad) a.out[0].dW = matrix(out, in);
         int plain = w.format == W_F32 && !lines[i].lora;
-        snprintf(shape, sizeof shape, "%d x %d x %d %s%s%s", N, (int)in, (int)out, formats[w.format], lines[i].lora ? " lora" : "", lines[i].grad ? " dW" : "");
+        snprintf(shape, sizeof shape, "%d x %d x %d %s%s%s", N, (int)in, (int)out, formats[w.format],
+                 lines[i].lora ? " lora" : "", lines[i].grad ? " dW" : "");
         if (!lines[i].grad) report("linear", shape, run_linear, &a, plain ? blas(0, N, out, in) : "");
         report("linear_bwd", shape, run_linear_bwd, &a, !plain ? "" : lines[i].grad ? blas(2, out, in, N) : blas(1, N, in, out));
         if (lines[i].lora || lines[i].grad) continue;
@@ -212,12 +215,20 @@ int main(int argc, char **argv) {
     snprintf(shape, sizeof shape, "%d x %d", N, D);
     struct mat left = {y.data, N, D, 2 * D, DT_F32}, right = {(float *)y.data + D, N, D, 2 * D, DT_F32};
     report("embed", shape, run_embed, &(struct embed_args){.rows = &rows, .ids = ids, .E = E, .y = left}, "");
-    struct norm_args norm = {.rows = &rows, .x = x, .y = left, .g = E.data, .g_type = DT_F32, .r = xa.data, .eps = 1e-6f, .dy = right, .dx = left};
+    struct norm_args norm = {
+        .rows = &rows, .x = x, .y = left, .g = E.data, .g_type = DT_F32, .r = xa.data, .eps = 1e-6f, .dy = right, .dx = left};
     report("norm", shape, run_norm, &norm, "");
     report("norm_bwd", shape, run_norm_bwd, &norm, "");
     struct mat half = {y.data, N, D / 2, D / 2, DT_F32};
-    struct filter_args filter = {.rows = &rows, .x = x, .y = half, .w0 = weight_of(W_F32, D / 2, D), .w1 = weight_of(W_F32, D / 2, D), .b = E.data,
-                                 .b_type = DT_F32, .dy = half, .dx = {g.data, N, D, D, DT_F32}};
+    struct filter_args filter = {.rows = &rows,
+                                 .x = x,
+                                 .y = half,
+                                 .w0 = weight_of(W_F32, D / 2, D),
+                                 .w1 = weight_of(W_F32, D / 2, D),
+                                 .b = E.data,
+                                 .b_type = DT_F32,
+                                 .dy = half,
+                                 .dx = {g.data, N, D, D, DT_F32}};
     snprintf(shape, sizeof shape, "%d x %d x %d", N, D, D / 2);
     report("filter", shape, run_filter, &filter, "");
     report("filter_bwd", shape, run_filter_bwd, &filter, "");
@@ -225,8 +236,22 @@ int main(int argc, char **argv) {
     report("rope", shape, run_rope, &(struct rope_args){.rows = &rows, .x = y, .K = K, .sign = 1}, "");
     struct mat qk = matrix(N, 2 * D), dqk = matrix(N, 2 * D), k2 = {(float *)qk.data + K, N, 2 * D - K, 2 * D, DT_F32};
     struct mat dk2 = {(float *)dqk.data + K, N, 2 * D - K, 2 * D, DT_F32};
-    struct attend_args attend = {.rows = &rows, .H = H, .K = K, .q = qk, .k = k2, .v = x, .o = left, .q_step = 2 * K, .k_step = 2 * K, .v_step = K,
-                                 .lse = filled(N * H), .d_o = right, .dq = dqk, .dk = dk2, .dv = {g.data, N, D, D, DT_F32}, .delta = filled(N * H)};
+    struct attend_args attend = {.rows = &rows,
+                                 .H = H,
+                                 .K = K,
+                                 .q = qk,
+                                 .k = k2,
+                                 .v = x,
+                                 .o = left,
+                                 .q_step = 2 * K,
+                                 .k_step = 2 * K,
+                                 .v_step = K,
+                                 .lse = filled(N * H),
+                                 .d_o = right,
+                                 .dq = dqk,
+                                 .dk = dk2,
+                                 .dv = {g.data, N, D, D, DT_F32},
+                                 .delta = filled(N * H)};
     report("attend", shape, run_attend, &attend, "");
     report("attend_bwd", shape, run_attend_bwd, &attend, "");
     snprintf(shape, sizeof shape, "%d x %d", N, F);
@@ -234,7 +259,13 @@ int main(int argc, char **argv) {
     report("gate", shape, run_gate, &gate, "");
     report("gate_bwd", shape, run_gate_bwd, &gate, "");
     float *weight = filled(2 * N);
-    struct loss_args loss = {.rows = &rows, .y = x, .E = {.rows = V, .cols = D, .data = E.data}, .n = N, .row = index, .label = ids, .weight = weight,
+    struct loss_args loss = {.rows = &rows,
+                             .y = x,
+                             .E = {.rows = V, .cols = D, .data = E.data},
+                             .n = N,
+                             .row = index,
+                             .label = ids,
+                             .weight = weight,
                              .nll = weight + N};
     snprintf(shape, sizeof shape, "%d x %d x %d", N, D, V);
     report("loss", shape, run_loss, &loss, "");
@@ -248,7 +279,8 @@ int main(int argc, char **argv) {
     struct adam_args adam = {.tensors = &t, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 1};
     report("adam", "1M", run_adam, &adam, "");
     struct adam_tensor t8 = t;
-    t8.m = t8.v = NULL, t8.m8 = (uint8_t *)filled(P / 4), t8.v8 = (uint8_t *)filled(P / 4), t8.m_absmax = filled(P / 256), t8.v_absmax = filled(P / 256);
+    t8.m = t8.v = NULL, t8.m8 = (uint8_t *)filled(P / 4), t8.v8 = (uint8_t *)filled(P / 4), t8.m_absmax = filled(P / 256),
+    t8.v_absmax = filled(P / 256);
     memset(t8.m_absmax, 0, P / 64), memset(t8.v_absmax, 0, P / 64);
     adam.tensors = &t8;
     report("adam", "1M 8-bit state", run_adam, &adam, "");

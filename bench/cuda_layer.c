@@ -24,8 +24,10 @@ static void *device(size_t bytes, int random) { /* random: small bf16 numbers */
     if (!p) fprintf(stderr, "cuda_layer: no memory for %zu bytes\n", bytes), exit(1);
     uint16_t *host = malloc(1 << 20);
     uint32_t state = 1;
-    for (int i = 0; i < 1 << 19; i++) state = state * 1664525u + 1013904223u, host[i] = f32_to_bf16(random ? (float)(int32_t)state * 0x1p-31f : 0);
-    for (size_t at = 0; at < bytes; at += 1 << 20) be->put(be->self, (char *)p + at, host, bytes - at < 1 << 20 ? bytes - at : 1 << 20, Q_COMPUTE), be->sync(be->self, &e);
+    for (int i = 0; i < 1 << 19; i++)
+        state = state * 1664525u + 1013904223u, host[i] = f32_to_bf16(random ? (float)(int32_t)state * 0x1p-31f : 0);
+    for (size_t at = 0; at < bytes; at += 1 << 20)
+        be->put(be->self, (char *)p + at, host, bytes - at < 1 << 20 ? bytes - at : 1 << 20, Q_COMPUTE), be->sync(be->self, &e);
     free(host);
     return p;
 }
@@ -56,7 +58,10 @@ static double ceiling(void) { /* FLOP/s */
     void *x = device((size_t)(n * n) * 2, 1), *w = device((size_t)(n * n) * 2, 1), *y = device((size_t)(n * n) * 2, 0);
     int32_t starts[2] = {0, (int32_t)n};
     struct rows r = {.N = n, .n_seqs = 1, .seq_start = starts};
-    struct linear_args a = {.rows = &r, .x = {x, n, n, n, DT_BF16}, .n = 1, .out = {{.w = {.format = W_BF16, .rows = n, .cols = n, .data = w}, .y = {y, n, n, n, DT_BF16}}}};
+    struct linear_args a = {.rows = &r,
+                            .x = {x, n, n, n, DT_BF16},
+                            .n = 1,
+                            .out = {{.w = {.format = W_BF16, .rows = n, .cols = n, .data = w}, .y = {y, n, n, n, DT_BF16}}}};
     double start = sys_seconds(), t, rate = 0;
     while (sys_seconds() - start < 2.5) {
         t = sys_seconds();
@@ -72,7 +77,8 @@ int main(int argc, char **argv) {
     const char *plugin = getenv("QLORA_PLUGIN"), *size = argc > 1 ? argv[1] : "51b";
     int64_t tokens = argc > 2 ? atoll(argv[2]) : 16384, N = argc > 3 ? atoll(argv[3]) : tokens;
     int big = !strcmp(size, "51b");
-    if ((!big && strcmp(size, "2b")) || tokens < N || N < S || N % S || tokens % N) return fprintf(stderr, "usage: cuda_layer [2b|51b] [TOKENS] [CHUNK]; multiples of %d\n", S), 2;
+    if ((!big && strcmp(size, "2b")) || tokens < N || N < S || N % S || tokens % N)
+        return fprintf(stderr, "usage: cuda_layer [2b|51b] [TOKENS] [CHUNK]; multiples of %d\n", S), 2;
     if (!(be = backend_open(plugin ? plugin : "cuda", &e))) return fprintf(stderr, "cuda_layer: skipped: %s\n", e.text), 0;
     nf4_init();
     double peak = ceiling();
@@ -105,7 +111,9 @@ int main(int argc, char **argv) {
     struct joints j;
     void *joints = device(joints_bytes(&c, DT_BF16, ALL, RANK), 0);
     int64_t ld = gradient_columns(&c, ALL, RANK);
-    struct mat x = {device((size_t)(N * c.D) * 2, 1), N, c.D, c.D, DT_BF16}, y = {device((size_t)(N * c.D) * 2, 0), N, c.D, c.D, DT_BF16}, dx = {device((size_t)(N * ld) * 2, 1), N, c.D, ld, DT_BF16};
+    struct mat x = {device((size_t)(N * c.D) * 2, 1), N, c.D, c.D, DT_BF16},
+               y = {device((size_t)(N * c.D) * 2, 0), N, c.D, c.D, DT_BF16},
+               dx = {device((size_t)(N * ld) * 2, 1), N, c.D, ld, DT_BF16};
     int32_t *host = malloc((size_t)N * 12), *starts = malloc((size_t)(N / S + 1) * 4), *dev = device((size_t)N * 12, 0);
     for (int32_t i = 0; i < N; i++) host[i] = host[2 * N + i] = i % S, host[N + i] = i - i % S;
     for (int32_t i = 0; i <= N / S; i++) starts[i] = i * S;
@@ -138,15 +146,19 @@ int main(int argc, char **argv) {
     double norm = 0;
     for (int64_t i = 0; i < lora.layer_floats; i++) norm += (double)got[1][i] * (double)got[1][i];
     int same = !memcmp(got[0], got[1], (size_t)lora.layer_floats * 4);
-    if (!isfinite(norm) || norm == 0 || !same) return fprintf(stderr, "cuda_layer: gradients are wrong: norm^2 %g, same bits %d\n", norm, same), 1;
+    if (!isfinite(norm) || norm == 0 || !same)
+        return fprintf(stderr, "cuda_layer: gradients are wrong: norm^2 %g, same bits %d\n", norm, same), 1;
     double D = (double)c.D, F = (double)c.F, T = (double)tokens;
-    double flops = T * (3 * 2 * (6 * D * D + 3 * D * F) - 2 * D * F /* down is not recomputed */ + 9 * D * (S + 1) + 8. * RANK * (8 * D + 3 * (D + F)));
+    double flops = T * (3 * 2 * (6 * D * D + 3 * D * F) - 2 * D * F /* down is not recomputed */ + 9 * D * (S + 1) +
+                        8. * RANK * (8 * D + 3 * (D + F)));
     struct backend_info info;
     be->info(be->self, &info);
-    fprintf(stderr, "%s layer, %lld tokens in chunks of %lld: %.2f ms, %.1f TFLOP/s, %.1f %% of the sustained product (%.1f)\n", size, (long long)tokens, (long long)N, best, flops / best * 1e-9,
-            100 * flops / best * 1e3 / peak, peak * 1e-12);
-    printf("{\"what\": \"one %s layer: forward, recomputation, backward, NF4, rank %d\", \"device\": \"%s\", \"tokens\": %lld, \"chunk\": %lld, \"ms\": %.3f, \"tflops\": %.1f, \"product_tflops\": %.1f, \"share\": %.4f}\n", size,
-           RANK, info.detail, (long long)tokens, (long long)N, best, flops / best * 1e-9, peak * 1e-12, flops / best * 1e3 / peak);
+    fprintf(stderr, "%s layer, %lld tokens in chunks of %lld: %.2f ms, %.1f TFLOP/s, %.1f %% of the sustained product (%.1f)\n",
+            size, (long long)tokens, (long long)N, best, flops / best * 1e-9, 100 * flops / best * 1e3 / peak, peak * 1e-12);
+    printf("{\"what\": \"one %s layer: forward, recomputation, backward, NF4, rank %d\", \"device\": \"%s\", \"tokens\": %lld, "
+           "\"chunk\": %lld, \"ms\": %.3f, \"tflops\": %.1f, \"product_tflops\": %.1f, \"share\": %.4f}\n",
+           size, RANK, info.detail, (long long)tokens, (long long)N, best, flops / best * 1e-9, peak * 1e-12,
+           flops / best * 1e3 / peak);
     free(host), free(starts), free(above), free(got[0]), free(got[1]);
     backend_close(be);
     return 0;

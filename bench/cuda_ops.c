@@ -52,7 +52,8 @@ static void *take(int64_t n, enum dtype type, enum fill fill) {
     if (fill == ZERO || fill == SCRATCH) on->b->zero(on->b->self, p, bytes, Q_COMPUTE);
     else if (bytes > (1 << 20)) /* timed, not compared */
         for (size_t at = 0; at < bytes; at += PATTERN_BYTES)
-            on->b->copy(on->b->self, p + at, on->pattern + (fill == CODES) * PATTERN_BYTES, bytes - at < PATTERN_BYTES ? bytes - at : PATTERN_BYTES, Q_COMPUTE);
+            on->b->copy(on->b->self, p + at, on->pattern + (fill == CODES) * PATTERN_BYTES,
+                        bytes - at < PATTERN_BYTES ? bytes - at : PATTERN_BYTES, Q_COMPUTE);
     else {
         float *host = malloc(bytes + 4);
         for (int64_t i = 0; i < n; i++) {
@@ -63,11 +64,16 @@ static void *take(int64_t n, enum dtype type, enum fill fill) {
         on->b->put(on->b->self, p, host, bytes, Q_COMPUTE), on->b->sync(on->b->self, NULL);
         free(host);
     }
-    if (fill != SCRATCH && fill != CODES && on->pieces < PIECES_MAX) on->piece[on->pieces].p = p, on->piece[on->pieces].n = n, on->piece[on->pieces++].type = type;
+    if (fill != SCRATCH && fill != CODES && on->pieces < PIECES_MAX)
+        on->piece[on->pieces].p = p, on->piece[on->pieces].n = n, on->piece[on->pieces++].type = type;
     return p;
 }
-static struct mat mat(int64_t rows, int64_t cols) { return (struct mat){take(rows * cols, on->activation, RANDOM), rows, cols, cols, on->activation}; }
-static struct mat out(int64_t rows, int64_t cols) { return (struct mat){take(rows * cols, on->activation, ZERO), rows, cols, cols, on->activation}; }
+static struct mat mat(int64_t rows, int64_t cols) {
+    return (struct mat){take(rows * cols, on->activation, RANDOM), rows, cols, cols, on->activation};
+}
+static struct mat out(int64_t rows, int64_t cols) {
+    return (struct mat){take(rows * cols, on->activation, ZERO), rows, cols, cols, on->activation};
+}
 static struct mat mat32(int64_t rows, int64_t cols) { return (struct mat){take(rows * cols, DT_F32, RANDOM), rows, cols, cols, DT_F32}; }
 static struct mat columns(struct mat m, int64_t first, int64_t cols) {
     m.data = (char *)m.data + (size_t)first * dtype_bytes(m.type), m.cols = cols;
@@ -88,13 +94,17 @@ static struct weight weight(enum weight_format f, int64_t rows, int64_t cols) {
     } else if (f == W_INT8) w.data = take(n, DT_I8, CODES), w.scale = take(rows, DT_F32, RANDOM);
     else {
         float *levels = take(16, DT_F32, SCRATCH), *map = take(256, DT_F32, SCRATCH);
-        w.q4 = (struct q4_view){.codes = take(q4_code_bytes(n), DT_U8, CODES), .absmax_q = take(blocks, DT_U8, CODES), .nested_absmax = take(q4_nested(blocks), DT_F32, RANDOM),
+        w.q4 = (struct q4_view){.codes = take(q4_code_bytes(n), DT_U8, CODES), .absmax_q = take(blocks, DT_U8, CODES),
+                                .nested_absmax = take(q4_nested(blocks), DT_F32, RANDOM),
                                 .nested_map = map, .levels = levels, .nested_offset = 0.5f, .block = 64};
-        if (!on->full) on->b->put(on->b->self, levels, nf4_levels, 64, Q_COMPUTE), on->b->put(on->b->self, map, bw8_signed, 1024, Q_COMPUTE);
+        if (!on->full)
+            on->b->put(on->b->self, levels, nf4_levels, 64, Q_COMPUTE), on->b->put(on->b->self, map, bw8_signed, 1024, Q_COMPUTE);
     }
     return w;
 }
-static struct adapter adapter(int64_t R, int64_t in, int64_t o) { return (struct adapter){.A = mat32(R, in), .B = mat32(o, R), .dA = mat32(R, in), .dB = mat32(o, R), .scale = 0.5f}; }
+static struct adapter adapter(int64_t R, int64_t in, int64_t o) {
+    return (struct adapter){.A = mat32(R, in), .B = mat32(o, R), .dA = mat32(R, in), .dB = mat32(o, R), .scale = 0.5f};
+}
 
 static int32_t seq_start[2][1025]; /* small, large: two chunks may be alive */
 static struct rows rows_of(const struct size *z) {
@@ -103,7 +113,8 @@ static struct rows rows_of(const struct size *z) {
     for (int32_t s = 0; s <= z->N / z->S; s++) start[s] = s * (int32_t)z->S;
     int32_t *p = indices(host, 3 * z->N);
     free(host);
-    return (struct rows){.N = z->N, .n_seqs = (int)(z->N / z->S), .seq_start = start, .position = p, .first = p + z->N, .offset = p + 2 * z->N};
+    return (struct rows){.N = z->N, .n_seqs = (int)(z->N / z->S), .seq_start = start, .position = p, .first = p + z->N,
+                         .offset = p + 2 * z->N};
 }
 static int32_t *ids_of(const struct size *z, int64_t step, int64_t below) { /* ids_of(z, 1, N): 0 .. N-1 */
     int32_t *host = malloc((size_t)z->N * 4);
@@ -118,7 +129,12 @@ static int32_t *ids_of(const struct size *z, int64_t step, int64_t below) { /* i
 struct call {
     struct rows rows;
     union {
-        struct embed_args embed; struct norm_args norm; struct linear_args linear; struct filter_args filter; struct rope_args rope; struct attend_args attend;
+        struct embed_args embed;
+        struct norm_args norm;
+        struct linear_args linear;
+        struct filter_args filter;
+        struct rope_args rope;
+        struct attend_args attend;
         struct gate_args gate; struct loss_args loss; struct adam_args adam; struct sqsum_args sqsum;
         struct { struct weight w; void *to; int64_t ld; } unpack;
     };
@@ -131,12 +147,14 @@ static char text[80]; /* what the case is, beside model and tokens */
 
 static void lay_embed(const struct size *z, struct call *c, int v) {
     (void)v, snprintf(text, sizeof text, "D %d", (int)z->D);
-    c->embed = (struct embed_args){.ids = ids_of(z, 7919, z->V), .E = {take(z->V * z->D, DT_BF16, RANDOM), z->V, z->D, z->D, DT_BF16}, .y = out(z->N, z->D)};
+    c->embed = (struct embed_args){.ids = ids_of(z, 7919, z->V),
+                                   .E = {take(z->V * z->D, DT_BF16, RANDOM), z->V, z->D, z->D, DT_BF16}, .y = out(z->N, z->D)};
 }
 static void lay_norm(const struct size *z, struct call *c, int v) {
     static const char *const names[] = {"", " +=", " ="}; /* backward: as a residual takes it; alone */
     snprintf(text, sizeof text, "D %d%s", (int)z->D, names[v]);
-    c->norm = (struct norm_args){.x = mat(z->N, z->D), .g = take(z->D, DT_F32, RANDOM), .g_type = DT_F32, .r = take(z->N, DT_F32, RANDOM), .eps = 1e-6f};
+    c->norm = (struct norm_args){.x = mat(z->N, z->D), .g = take(z->D, DT_F32, RANDOM), .g_type = DT_F32,
+                                 .r = take(z->N, DT_F32, RANDOM), .eps = 1e-6f};
     if (!v) c->norm.y = out(z->N, z->D);
     else c->norm.dy = mat(z->N, z->D), c->norm.dx = mat(z->N, z->D), c->norm.overwrite = v == 2;
 }
@@ -147,7 +165,11 @@ static void lay_linear(const struct size *z, struct call *c, int v) {
     int64_t in = v == 3 ? z->F : z->D, o = v < 2 || v == 3 ? z->D : z->F;
     enum weight_format f = v == 4 ? W_BF16 : v == 5 ? W_INT8 : W_Q4;
     int n = v == 1 || v == 2 ? 2 : 1, lora = v < 4;
-    snprintf(text, sizeof text, "%d to %s%d %s%s", (int)in, n == 2 ? "2 x " : "", (int)o, f == W_Q4 ? "nf4" : f == W_BF16 ? "bf16" : "int8", lora ? " lora" : "");
+    snprintf(text, sizeof text, "%d to %s%d %s%s", (int)in, n == 2 ? "2 x " : "", (int)o,
+             f == W_Q4     ? "nf4"
+             : f == W_BF16 ? "bf16"
+                           : "int8",
+             lora ? " lora" : "");
     int64_t tail = lora ? n * z->R : 0;
     struct mat x = mat(z->N, in + tail), y = out(z->N, n * o), dy = mat(z->N, n * o + tail);
     struct join_args j = {.n = n};
@@ -169,7 +191,8 @@ static void lay_linear(const struct size *z, struct call *c, int v) {
 static void lay_filter(const struct size *z, struct call *c, int v) {
     int64_t in = v ? z->D / 2 : z->D, o = v ? z->D : z->D / 2;
     snprintf(text, sizeof text, "%d to %d", (int)in, (int)o);
-    c->filter = (struct filter_args){.x = mat(z->N, in), .y = out(z->N, o), .w0 = weight(W_BF16, o, in), .w1 = weight(W_BF16, o, in), .b = take(o, DT_F32, RANDOM), .b_type = DT_F32,
+    c->filter = (struct filter_args){.x = mat(z->N, in), .y = out(z->N, o), .w0 = weight(W_BF16, o, in),
+                                     .w1 = weight(W_BF16, o, in), .b = take(o, DT_F32, RANDOM), .b_type = DT_F32,
                                      .dy = mat(z->N, o), .dx = out(z->N, in)};
     if (!v) c->filter.dx_add = mat(z->N, in);
     if (v) c->filter.add = mat(z->N, o);
@@ -182,8 +205,11 @@ static void lay_attend(const struct size *z, struct call *c, int v) {
     int64_t D = z->D, K = D / z->H;
     (void)v, snprintf(text, sizeof text, "%d heads of %d, %d a sequence", (int)z->H, (int)K, (int)z->S);
     struct mat qk = mat(z->N, 2 * D), dqk = out(z->N, 2 * D);
-    c->attend = (struct attend_args){.H = z->H, .K = K, .q = qk, .k = columns(qk, K, 2 * D - K), .v = mat(z->N, D), .o = out(z->N, D), .q_step = 2 * K, .k_step = 2 * K, .v_step = K,
-                                     .lse = take(z->N * z->H, DT_F32, ZERO), .d_o = mat(z->N, D), .dq = dqk, .dk = columns(dqk, K, 2 * D - K), .dv = out(z->N, D), .delta = take(z->N * z->H, DT_F32, SCRATCH)};
+    c->attend = (struct attend_args){.H = z->H, .K = K, .q = qk, .k = columns(qk, K, 2 * D - K), .v = mat(z->N, D),
+                                     .o = out(z->N, D), .q_step = 2 * K, .k_step = 2 * K, .v_step = K,
+                                     .lse = take(z->N * z->H, DT_F32, ZERO), .d_o = mat(z->N, D), .dq = dqk,
+                                     .dk = columns(dqk, K, 2 * D - K), .dv = out(z->N, D),
+                                     .delta = take(z->N * z->H, DT_F32, SCRATCH)};
 }
 static void lay_attend_bwd(const struct size *z, struct call *c, int v) {
     lay_attend(z, c, v);
@@ -199,7 +225,8 @@ static void lay_gate(const struct size *z, struct call *c, int v) {
 static void lay_gate_bwd(const struct size *z, struct call *c, int v) { lay_gate(z, c, v + 1); }
 static void lay_loss(const struct size *z, struct call *c, int v) {
     snprintf(text, sizeof text, "D %d V %d%s", (int)z->D, (int)z->V, v ? " dy" : "");
-    c->loss = (struct loss_args){.y = mat(z->N, z->D), .E = weight(W_BF16, z->V, z->D), .n = z->N, .row = ids_of(z, 1, z->N), .label = ids_of(z, 7919, z->V),
+    c->loss = (struct loss_args){.y = mat(z->N, z->D), .E = weight(W_BF16, z->V, z->D), .n = z->N, .row = ids_of(z, 1, z->N),
+                                 .label = ids_of(z, 7919, z->V),
                                  .weight = take(z->N, DT_F32, RANDOM), .nll = take(z->N, DT_F32, ZERO)};
     if (v) c->loss.dy = out(z->N, z->D);
     c->loss.work_bytes = (size_t)(2 * (z->V + z->D)) * (z == &SMALL ? 100 : 1024) + 1024;
@@ -221,11 +248,15 @@ static void lay_adam(const struct size *z, struct call *c, int v) {
     tensors(z, c, v, RANDOM, &g);
     for (int64_t i = 0; i < count; i++) all += c->n[i];
     if (v < 2) tensors(z, c, v, ZERO, &m), tensors(z, c, v, ZERO, &s);
-    else small = take(2 * all, DT_U8, SCRATCH), scale = take(2 * all / 256, DT_F32, SCRATCH), snprintf(text + strlen(text), sizeof text - strlen(text), ", 8 bit");
+    else
+        small = take(2 * all, DT_U8, SCRATCH), scale = take(2 * all / 256, DT_F32, SCRATCH),
+        snprintf(text + strlen(text), sizeof text - strlen(text), ", 8 bit");
     for (int64_t i = 0, at = 0; i < count; at += c->n[i++]) {
         c->tensor[i] = (struct adam_tensor){.p = p + at, .g = g + at, .n = c->n[i], .lr = 1e-3, .weight_decay = 0.1};
         if (v < 2) c->tensor[i].m = m + at, c->tensor[i].v = s + at;
-        else c->tensor[i].m8 = small + at, c->tensor[i].v8 = small + all + at, c->tensor[i].m_absmax = scale + at / 256, c->tensor[i].v_absmax = scale + (all + at) / 256;
+        else
+            c->tensor[i].m8 = small + at, c->tensor[i].v8 = small + all + at, c->tensor[i].m_absmax = scale + at / 256,
+            c->tensor[i].v_absmax = scale + (all + at) / 256;
     }
     c->adam = (struct adam_args){.tensors = c->tensor, .count = count, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 1};
 }
@@ -249,20 +280,36 @@ static void lay_unpack(const struct size *z, struct call *c, int v) {
     static void call_##op(struct backend *b, struct call *c) { op_##op(b, &c->field); }
 #define CALL_ROWS(op, field)                                                                                           \
     static void call_##op(struct backend *b, struct call *c) { c->field.rows = &c->rows, op_##op(b, &c->field); }
-CALL_ROWS(embed, embed) CALL_ROWS(norm, norm) CALL_ROWS(norm_bwd, norm) CALL_ROWS(linear, linear) CALL_ROWS(linear_bwd, linear) CALL_ROWS(filter, filter)
-CALL_ROWS(filter_bwd, filter) CALL_ROWS(rope, rope) CALL_ROWS(attend, attend) CALL_ROWS(attend_bwd, attend) CALL_ROWS(gate, gate) CALL_ROWS(gate_bwd, gate)
-CALL_ROWS(loss, loss) CALL(adam, adam) CALL(sqsum, sqsum)
-static void call_join(struct backend *b, struct call *c) { op_join(b, &c->join); }
+CALL_ROWS(embed, embed)
+CALL_ROWS(norm, norm) CALL_ROWS(norm_bwd, norm) CALL_ROWS(linear, linear) CALL_ROWS(linear_bwd, linear) CALL_ROWS(filter, filter)
+    CALL_ROWS(filter_bwd, filter) CALL_ROWS(rope, rope) CALL_ROWS(attend, attend) CALL_ROWS(attend_bwd, attend)
+        CALL_ROWS(gate, gate) CALL_ROWS(gate_bwd, gate) CALL_ROWS(loss, loss) CALL(adam, adam)
+            CALL(sqsum, sqsum) static void call_join(struct backend *b, struct call *c) {
+    op_join(b, &c->join);
+}
 static void call_unpack(struct backend *b, struct call *c) { unpack_to(b->self, &c->unpack.w, c->unpack.to, c->unpack.ld); }
 
 static const struct op {
     const char *name;
     void (*lay)(const struct size *, struct call *, int variant), (*run)(struct backend *, struct call *);
     int variants, once; /* once: tokens do not matter */
-} OPS[] = {{"unpack", lay_unpack, call_unpack, 4, 1}, {"embed", lay_embed, call_embed, 1, 0}, {"norm", lay_norm, call_norm, 1, 0}, {"norm_bwd", lay_norm_bwd, call_norm_bwd, 2, 0},
-           {"rope", lay_rope, call_rope, 1, 0}, {"gate", lay_gate, call_gate, 1, 0}, {"gate_bwd", lay_gate_bwd, call_gate_bwd, 2, 0}, {"adam", lay_adam, call_adam, 4, 1}, {"sqsum", lay_sqsum, call_sqsum, 2, 1},
-           {"join", lay_linear, call_join, 4, 1}, {"linear", lay_linear, call_linear, 6, 0}, {"linear_bwd", lay_linear, call_linear_bwd, 6, 0}, {"filter", lay_filter, call_filter, 2, 0}, {"filter_bwd", lay_filter, call_filter_bwd, 2, 0},
-           {"attend", lay_attend, call_attend, 1, 0}, {"attend_bwd", lay_attend_bwd, call_attend_bwd, 1, 0}, {"loss", lay_loss, call_loss, 2, 0}};
+} OPS[] = {{"unpack", lay_unpack, call_unpack, 4, 1},
+           {"embed", lay_embed, call_embed, 1, 0},
+           {"norm", lay_norm, call_norm, 1, 0},
+           {"norm_bwd", lay_norm_bwd, call_norm_bwd, 2, 0},
+           {"rope", lay_rope, call_rope, 1, 0},
+           {"gate", lay_gate, call_gate, 1, 0},
+           {"gate_bwd", lay_gate_bwd, call_gate_bwd, 2, 0},
+           {"adam", lay_adam, call_adam, 4, 1},
+           {"sqsum", lay_sqsum, call_sqsum, 2, 1},
+           {"join", lay_linear, call_join, 4, 1},
+           {"linear", lay_linear, call_linear, 6, 0},
+           {"linear_bwd", lay_linear, call_linear_bwd, 6, 0},
+           {"filter", lay_filter, call_filter, 2, 0},
+           {"filter_bwd", lay_filter, call_filter_bwd, 2, 0},
+           {"attend", lay_attend, call_attend, 1, 0},
+           {"attend_bwd", lay_attend_bwd, call_attend_bwd, 1, 0},
+           {"loss", lay_loss, call_loss, 2, 0}};
 enum { OPS_COUNT = sizeof OPS / sizeof *OPS };
 
 /* ---- running them ---- */
@@ -279,7 +326,8 @@ static double *download(const struct machine *m, int i) {
     void *raw = malloc(bytes);
     double *x = malloc((size_t)n * sizeof *x);
     m->b->get(m->b->self, raw, m->piece[i].p, bytes, Q_COMPUTE), m->b->sync(m->b->self, &e);
-    for (int64_t k = 0; k < n; k++) x[k] = m->piece[i].type == DT_BF16 ? (double)bf16_to_f32(((uint16_t *)raw)[k]) : (double)((float *)raw)[k];
+    for (int64_t k = 0; k < n; k++)
+        x[k] = m->piece[i].type == DT_BF16 ? (double)bf16_to_f32(((uint16_t *)raw)[k]) : (double)((float *)raw)[k];
     free(raw);
     return x;
 }
@@ -297,10 +345,13 @@ static int validate(const struct op *op, int v, double *host_sums) {
     for (int i = 0; i < card.pieces; i++) {
         double *x = download(&card, i), *y = download(&cpu, i), diff = 0, norm = 0;
         for (int64_t k = 0; k < card.piece[i].n; k++) diff += (x[k] - y[k]) * (x[k] - y[k]), norm += y[k] * y[k];
-        if (!(sqrt(diff) <= TOLERANCE * sqrt(norm) + 1e-6)) wrong++, fprintf(stderr, "✗ %s (%s): buffer %d of %d: relative error %.3g\n", op->name, text, i, card.pieces, sqrt(diff / norm));
+        if (!(sqrt(diff) <= TOLERANCE * sqrt(norm) + 1e-6))
+            wrong++, fprintf(stderr, "✗ %s (%s): buffer %d of %d: relative error %.3g\n", op->name, text, i, card.pieces,
+                             sqrt(diff / norm));
         free(x), free(y);
     }
-    for (int i = 0; op->run == call_sqsum && i < calls[0].sqsum.count; i++) wrong += !(fabs(host_sums[i] - cpu_sums[i]) <= 1e-12 * cpu_sums[i]);
+    for (int i = 0; op->run == call_sqsum && i < calls[0].sqsum.count; i++)
+        wrong += !(fabs(host_sums[i] - cpu_sums[i]) <= 1e-12 * cpu_sums[i]);
     return wrong;
 }
 
@@ -317,7 +368,8 @@ static void joined(const struct linear_args *a, uint16_t *want, int64_t ld) {
         const int64_t R = l->lora.A.rows;
         for (int64_t r = 0; r < l->w.rows; r++, row++) {
             for (int64_t c = 0; c < in; c++) want[row * ld + c] = stored(&l->w, r * in + c);
-            for (int64_t c = 0; c < R; c++) want[row * ld + in + rank + c] = f32_to_bf16(l->lora.scale * ((const float *)l->lora.B.data)[r * R + c]);
+            for (int64_t c = 0; c < R; c++)
+                want[row * ld + in + rank + c] = f32_to_bf16(l->lora.scale * ((const float *)l->lora.B.data)[r * R + c]);
         }
         rank += R;
     }
@@ -332,7 +384,8 @@ static int validate_bits(const struct op *op, int v) {
     int64_t wrong = 0;
     for (int k = 0; k < 2; k++) begin(both[k], NULL), op->lay(&SMALL, &calls[k], v);
     op->run(card.b, &calls[1]);
-    const int64_t rows = join ? calls[1].join.to.rows : calls[1].unpack.w.rows, ld = join ? calls[1].join.to.ld : calls[1].unpack.ld, cols = join ? ld : calls[1].unpack.w.cols;
+    const int64_t rows = join ? calls[1].join.to.rows : calls[1].unpack.w.rows,
+                  ld = join ? calls[1].join.to.ld : calls[1].unpack.ld, cols = join ? ld : calls[1].unpack.w.cols;
     uint16_t *have = malloc((size_t)(rows * ld) * 2), *want = calloc((size_t)(rows * ld), 2);
     card.b->get(card.b->self, have, join ? calls[1].join.to.data : calls[1].unpack.to, (size_t)(rows * ld) * 2, Q_COMPUTE);
     if (card.b->sync(card.b->self, &e)) exit(err_print(&e));
@@ -345,7 +398,9 @@ static int validate_bits(const struct op *op, int v) {
 }
 
 /* Milliseconds a call: median of ROUNDS, each long enough for the clock, sets in turn. */
-static int by_size(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
+static int by_size(const void *a, const void *b) {
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
 static double time_calls(const struct op *op, int sets, double seconds) {
     struct backend *b = card.b;
     double ms[ROUNDS], t;
@@ -367,15 +422,21 @@ static double time_calls(const struct op *op, int sets, double seconds) {
 
 /* copy_ms: of a device copy that moves as many bytes; 0: none was made. */
 static void line(const char *op, const char *shape, double ms, double flops, double bytes, double copy_ms) {
-    double tflops = flops / ms * 1e-9, gbs = bytes / ms * 1e-6, share = fmax(copy_gbs > 0 ? gbs / copy_gbs : 0, product_tflops > 0 ? tflops / product_tflops : 0);
+    double tflops = flops / ms * 1e-9, gbs = bytes / ms * 1e-6,
+           share = fmax(copy_gbs > 0 ? gbs / copy_gbs : 0, product_tflops > 0 ? tflops / product_tflops : 0);
     fprintf(stderr, "%-11s %-52s %9.4f ms %7.1f TFLOP/s %7.0f GB/s %4.0f %%", op, shape, ms, tflops, gbs, share * 100);
-    fprintf(json, "{\"op\":\"%s\",\"shape\":\"%s\",\"ms\":%.5f,\"tflops\":%.2f,\"gbs\":%.1f,\"share\":%.4f", op, shape, ms, tflops, gbs, share);
-    if (copy_ms > 0) fprintf(stderr, ", %3.0f %% of a copy of that size", copy_ms / ms * 100), fprintf(json, ",\"copy_ms\":%.5f,\"share_of_copy\":%.4f", copy_ms, copy_ms / ms);
+    fprintf(json, "{\"op\":\"%s\",\"shape\":\"%s\",\"ms\":%.5f,\"tflops\":%.2f,\"gbs\":%.1f,\"share\":%.4f", op, shape, ms,
+            tflops, gbs, share);
+    if (copy_ms > 0)
+        fprintf(stderr, ", %3.0f %% of a copy of that size", copy_ms / ms * 100),
+            fprintf(json, ",\"copy_ms\":%.5f,\"share_of_copy\":%.4f", copy_ms, copy_ms / ms);
     fprintf(stderr, "\n"), fprintf(json, "}\n");
     fflush(json);
 }
 
-static void call_copy(struct backend *b, struct call *c) { b->copy(b->self, (char *)c->unpack.to + c->unpack.ld, c->unpack.to, (size_t)c->unpack.ld, Q_COMPUTE); }
+static void call_copy(struct backend *b, struct call *c) {
+    b->copy(b->self, (char *)c->unpack.to + c->unpack.ld, c->unpack.to, (size_t)c->unpack.ld, Q_COMPUTE);
+}
 /* A copy of the same bytes, through as many places as no cache holds: what a launch costs is in it, too. */
 static double time_copy(double bytes) {
     const struct op copy = {"copy", NULL, call_copy, 0, 0};
@@ -444,7 +505,8 @@ static int open_machine(struct machine *m, struct backend *b, size_t bytes) {
     return failed;
 }
 static int reserve(struct backend *b, const struct size *z) {
-    return b->reserve(b->self, &(struct backend_limits){.rows = z->N, .sequence = z->S, .D = z->D, .F = z->F, .H = z->H, .K = z->D / z->H, .V = z->V, .R = z->R}, &e);
+    return b->reserve(b->self, &(struct backend_limits){.rows = z->N, .sequence = z->S, .D = z->D, .F = z->F, .H = z->H,
+                                                        .K = z->D / z->H, .V = z->V, .R = z->R}, &e);
 }
 
 int main(int argc, char **argv) {
@@ -494,7 +556,9 @@ int main(int argc, char **argv) {
             if (i == 2 && OPS[k].run != call_attend && OPS[k].run != call_attend_bwd) continue; /* long sequences matter there only */
             for (int v = 0; v < OPS[k].variants; v++) {
                 sums = host_sums;
-                if (i < 0) failed += OPS[k].run == call_join || OPS[k].run == call_unpack ? validate_bits(&OPS[k], v) : validate(&OPS[k], v, host_sums);
+                if (i < 0)
+                    failed += OPS[k].run == call_join || OPS[k].run == call_unpack ? validate_bits(&OPS[k], v)
+                                                                                   : validate(&OPS[k], v, host_sums);
                 else measure(&OPS[k], &SIZES[i], v);
             }
         }

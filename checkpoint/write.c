@@ -2,7 +2,8 @@
  *
  * Everything is declared first, so that the headers can be written before the payloads, which then stream
  * through: memory holds names and shapes only, and of a large model 16 MB that a thread writes (queue.c) while
- * the caller makes the next; injected faults are counted, so then everything is written at once. Files grow under temporary names (base/file.h), each synced
+ * the caller makes the next; injected faults are counted, so then everything is written at once. Files grow under temporary
+ * names (base/file.h), each synced
  * when it is full. ckpt_commit renames them, the index last, once all of them are on the disk. Between two
  * renames of a sharded model there can be a moment without a complete one, but never an index that mixes old
  * shards with new: an index whose shards are about to be replaced goes first. A NAME in the other form (one

@@ -252,7 +252,8 @@ int ckpt_zip_check(struct zip_member *m, const struct file *f, struct err *e) {
         for (int64_t i = 0; i < chunks; i++) {
             size_t n = i < chunks - 1 ? CHUNK : (size_t)(m->bytes - i * CHUNK);
             uint32_t part = 0;
-            if (buffer && !mine.code && !stop_check("while a file was verified", &mine) && !file_pread(f, buffer, n, m->offset + i * CHUNK, &mine))
+            if (buffer && !mine.code && !stop_check("while a file was verified", &mine) &&
+                !file_pread(f, buffer, n, m->offset + i * CHUNK, &mine))
                 part = (uint32_t)crc32_z(0, buffer, n);
 #pragma omp ordered
             crc = (uint32_t)crc32_combine(crc, part, (z_off_t)n);

@@ -31,8 +31,8 @@ static void memory_taken(const struct bench_row *x) {
     const int64_t planned = x->r.predicted.plan.device, taken = x->r.device_bytes;
     char a[24], b[24], c[24];
     if (!taken) return;
-    log_info("device memory: %s planned, %s taken (%+.1f %%), %s allowed", text_bytes(a, planned), text_bytes(b, taken), 100 * ((double)taken / (double)planned - 1),
-             x->vram ? text_bytes(c, x->vram) : "all that is free");
+    log_info("device memory: %s planned, %s taken (%+.1f %%), %s allowed", text_bytes(a, planned), text_bytes(b, taken),
+             100 * ((double)taken / (double)planned - 1), x->vram ? text_bytes(c, x->vram) : "all that is free");
     if (x->vram && taken > x->vram) log_warn("the run took %s, more than the %s that it was allowed", b, c);
 }
 
@@ -62,7 +62,9 @@ static int64_t budget_of(const char *word, size_t n, struct err *e) {
     int64_t bytes;
     if (n >= sizeof text - 3 || !n) return err_set(e, ERR_INPUT, "vram: \"%.*s\" is no size; a list such as 6,8,12 (GiB) is", (int)n, word);
     snprintf(text, sizeof text, "%.*s%s", (int)n, word, strspn(word, "0123456789.") >= n ? "GiB" : "");
-    return cli_read_bytes(text, &bytes) || bytes <= 0 ? err_set(e, ERR_INPUT, "vram: \"%.*s\" is no size; a list such as 6,8,12 (GiB) is", (int)n, word) : bytes;
+    return cli_read_bytes(text, &bytes) || bytes <= 0
+               ? err_set(e, ERR_INPUT, "vram: \"%.*s\" is no size; a list such as 6,8,12 (GiB) is", (int)n, word)
+               : bytes;
 }
 
 static int curve_rows(struct options *o, const struct model_config *c, const char *name, struct bench_row *x, int *n, struct err *e) {
@@ -104,7 +106,9 @@ int cmd_bench(struct options *o, struct err *e) {
         if (guide_rows(o, x, &n, e)) goto out;
     } else {
         const char *from = o->config ? o->config : o->train.model_name_or_path, *name = strrchr(from, '/');
-        if ((o->config ? model_config_find(o->config, &c, e) : model_config_read(from, &c, e)) || curve_rows(o, &c, name ? name + 1 : from, x, &n, e)) goto out;
+        if ((o->config ? model_config_find(o->config, &c, e) : model_config_read(from, &c, e)) ||
+            curve_rows(o, &c, name ? name + 1 : from, x, &n, e))
+            goto out;
     }
     m.name = x->r.predicted.machine;
     (o->json ? bench_json : o->bench_table ? bench_text_guide : bench_text)(x, n, &m, &s);

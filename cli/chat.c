@@ -48,7 +48,8 @@ static int answer(struct talk *t, int show, struct str *out, struct err *e) {
     int64_t left = t->o->max_new_tokens, need = (int64_t)t->said.n + left;
     struct tok_stream stream = {.flags = t->o->skip_special ? TOK_SKIP_SPECIAL : 0};
     int32_t stop = t->s.tok ? tok_eod(t->s.tok) : (int32_t)t->s.model.config.eod;
-    if (need > t->s.model.config.max_positions) need = (int64_t)t->said.n >= t->s.model.config.max_positions ? (int64_t)t->said.n + 1 : t->s.model.config.max_positions;
+    if (need > t->s.model.config.max_positions)
+        need = (int64_t)t->said.n >= t->s.model.config.max_positions ? (int64_t)t->said.n + 1 : t->s.model.config.max_positions;
     if (make_room(t, need, e)) return -1;
     size_t shown = out->n;
     for (; left > 0 && (int64_t)t->said.n < t->g.capacity; left--) {
@@ -160,8 +161,9 @@ static int add_adapter(const struct talk *t, const char *name, size_t n, struct 
     char path[3100];
     snprintf(path, sizeof path, "%.*s/adapter_config.json", (int)(n < 3000 ? n : 3000), name);
     if (!path_is_file(path))
-        return err_set(e, ERR_INPUT, "\"%.*s\" is neither the name of an adapter from the command line%s%s%s nor the folder of one", (int)n, name, given ? " (" : "",
-                       given ? given : "", given ? ")" : "");
+        return err_set(e, ERR_INPUT,
+                       "\"%.*s\" is neither the name of an adapter from the command line%s%s%s nor the folder of one", (int)n,
+                       name, given ? " (" : "", given ? given : "", given ? ")" : "");
     str_printf(dirs, "%s%.*s", dirs->n ? "," : "", (int)n, name);
     return 0;
 }
@@ -230,14 +232,16 @@ static int command(struct talk *t, const char *line, struct err *e) {
         return 1;
     }
     const char *near = nearest_word(word, names);
-    return err_set(e, ERR_INPUT, "unknown command /%s%s%s%s (/help lists all)", word, near ? ", did you mean /" : "", near ? near : "", near ? "?" : "");
+    return err_set(e, ERR_INPUT, "unknown command /%s%s%s%s (/help lists all)", word, near ? ", did you mean /" : "",
+                   near ? near : "", near ? "?" : "");
 }
 
 static int say(struct talk *t, const char *line, size_t n, struct err *e) {
     struct str text = {0};
     if ((int64_t)t->said.n + (int64_t)n + 64 > t->s.model.config.max_positions && t->said.n) {
         forget(t);
-        fprintf(stderr, "The conversation is longer than the model's %lld positions; it starts anew.\n", (long long)t->s.model.config.max_positions);
+        fprintf(stderr, "The conversation is longer than the model's %lld positions; it starts anew.\n",
+                (long long)t->s.model.config.max_positions);
     }
     if (ask(t, line, n, e)) return -1;
     fprintf(stderr, "Assistant: ");
@@ -302,8 +306,14 @@ static int converse(struct talk *t, struct err *e) {
 }
 
 int cmd_chat(struct options *o, struct err *e) {
-    struct talk t = {.o = o, .kind = o->train.data.compat_new ? TEMPLATE_YUAN_NEW : TEMPLATE_YUAN_OLD,
-                     .how = {.greedy = !o->do_sample, .temperature = o->temperature, .top_p = o->top_p, .top_k = o->top_k, .repetition_penalty = o->repetition_penalty, .seed = o->train.seed}};
+    struct talk t = {.o = o,
+                     .kind = o->train.data.compat_new ? TEMPLATE_YUAN_NEW : TEMPLATE_YUAN_OLD,
+                     .how = {.greedy = !o->do_sample,
+                             .temperature = o->temperature,
+                             .top_p = o->top_p,
+                             .top_k = o->top_k,
+                             .repetition_penalty = o->repetition_penalty,
+                             .seed = o->train.seed}};
     int r = -1;
     if ((o->prompt != NULL) + (o->ids != NULL) + (o->file != NULL) > 1) {
         err_set(e, ERR_INPUT, "chat takes one of --prompt, --ids and --file");
@@ -316,7 +326,11 @@ int cmd_chat(struct options *o, struct err *e) {
     if (o->ids) r = cli_read_ids(o->ids, t.s.ids, &t.said, e) || one(&t, NULL, e) ? -1 : 0;
     else if (o->prompt) r = ask(&t, o->prompt, strlen(o->prompt), e) || one(&t, o->prompt, e) ? -1 : 0;
     else if (o->file) r = answer_file(&t, o->file, e);
-    else r = make_room(&t, t.s.model.config.max_positions < CONTEXT ? t.s.model.config.max_positions : CONTEXT, e) || converse(&t, e) ? -1 : 0;
+    else
+        r = make_room(&t, t.s.model.config.max_positions < CONTEXT ? t.s.model.config.max_positions : CONTEXT, e) ||
+                    converse(&t, e)
+                ? -1
+                : 0;
 out:
     str_free(&t.system), str_free(&t.history), str_free(&t.active);
     ids_free(&t.said), generator_close(&t.g), session_close(&t.s);

@@ -46,8 +46,12 @@ static int check_report(struct options *o, struct err *e) {
         while (known[k] && strcmp(known[k], name)) k++;
         const char *near = known[k] ? NULL : nearest_word(name, known);
         if (!known[k])
-            return err_set(e, ERR_INPUT, "report_to %s is not supported%s%s%s; choose from none, tensorboard, all", name, near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
-        if (k > 1) log_info("report_to %s: not here; output_dir gets events.out.tfevents files, which TensorBoard and many other programs read", name);
+            return err_set(e, ERR_INPUT, "report_to %s is not supported%s%s%s; choose from none, tensorboard, all", name,
+                           near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
+        if (k > 1)
+            log_info("report_to %s: not here; output_dir gets events.out.tfevents files, which TensorBoard and many other "
+                     "programs read",
+                     name);
         p += n;
     }
     return 0;
@@ -147,7 +151,8 @@ static int check_model(enum command_id cmd, const struct options *o, struct err 
 static int check_template(const struct options *o, struct err *e) {
     static const char *const names[] = {"yuan", NULL};
     if (!o->template || !strcmp(o->template, names[0])) return 0;
-    if (nearest_word(o->template, names)) return err_set(e, ERR_INPUT, "Template %s does not exist, did you mean %s?", o->template, names[0]);
+    if (nearest_word(o->template, names))
+        return err_set(e, ERR_INPUT, "Template %s does not exist, did you mean %s?", o->template, names[0]);
     return err_set(e, ERR_INPUT, "Template %s does not exist. The template of Yuan 2.0 is yuan", o->template);
 }
 
@@ -160,7 +165,8 @@ static int check_quantization(struct options *o, struct err *e) {
         return wrong(e, o->train.data.compat_new
                             ? "Quantization is only compatible with the LoRA or OFT method."
                             : "Quantization is only compatible with the LoRA method.");
-    if (o->train.filter_4bit && o->train.finetuning != FT_LORA) return wrong(e, "lfa_bits 4 is only compatible with the LoRA method: weights that are trained cannot be held in 4 bits.");
+    if (o->train.filter_4bit && o->train.finetuning != FT_LORA)
+        return wrong(e, "lfa_bits 4 is only compatible with the LoRA method: weights that are trained cannot be held in 4 bits.");
     o->train.quantization_bit = (int)bits;
     return 0;
 }
@@ -168,7 +174,8 @@ static int check_quantization(struct options *o, struct err *e) {
 /* Files hold the filter in 4 bits only beside projections in 4 bits. */
 static int check_stored_filter(const struct options *o, struct err *e) {
     if (!o->train.filter_4bit || o->quantization_bit == 4) return 0;
-    return wrong(e, "lfa_bits 4 stores the localized filter like projections in 4 bits: give quantization_bit 4 (of an export: export_quantization_bit), too.");
+    return wrong(e, "lfa_bits 4 stores the localized filter like projections in 4 bits: give quantization_bit 4 (of an export: "
+                    "export_quantization_bit), too.");
 }
 
 static int check_adapter(const struct options *o, struct err *e) {
@@ -205,7 +212,9 @@ static int check_streaming(struct options *o, struct err *e) {
     struct train_options *t = &o->train;
     struct data_config *d = &t->data;
     if (!t->streaming) return 0;
-    if (d->tokenized_path) return wrong(e, "Turn off `streaming` when saving dataset to disk. (tokenized_path is read without it, too: sequences beyond data_memory wait in a file)");
+    if (d->tokenized_path)
+        return wrong(e, "Turn off `streaming` when saving dataset to disk. (tokenized_path is read without it, too: sequences "
+                        "beyond data_memory wait in a file)");
     if (t->do_train && t->max_steps <= 0) return wrong(e, "Please specify `max_steps` in streaming mode.");
     if (d->max_samples) return wrong(e, "`max_samples` is incompatible with `streaming`.");
     if (d->val_size > 0 && d->val_size < 1) return wrong(e, "Streaming mode should have an integer val size.");
@@ -243,8 +252,10 @@ static int check_data(struct options *o, struct err *e) {
     if (d->eval_on_each && !d->eval_dataset) return wrong(e, "eval_on_each_dataset evaluates the data sets of eval_dataset: give those");
     int sets = 1;
     for (const char *p = d->eval_on_each ? d->eval_dataset : ""; *p; p++) sets += *p == ',';
-    if (sets > EVAL_PARTS_MAX) return err_set(e, ERR_INPUT, "eval_on_each_dataset takes %d data sets at most, there are %d", EVAL_PARTS_MAX, sets);
-    if (d->eval_on_each && d->tokenized_path) return wrong(e, "eval_on_each_dataset needs the data sets by name, which tokenized_path does not keep: leave out one");
+    if (sets > EVAL_PARTS_MAX)
+        return err_set(e, ERR_INPUT, "eval_on_each_dataset takes %d data sets at most, there are %d", EVAL_PARTS_MAX, sets);
+    if (d->eval_on_each && d->tokenized_path)
+        return wrong(e, "eval_on_each_dataset needs the data sets by name, which tokenized_path does not keep: leave out one");
     if (d->val_size == 1 || (d->val_size > 1 && d->val_size != floor(d->val_size)))
         return wrong(e, "val_size must be a share below 1 or a whole number above 1");
     if (d->val_size > 0 && !d->dataset) return wrong(e, "Cannot specify `val_size` if `dataset` is None.");
@@ -314,7 +325,8 @@ static void set_freeze(struct options *o) {
 static int check_pure(const struct train_options *t, struct err *e) {
     if (!t->pure_bf16) return 0;
     if (t->fp16) return wrong(e, "pure_bf16 keeps weights in bf16, fp16 asks for another type: give one of them");
-    log_warn("pure_bf16: what is trained is kept in bf16, without a copy in fp32; an update below about 1/512 of a weight is lost in rounding");
+    log_warn("pure_bf16: what is trained is kept in bf16, without a copy in fp32; an update below about 1/512 of a weight is "
+             "lost in rounding");
     return 0;
 }
 
@@ -324,7 +336,9 @@ static int check_best(struct options *o, struct err *e) {
     const char *m = t->best_metric ? t->best_metric : "loss";
     if (text_starts(m, "eval_")) m += 5;
     if (strcmp(m, "loss") && strcmp(m, "accuracy") && strcmp(m, "perplexity"))
-        return err_set(e, ERR_INPUT, "metric_for_best_model %s is not measured by evaluations; choose from loss, accuracy, perplexity", t->best_metric);
+        return err_set(e, ERR_INPUT,
+                       "metric_for_best_model %s is not measured by evaluations; choose from loss, accuracy, perplexity",
+                       t->best_metric);
     if (!strcmp(m, "accuracy") && !t->compute_accuracy)
         return wrong(e, "metric_for_best_model accuracy needs compute_accuracy");
     if (!options_given(o, "greater_is_better")) t->greater_is_better = !strcmp(m, "accuracy");
@@ -339,7 +353,8 @@ static const char *strategy(enum interval i) {
 
 /* transformers looks for the best state among the saved ones, hence its rules. */
 static int check_best_strategy(const struct train_options *t, struct err *e) {
-    if (t->schedule == LR_PLATEAU && t->eval_strategy == EVERY_NO) return wrong(e, "lr_scheduler_type reduce_lr_on_plateau requires an eval strategy");
+    if (t->schedule == LR_PLATEAU && t->eval_strategy == EVERY_NO)
+        return wrong(e, "lr_scheduler_type reduce_lr_on_plateau requires an eval strategy");
     if (t->early_stopping && t->eval_strategy == EVERY_NO)
         return wrong(e, "early_stopping_steps counts evaluations: set eval_strategy to steps or epoch");
     if (t->save_strategy == EVERY_BEST && !t->best_metric)
@@ -348,11 +363,15 @@ static int check_best_strategy(const struct train_options *t, struct err *e) {
         return wrong(e, "save_strategy best needs evaluations: set eval_strategy to steps or epoch");
     if (!t->load_best || t->save_strategy == EVERY_BEST) return 0;
     if (t->eval_strategy != t->save_strategy)
-        return err_set(e, ERR_INPUT, "--load_best_model_at_end requires the save and eval strategy to match, but found evaluation strategy %s, save strategy %s",
+        return err_set(e, ERR_INPUT,
+                       "--load_best_model_at_end requires the save and eval strategy to match, but found evaluation strategy %s, "
+                       "save strategy %s",
                        strategy(t->eval_strategy), strategy(t->save_strategy));
     double every = t->eval_steps > 0 ? t->eval_steps : t->logging_steps, ratio = t->save_steps / every;
     if (t->eval_strategy == EVERY_STEPS && fabs(ratio - nearbyint(ratio)) > 1e-9 * ratio)
-        return err_set(e, ERR_INPUT, "--load_best_model_at_end requires the saving steps to be a round multiple of the evaluation steps, but found %g, which is not a round multiple of %g",
+        return err_set(e, ERR_INPUT,
+                       "--load_best_model_at_end requires the saving steps to be a round multiple of the evaluation steps, but "
+                       "found %g, which is not a round multiple of %g",
                        t->save_steps, every);
     return 0;
 }
@@ -387,8 +406,10 @@ static int check_estimate(enum command_id cmd, struct options *o, struct err *e)
     struct train_options *t = &o->train;
     if (o->card && t->backend) return wrong(e, "card plans for a card that need not be here, backend for what is here: give one");
     const int table = o->table || o->bench_table;
-    if (table && (o->config || t->model_name_or_path)) return wrong(e, "table has models of its own: leave out config and model_name_or_path");
-    if (o->plot && !text_ends(o->plot, ".svg") && !text_ends(o->plot, ".png")) return wrong(e, "plot: the name of the file must end in .svg or .png");
+    if (table && (o->config || t->model_name_or_path))
+        return wrong(e, "table has models of its own: leave out config and model_name_or_path");
+    if (o->plot && !text_ends(o->plot, ".svg") && !text_ends(o->plot, ".png"))
+        return wrong(e, "plot: the name of the file must end in .svg or .png");
     if (o->table && options_given(o, "memory")) return wrong(e, "table shows the plans of all three: leave out memory");
     if (o->config && t->model_name_or_path) return wrong(e, "give model_name_or_path or config, not both");
     if (table) t->finetuning = FT_LORA; /* and in full, in turn */
@@ -401,7 +422,8 @@ static int check_estimate(enum command_id cmd, struct options *o, struct err *e)
     if (!o->lora_target) o->lora_target = "all";
     if (!t->output_dir) t->output_dir = ".";
     if (!table && !o->config && !t->model_name_or_path)
-        return err_set(e, ERR_INPUT, "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table%s.", cmd == CMD_BENCH ? " guide" : "");
+        return err_set(e, ERR_INPUT, "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table%s.",
+                       cmd == CMD_BENCH ? " guide" : "");
     return o->config || table || cmd == CMD_BENCH ? 0 : check_model(cmd, o, e);
 }
 
@@ -410,7 +432,8 @@ static int check_train(enum command_id cmd, struct options *o, struct err *e) {
     struct schedule_curve curve;
     if (cmd == CMD_ESTIMATE || cmd == CMD_BENCH ? check_estimate(cmd, o, e) : check_model(cmd, o, e)) return -1;
     if (!options_given(o, "do_train") && !t->do_eval && !t->do_predict) t->do_train = 1;
-    if (cmd == CMD_TRAIN && (t->do_train || !t->data.eval_dataset) && !t->data.dataset) return wrong(e, "Please specify dataset for training.");
+    if (cmd == CMD_TRAIN && (t->do_train || !t->data.eval_dataset) && !t->data.dataset)
+        return wrong(e, "Please specify dataset for training.");
     if (check_data(o, e) || check_quantization(o, e) || split_adapters(o, e) ||
         set_optimizer(o, e) || check_evaluation(o, e) || check_resume(o, e) || check_report(o, e) || schedule_make(&curve, t, 0, e))
         return -1;
@@ -420,8 +443,12 @@ static int check_train(enum command_id cmd, struct options *o, struct err *e) {
     if (t->finetuning != FT_LORA && t->loraplus_lr_ratio > 0)
         return wrong(e, "loraplus_lr_ratio is only valid for the LoRA method.");
     if (t->bf16 && t->fp16) return wrong(e, "At most one of fp16 and bf16 can be True, but not both");
-    if (t->bf16) log_info("bf16: a card computes in bf16, the processor in fp32, with or without the flag; trained weights and moments are fp32");
-    if (t->fp16) log_warn("fp16: a card computes in bf16 instead, the processor in fp32; bf16 is as small as fp16 and has the range of fp32, so no loss is scaled and no step lost to overflow");
+    if (t->bf16)
+        log_info("bf16: a card computes in bf16, the processor in fp32, with or without the flag; trained weights and moments "
+                 "are fp32");
+    if (t->fp16)
+        log_warn("fp16: a card computes in bf16 instead, the processor in fp32; bf16 is as small as fp16 and has the range of "
+                 "fp32, so no loss is scaled and no step lost to overflow");
     if (!t->output_dir) return wrong(e, "Please provide output_dir.");
     t->gradient_checkpointing = !o->disable_gradient_checkpointing;
     if (!o->gradient_checkpointing && t->gradient_checkpointing)
@@ -473,11 +500,13 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
         return 0;
     case CMD_QUANTIZE:
         if (check_model(cmd, o, e) || need(o->train.output_dir, "output_dir", e)) return -1;
-        return need(options_given(o, "quantization_bit"), "quantization_bit (4 or 8)", e) || check_quantization(o, e) || check_stored_filter(o, e);
+        return need(options_given(o, "quantization_bit"), "quantization_bit (4 or 8)", e) || check_quantization(o, e) ||
+               check_stored_filter(o, e);
     case CMD_EXPORT:
         return check_export(o, e);
     case CMD_NEW:
-        return need(o->config, "config", e) || need(o->train.output_dir, "output_dir", e) || check_quantization(o, e) || check_stored_filter(o, e);
+        return need(o->config, "config", e) || need(o->train.output_dir, "output_dir", e) || check_quantization(o, e) ||
+               check_stored_filter(o, e);
     case CMD_DOCTOR:
         return 0;
     case CMD_EVAL:

@@ -40,7 +40,8 @@ static void add_card(struct sandbox *s) {
     s->network = 1; /* cards of several processes find each other by it */
     if (!dir_list("/dev", &names, &n, NULL)) {
         for (int i = 0; i < n; i++)
-            if (text_starts(names[i], "nvidia") && !path_join(path, sizeof path, "/dev", names[i], NULL)) sandbox_add(s, path, SANDBOX_DEVICE);
+            if (text_starts(names[i], "nvidia") && !path_join(path, sizeof path, "/dev", names[i], NULL))
+                sandbox_add(s, path, SANDBOX_DEVICE);
         dir_list_free(names, n);
     }
     sandbox_add(s, "/dev/dri", SANDBOX_DEVICE), sandbox_add(s, "/dev/shm", SANDBOX_FOLDER), sandbox_add(s, "/proc", SANDBOX_DEVICE);

@@ -40,7 +40,8 @@ static void problem(struct report *r, const char *text) {
     row(r, key, text);
 }
 
-/* The first line near the beginning of a file of /proc or /sys that begins with `key`, from behind it and its ":"; NULL without one. Such files
+/* The first line near the beginning of a file of /proc or /sys that begins with `key`, from behind it and its ":"; NULL without
+ * one. Such files
  * have no length, and base/file.h reads files that do. */
 static const char *line_of(const char *path, const char *key, char line[400]) {
     char text[8192];
@@ -96,7 +97,8 @@ static void report_machine(struct report *r) {
     if (sys_threads() < (int)sysconf(_SC_NPROCESSORS_ONLN))
         problem(r, "fewer threads than processors: see the environment variable OMP_NUM_THREADS");
 #else
-    problem(r, "built without OpenMP, so the CPU backend has one thread: install libgomp (gcc) or libomp-dev (clang), then make clean; make");
+    problem(r, "built without OpenMP, so the CPU backend has one thread: install libgomp (gcc) or libomp-dev (clang), then make "
+               "clean; make");
 #endif
     if (!getcwd(cwd, sizeof cwd)) snprintf(cwd, sizeof cwd, ".");
     report_room(r, "disk", cwd, (int64_t)10 << 30, "a checkpoint of 2B needs 4 GB; work in another folder or give another output_dir");
@@ -109,7 +111,10 @@ static void report_sandbox(struct report *r) {
     char text[100];
     const char *off = getenv("QLORA_SANDBOX");
     snprintf(text, sizeof text, "Landlock %d: commands write only where they were told to", sandbox_version());
-    row(r, "sandbox", off && !strcmp(off, "off") ? "off by QLORA_SANDBOX" : sandbox_version() ? text : "none: this kernel has no Landlock, or an old one (before Linux 5.19)");
+    row(r, "sandbox",
+        off && !strcmp(off, "off") ? "off by QLORA_SANDBOX"
+        : sandbox_version()        ? text
+                                   : "none: this kernel has no Landlock, or an old one (before Linux 5.19)");
 }
 
 /* The text of programs and models is UTF-8; the terminal is the only one who minds. */

@@ -17,7 +17,8 @@ static void as_json(const struct estimate *x, struct str *s) {
     const struct plan_request *r = &x->request;
     const int64_t saved = x->result_bytes + x->checkpoints * x->checkpoint_bytes, disk = x->plan.disk + saved;
     int n = 0;
-    str_printf(s, "{\"device_bytes\":%lld,\"host_bytes\":%lld,\"tokens_per_second\":%.5g,\"items\":[", (long long)x->plan.device, (long long)x->plan.host, x->tokens_per_second);
+    str_printf(s, "{\"device_bytes\":%lld,\"host_bytes\":%lld,\"tokens_per_second\":%.5g,\"items\":[", (long long)x->plan.device,
+               (long long)x->plan.host, x->tokens_per_second);
     for (int i = 0; i < x->plan.items; i++) {
         json_item(s, x->plan.item[i].name, "device", x->plan.item[i].device, &n);
         json_item(s, x->plan.item[i].name, "host", x->plan.item[i].host, &n);
@@ -25,9 +26,13 @@ static void as_json(const struct estimate *x, struct str *s) {
     }
     json_item(s, "result", "disk", x->result_bytes, &n);
     json_item(s, "checkpoints", "disk", saved - x->result_bytes, &n);
-    str_printf(s, "],\"disk_bytes\":%lld,\"step_seconds\":%.4g,\"step_tokens\":%lld,\"chunk_tokens\":%lld,", (long long)disk, x->plan.seconds, (long long)r->step_rows, (long long)x->plan.choice.rows);
-    if (x->steps) str_printf(s, "\"steps\":%lld,\"tokens\":%.0f,\"seconds\":%.4g,", (long long)x->steps, x->tokens, x->tokens / x->tokens_per_second);
-    str_printf(s, "\"product_flops\":%.4g,\"memory_bytes_per_second\":%.4g,\"link_bytes_per_second\":%.4g,", r->flops, r->bandwidth, r->link);
+    str_printf(s, "],\"disk_bytes\":%lld,\"step_seconds\":%.4g,\"step_tokens\":%lld,\"chunk_tokens\":%lld,", (long long)disk,
+               x->plan.seconds, (long long)r->step_rows, (long long)x->plan.choice.rows);
+    if (x->steps)
+        str_printf(s, "\"steps\":%lld,\"tokens\":%.0f,\"seconds\":%.4g,", (long long)x->steps, x->tokens,
+                   x->tokens / x->tokens_per_second);
+    str_printf(s, "\"product_flops\":%.4g,\"memory_bytes_per_second\":%.4g,\"link_bytes_per_second\":%.4g,", r->flops,
+               r->bandwidth, r->link);
     if (x->plan.disk) str_printf(s, "\"disk_bytes_per_second\":%.4g,", r->disk);
     str_puts(s, "\"machine\":");
     str_json(s, x->machine, strlen(x->machine));
@@ -41,7 +46,8 @@ static void next_command(const struct options *o, struct str *s) {
     if (!o->train.data.dataset) str_puts(s, " --dataset NAME");
     if (!options_given(o, "output_dir")) str_puts(s, " --output_dir OUT");
     for (int i = 0; i < flag_count; i++)
-        if (o->given[i].name && flags[i].commands >> CMD_TRAIN & 1 && flags[i].status == USED && strcmp(flags[i].name, "model_name_or_path"))
+        if (o->given[i].name && flags[i].commands >> CMD_TRAIN & 1 && flags[i].status == USED &&
+            strcmp(flags[i].name, "model_name_or_path"))
             str_printf(s, " --%s %s", flags[i].name, o->given[i].value);
     str_puts(s, " --dry_run\n");
 }
@@ -56,7 +62,8 @@ static int one(const struct options *o, struct str *s, struct err *e) {
     struct estimate x;
     struct model_config c = {0};
     if (o->config && model_config_find(o->config, &c, e)) return -1;
-    const int r = train_estimate(&(struct estimate_options){.train = &o->train, .config = o->config ? &c : NULL, .card = o->card, .memory = (enum estimate_memory)o->memory}, &x, e);
+    const int r = train_estimate(&(struct estimate_options){.train = &o->train, .config = o->config ? &c : NULL,
+                                                            .card = o->card, .memory = (enum estimate_memory)o->memory}, &x, e);
     model_config_free(&c);
     if (r) return -1;
     if (o->json) as_json(&x, s);
@@ -80,7 +87,8 @@ static int cell(const struct options *o, const struct guide_row *g, enum column 
     if (model_config_find(g->config, &c, e)) return -1;
     guide_apply(g, &t);
     if (column == RESIDENT) t.vram_bytes = 0; /* what it needs is the question */
-    *fits = !train_estimate(&(struct estimate_options){.train = &t, .config = &c, .card = o->card ? o->card : "l40s", .memory = column_memory[column]}, x, &why);
+    *fits = !train_estimate(&(struct estimate_options){.train = &t, .config = &c, .card = o->card ? o->card : "l40s",
+                                                       .memory = column_memory[column]}, x, &why);
     model_config_free(&c);
     if (*fits || (column == DEFAULT && why.code == ERR_RUN)) return 0;
     *e = why;
@@ -94,8 +102,9 @@ static void json_row(struct str *s, const struct guide_row *g, const struct esti
     if (g->hours > 0) str_printf(s, ",\"guide_hours\":%g", g->hours);
     for (int i = 0; i < COLUMNS; i++)
         if (fits[i])
-            str_printf(s, ",\"%s\":{\"device_gb\":%.2f,\"host_gb\":%.2f,\"tokens_per_second\":%.5g,\"hours\":%.3g}", column_names[i], (double)x[i].plan.device / GB,
-                       (double)x[i].plan.host / GB, x[i].tokens_per_second, hours(&x[i]));
+            str_printf(s, ",\"%s\":{\"device_gb\":%.2f,\"host_gb\":%.2f,\"tokens_per_second\":%.5g,\"hours\":%.3g}",
+                       column_names[i], (double)x[i].plan.device / GB, (double)x[i].plan.host / GB, x[i].tokens_per_second,
+                       hours(&x[i]));
         else str_printf(s, ",\"%s\":null", column_names[i]);
     str_puts(s, ",\"estimated\":true}\n");
 }
@@ -108,7 +117,8 @@ static void text_row(struct str *s, const struct guide_row *g, const struct esti
         if (fits[i]) {
             int n = snprintf(text, sizeof text, "%.1f", (double)x[i].plan.device / GB);
             if (x[i].plan.host > 50000000) n += snprintf(text + n, sizeof text - (size_t)n, " + %.0f", (double)x[i].plan.host / GB);
-            snprintf(text + n, sizeof text - (size_t)n, " GB, %s/s, %.*f h", text_thousands(speed, (int64_t)x[i].tokens_per_second), hours(&x[i]) < 1 ? 2 : 1, hours(&x[i]));
+            snprintf(text + n, sizeof text - (size_t)n, " GB, %s/s, %.*f h",
+                     text_thousands(speed, (int64_t)x[i].tokens_per_second), hours(&x[i]) < 1 ? 2 : 1, hours(&x[i]));
         } else snprintf(text, sizeof text, "the card is too small");
         str_printf(s, " %-31s |", text);
     }
@@ -124,12 +134,14 @@ static int table(const struct options *o, struct str *s, struct err *e) {
         for (int i = 0; i < COLUMNS; i++)
             if (cell(o, g, (enum column)i, &x[i], &fits[i], e)) return -1;
         if (g == guide && !o->json)
-            str_printf(s, "Estimated for %s: memory of the card + of the host, tokens a second, hours for 10.02 million tokens;\n"
-                          "%s tokens a step, rank %lld. The guide's hours: one L40S. Resident: weights, adapters and optimizer state on the card;\n"
-                          "default: what a run takes; smallest: the least that does.\n\n"
-                          "| %-4s | %-5s | %-11s | %-31s | %-31s | %-31s |\n|%.6s|%.7s|%.13s|%s|%s|%s|\n",
-                       x[0].machine, text_thousands(rows, x[0].request.step_rows), (long long)o->train.lora.rank, "", "", "the guide", column_names[0], column_names[1], column_names[2],
-                       line, line, line, line, line, line);
+            str_printf(s,
+                       "Estimated for %s: memory of the card + of the host, tokens a second, hours for 10.02 million tokens;\n"
+                       "%s tokens a step, rank %lld. The guide's hours: one L40S. Resident: weights, adapters and optimizer "
+                       "state on the card;\n"
+                       "default: what a run takes; smallest: the least that does.\n\n"
+                       "| %-4s | %-5s | %-11s | %-31s | %-31s | %-31s |\n|%.6s|%.7s|%.13s|%s|%s|%s|\n",
+                       x[0].machine, text_thousands(rows, x[0].request.step_rows), (long long)o->train.lora.rank, "", "",
+                       "the guide", column_names[0], column_names[1], column_names[2], line, line, line, line, line, line);
         (o->json ? json_row : text_row)(s, g, x, fits);
     }
     return 0;

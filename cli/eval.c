@@ -51,7 +51,8 @@ static void add_question(const struct exam *x, const struct question *q, struct 
 }
 
 /* The ids of a question behind examples first .. n-1. */
-static int encode(const struct exam *x, const char *subject, const struct questions *dev, int64_t first, int64_t n, const struct question *q, struct ids *out, struct err *e) {
+static int encode(const struct exam *x, const char *subject, const struct questions *dev, int64_t first, int64_t n,
+                  const struct question *q, struct ids *out, struct err *e) {
     enum tok_template kind = x->o->train.data.compat_new ? TEMPLATE_YUAN_NEW : TEMPLATE_YUAN_OLD;
     struct str s = {0};
     int r = 0;
@@ -70,7 +71,8 @@ static int encode(const struct exam *x, const char *subject, const struct questi
     return r;
 }
 
-static int make_prompts(struct exam *x, const char *subject, const struct questions *dev, const struct questions *asked, struct prompts *out, struct err *e) {
+static int make_prompts(struct exam *x, const char *subject, const struct questions *dev, const struct questions *asked,
+                        struct prompts *out, struct err *e) {
     int64_t shots = x->o->n_shot < dev->n ? x->o->n_shot : dev->n;
     if (!(out->p = sys_alloc_array((size_t)asked->n, sizeof *out->p, "prompts", e))) return -1;
     for (; out->n < asked->n; out->n++) {
@@ -100,9 +102,16 @@ static int make_room(struct exam *x, int64_t rows, struct err *e) {
     int64_t usual = info.unified ? 1024 : 8192;
     batch_close(&x->b), engine_close(&x->g);
     x->rows = rows < usual ? usual : rows;
-    struct engine_config k = {.rows = x->rows, .chunks = 5, .longest = x->rows, .resident_acts = -1, /* two neighbours hold more than one's rows */
-                              .lora = x->s.adapters ? &x->s.lora : NULL, .adapters = x->s.adapters};
-    return engine_open(&x->g, &x->s.model, &k, e) || batch_open(&x->b, x->s.be, x->rows, x->rows, 2 * x->rows + CHOICES * PASS, PASS, e) ? -1 : 0;
+    struct engine_config k = {.rows = x->rows,
+                              .chunks = 5,
+                              .longest = x->rows,
+                              .resident_acts = -1, /* two neighbours hold more than one's rows */
+                              .lora = x->s.adapters ? &x->s.lora : NULL,
+                              .adapters = x->s.adapters};
+    return engine_open(&x->g, &x->s.model, &k, e) ||
+                   batch_open(&x->b, x->s.be, x->rows, x->rows, 2 * x->rows + CHOICES * PASS, PASS, e)
+               ? -1
+               : 0;
 }
 
 /* The letters (0 .. 3) for all prompts. */
@@ -124,7 +133,9 @@ static int answer(struct exam *x, const struct prompts *v, int *out, struct err 
             const float *nll = x->b.nll + x->b.loss_of[i];
             int best = 0;
             for (int k = 0; k < CHOICES; k++) {
-                if (!isfinite(nll[k])) return err_set(e, ERR_NONFINITE, "the model gave a letter no finite probability: its weights or the adapter are damaged");
+                if (!isfinite(nll[k]))
+                    return err_set(e, ERR_NONFINITE,
+                                   "the model gave a letter no finite probability: its weights or the adapter are damaged");
                 if (nll[k] < nll[best]) best = k;
             }
             out[done + i] = best;
@@ -177,7 +188,9 @@ static int examine(struct exam *x, const char *dir, const char *split, const str
     if (!(c = category(x, subject->category, e))) return -1;
     if ((x->o->n_shot && read_split(dir, subject->id, "dev", &dev, e)) || read_split(dir, subject->id, split, &asked, e)) goto out;
     for (; x->o->limit && asked.n > x->o->limit; asked.n--) json_free(asked.q[asked.n - 1].row);
-    if (!(given = sys_alloc_array((size_t)asked.n, sizeof *given, "answers", e)) || make_prompts(x, subject->name, &dev, &asked, &v, e) || answer(x, &v, given, e)) goto out;
+    if (!(given = sys_alloc_array((size_t)asked.n, sizeof *given, "answers", e)) ||
+        make_prompts(x, subject->name, &dev, &asked, &v, e) || answer(x, &v, given, e))
+        goto out;
     note(x, subject->id, &asked, given, c);
     r = 0;
 out:
@@ -193,12 +206,16 @@ static int read_task(const struct options *o, char dir[1200], const char **split
     for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
         size_t n = strlen(o->task), cut = strlen(splits[i][0]);
         if (n <= cut || !text_ends(o->task, splits[i][0])) continue;
-        if (snprintf(dir, 1200, "%s/%.*s", o->task_dir, (int)(n - cut), o->task) >= 1200) return err_set(e, ERR_INPUT, "task_dir is too long");
+        if (snprintf(dir, 1200, "%s/%.*s", o->task_dir, (int)(n - cut), o->task) >= 1200)
+            return err_set(e, ERR_INPUT, "task_dir is too long");
         *split = splits[i][1];
         if (path_is_dir(dir)) return 0;
         return err_set(e, ERR_INPUT, "there is no folder %s; task %s is read from there (see --task_dir)", dir, o->task);
     }
-    return err_set(e, ERR_INPUT, "task %s does not say which questions: it must end in _validation or _test, as in ceval_validation, mmlu_test, cmmlu_test", o->task);
+    return err_set(e, ERR_INPUT,
+                   "task %s does not say which questions: it must end in _validation or _test, as in ceval_validation, "
+                   "mmlu_test, cmmlu_test",
+                   o->task);
 }
 
 static int find_letters(struct exam *x, struct err *e) {
@@ -218,7 +235,9 @@ static int save(const struct exam *x, const struct str *log, struct err *e) {
     char path[1300];
     const char *dir = x->o->save_dir;
     if (!dir) return 0;
-    if (dir_make(dir, e) || path_join(path, sizeof path, dir, "results.log", e) || file_write_all(path, log->n ? log->p : "", log->n, e)) return -1;
+    if (dir_make(dir, e) || path_join(path, sizeof path, dir, "results.log", e) ||
+        file_write_all(path, log->n ? log->p : "", log->n, e))
+        return -1;
     return path_join(path, sizeof path, dir, "results.json", e) || file_write_all(path, x->results.p, x->results.n, e) ? -1 : 0;
 }
 
@@ -237,12 +256,17 @@ static int conclude(struct exam *x, struct err *e) {
     struct str log = {0};
     for (int i = 0; i < x->categories; i++)
         if (x->category[i].asked)
-            str_printf(&log, "%s%15s: %.2f", log.n ? "\n" : "", x->category[i].name, 100 * (double)x->category[i].right / (double)x->category[i].asked);
+            str_printf(&log, "%s%15s: %.2f", log.n ? "\n" : "", x->category[i].name,
+                       100 * (double)x->category[i].right / (double)x->category[i].asked);
     str_puts(&x->results, x->results.n > 1 ? "\n}" : "}");
     int r = log.oom || x->results.oom ? err_set(e, ERR_RUN, "out of memory: results") : save(x, &log, e);
     if (!r && log.n) print_bytes(log.p, log.n), print_text("\n");
-    if (x->shortened) log_warn("%lld questions were asked with fewer than n_shot examples: all would not fit the model's %lld positions", (long long)x->shortened, (long long)x->s.model.config.max_positions);
-    if (x->secret) log_warn("%lld questions have no answer in their file and are not counted; save_dir/results.json holds the model's", (long long)x->secret);
+    if (x->shortened)
+        log_warn("%lld questions were asked with fewer than n_shot examples: all would not fit the model's %lld positions",
+                 (long long)x->shortened, (long long)x->s.model.config.max_positions);
+    if (x->secret)
+        log_warn("%lld questions have no answer in their file and are not counted; save_dir/results.json holds the model's",
+                 (long long)x->secret);
     str_free(&log);
     return r;
 }
@@ -276,7 +300,8 @@ int cmd_eval(struct options *o, struct err *e) {
         if (!x->s.tok) err_set(e, ERR_INPUT, "%s has no tokenizer.model, so questions cannot be read", o->train.model_name_or_path);
         else {
             if (o->n_shot && x->s.model.config.document_mask)
-                log_warn("examples end in <eod>, and this model's attention does not reach behind it (config.json: reset_attention_mask): they hardly change its answers");
+                log_warn("examples end in <eod>, and this model's attention does not reach behind it (config.json: "
+                         "reset_attention_mask): they hardly change its answers");
             r = find_letters(x, e) || all_subjects(x, dir, split, e) ? -1 : 0;
         }
     }

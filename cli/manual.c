@@ -97,11 +97,14 @@ void help_man(const struct command *commands, int n) {
         for (int i = 0; i < flag_count; i++)
             if ((int)flags[i].status == status) roff_flag(&s, commands, n, &flags[i]);
     }
-    str_puts(&s, ".SH EXIT STATUS\n.TP\n.B 0\ndone\n.TP\n.B 1\nthe run failed: disk, memory, device\n.TP\n.B 2\nthe command line or an input file is wrong\n"
-                 ".TP\n.B 70\ntraining met NaN or infinity\n.TP\n.BR 130 \", \" 143\nstopped by SIGINT or SIGTERM, after saving\n"
-                 ".SH ENVIRONMENT\n.TP\n.B OMP_NUM_THREADS\nthreads of the CPU backend\n.TP\n.B TMPDIR\nfolder of temporary files\n"
-                 ".SH SIGNALS\nSIGUSR1 writes a checkpoint and goes on. A second SIGINT ends at once and leaves all files as they are.\n"
-                 ".SH EXAMPLES\n");
+    str_puts(
+        &s,
+        ".SH EXIT STATUS\n.TP\n.B 0\ndone\n.TP\n.B 1\nthe run failed: disk, memory, device\n.TP\n.B 2\nthe command line or an "
+        "input file is wrong\n"
+        ".TP\n.B 70\ntraining met NaN or infinity\n.TP\n.BR 130 \", \" 143\nstopped by SIGINT or SIGTERM, after saving\n"
+        ".SH ENVIRONMENT\n.TP\n.B OMP_NUM_THREADS\nthreads of the CPU backend\n.TP\n.B TMPDIR\nfolder of temporary files\n"
+        ".SH SIGNALS\nSIGUSR1 writes a checkpoint and goes on. A second SIGINT ends at once and leaves all files as they are.\n"
+        ".SH EXAMPLES\n");
     for (int i = 0; i < n; i++) str_puts(&s, ".PP\n.nf\n"), roff(&s, commands[i].example), str_puts(&s, "\n.fi\n");
     print(&s);
 }

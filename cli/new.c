@@ -42,7 +42,10 @@ static int check_tokenizer(const struct options *o, const struct model_config *c
 /* The files come to be in a folder of their own and appear together. */
 static int make_in(const struct model_config *c, const struct options *o, const char *dir, struct err *e) {
     const struct train_options *t = &o->train;
-    const struct export_how how = {.bits = t->quantization_bit, .q_type = t->quantization_type, .nested = t->double_quantization, .filter_4bit = t->filter_4bit};
+    const struct export_how how = {.bits = t->quantization_bit,
+                                   .q_type = t->quantization_type,
+                                   .nested = t->double_quantization,
+                                   .filter_4bit = t->filter_4bit};
     char tmp[4096], name[40];
     snprintf(name, sizeof name, ".tmp-new.%ld", (long)getpid());
     if (path_join(tmp, sizeof tmp, dir, name, e) || dir_make(tmp, e)) return -1;

@@ -48,7 +48,8 @@ static int measure(struct session *s, const struct options *o, const char *split
     struct eval_result r;
     struct report_metrics t = {.n = 0};
     if (load_data(o, s->tok, 0, &d, e)) return -1;
-    int rc = eval_alone(&s->model, &s->lora, s->adapters, d, o->train.eval_batch, o->train.compute_accuracy, o->train.label_smoothing, &r, e);
+    int rc = eval_alone(&s->model, &s->lora, s->adapters, d, o->train.eval_batch, o->train.compute_accuracy,
+                        o->train.label_smoothing, &r, e);
     for (int k = 0; !rc && k < r.parts; k++) { /* names are the data set's */
         char name[REPORT_NAME_MAX + 10];
         snprintf(name, sizeof name, "%.*s_loss", REPORT_NAME_MAX - 1, r.part[k].name), set(&t, split, name, r.part[k].loss);
@@ -163,7 +164,9 @@ static int predict(struct session *s, const struct options *o, struct err *e) {
         path_join(path, sizeof path, o->train.output_dir, "generated_predictions.jsonl", e) || !(w.file = out_open(path, e)))
         goto out;
     n = data_count(d);
-    log_info("***** Running Prediction *****\n  Num examples = %lld\n  ROUGE takes each Chinese character for a word (LLaMA-Factory: the words that jieba finds)", (long long)n);
+    log_info("***** Running Prediction *****\n  Num examples = %lld\n  ROUGE takes each Chinese character for a word "
+             "(LLaMA-Factory: the words that jieba finds)",
+             (long long)n);
     double start = sys_seconds();
     for (struct sequence q; done < n; done++) {
         if (data_get(d, done, &q, e)) goto out;

@@ -111,7 +111,9 @@ static int read_list(const struct cJSON *list, int64_t limit, int labels, struct
     if (!cJSON_IsArray(list)) return err_set(e, ERR_INPUT, "\"%s\" is not a list of numbers", key);
     cJSON_ArrayForEach(v, list) {
         if (!cJSON_IsNumber(v)) return err_set(e, ERR_INPUT, "\"%s\" holds something that is not a number", key);
-        if (labels && v->valuedouble == IGNORE_LABEL ? ids_push(out, IGNORE_LABEL, e) : cli_push_id(limit, v->valuedouble, out, e)) return err_where(e, "\"%s\"", key);
+        if (labels && v->valuedouble == IGNORE_LABEL ? ids_push(out, IGNORE_LABEL, e)
+                                                     : cli_push_id(limit, v->valuedouble, out, e))
+            return err_where(e, "\"%s\"", key);
     }
     return 0;
 }
@@ -127,7 +129,9 @@ static int read_object(struct scorer *c, const struct cJSON *j, const char *wher
     if (has_text < 0) return -1;
     if ((has_text == 1) == (ids != NULL)) return err_set(e, ERR_INPUT, "%s: needs either \"text\" or \"ids\"", where);
     if (labels && !ids) return err_set(e, ERR_INPUT, "%s: \"labels\" goes with \"ids\"", where);
-    if (has_text ? session_encode(&c->s, text, strlen(text), &in->ids, e) : read_list(ids, c->s.model.config.V, 0, &in->ids, "ids", e)) return err_where(e, "%s", where);
+    if (has_text ? session_encode(&c->s, text, strlen(text), &in->ids, e)
+                 : read_list(ids, c->s.model.config.V, 0, &in->ids, "ids", e))
+        return err_where(e, "%s", where);
     if (labels && read_list(labels, c->s.model.config.V, 1, &in->labels, "labels", e)) return err_where(e, "%s", where);
     if (labels && in->labels.n != in->ids.n) return err_set(e, ERR_INPUT, "%s: %zu labels for %zu ids", where, in->labels.n, in->ids.n);
     return 0;
@@ -158,7 +162,12 @@ int cmd_score(struct options *o, struct err *e) {
     }
     if (session_open(&c->s, o, e)) goto out;
     if (o->file) r = score_file(c, o->file, e);
-    else r = (o->text ? session_encode(&c->s, o->text, strlen(o->text), &c->in[0].ids, e) : cli_read_ids(o->ids, c->s.model.config.V, &c->in[0].ids, e)) || take(c, e) ? -1 : 0;
+    else
+        r = (o->text ? session_encode(&c->s, o->text, strlen(o->text), &c->in[0].ids, e)
+                     : cli_read_ids(o->ids, c->s.model.config.V, &c->in[0].ids, e)) ||
+                    take(c, e)
+                ? -1
+                : 0;
     if (!r && !stop_requested()) r = flush(c, e);
 out:
     for (int i = 0; i <= c->n && i < GROUP; i++) ids_free(&c->in[i].ids), ids_free(&c->in[i].labels);

@@ -17,7 +17,9 @@ static int open_tokenizer(struct session *s, const struct options *o, struct err
     if (!path_exists(path)) return 0;
     if (!(s->tok = tok_open(o->train.model_name_or_path, e))) return -1;
     if (tok_count(s->tok) > s->ids)
-        return err_set(e, ERR_INPUT, "the tokenizer knows %d ids, the model's vocab_size is %lld; this tokenizer belongs to another model", tok_count(s->tok), (long long)s->ids);
+        return err_set(e, ERR_INPUT,
+                       "the tokenizer knows %d ids, the model's vocab_size is %lld; this tokenizer belongs to another model",
+                       tok_count(s->tok), (long long)s->ids);
     s->ids = tok_count(s->tok);
     return 0;
 }
@@ -50,11 +52,16 @@ int session_adapters(struct session *s, const char *dirs, struct err *e) {
     unsigned wholes = 0;
     if (dirs && lora_wholes(dirs, &wholes, e)) return -1;
     if (s->ready && (wholes || s->lora.config.wholes))
-        return err_set(e, ERR_INPUT, "%s holds whole weights (modules_to_save), which take the place of the model's own: start again with --adapter_name_or_path",
+        return err_set(e, ERR_INPUT,
+                       "%s holds whole weights (modules_to_save), which take the place of the model's own: start again with "
+                       "--adapter_name_or_path",
                        wholes ? dirs : "the adapter in force");
     int r = dirs ? load_adapters(s, dirs, &sum, e) : 0;
     if (!r && sum.data) {
-        struct pages_config c = {.name = "adapters", .count = s->model.config.L, .page_bytes = (size_t)sum.layer_floats * 4, .resident = s->model.config.L};
+        struct pages_config c = {.name = "adapters",
+                                 .count = s->model.config.L,
+                                 .page_bytes = (size_t)sum.layer_floats * 4,
+                                 .resident = s->model.config.L};
         if (!(pages = pages_open(s->be, &c, e))) r = -1;
         for (int64_t l = 0; !r && l < c.count; l++) r = pages_write(pages, l, 0, sum.data + l * sum.layer_floats, c.page_bytes, e);
     }
@@ -67,7 +74,11 @@ int session_adapters(struct session *s, const char *dirs, struct err *e) {
 
 int session_open(struct session *s, const struct options *o, struct err *e) {
     const struct train_options *t = &o->train;
-    struct model_how how = {.quantization_bit = t->quantization_bit, .q_type = t->quantization_type, .q_double = t->double_quantization, .filter_4bit = t->filter_4bit, .resident_layers = -1};
+    struct model_how how = {.quantization_bit = t->quantization_bit,
+                            .q_type = t->quantization_type,
+                            .q_double = t->double_quantization,
+                            .filter_4bit = t->filter_4bit,
+                            .resident_layers = -1};
     struct ckpt *c = NULL;
     *s = (struct session){0};
     if (t->adapter_name_or_path && lora_wholes(t->adapter_name_or_path, &how.wholes, e)) return -1;

@@ -24,7 +24,9 @@ static int tokenise(const struct data_config *c, const char *model, struct err *
     struct data_report report;
     struct tok *t = tok_open(model, e);
     const int rc = !t || data_load(c, t, &train, &eval, &report, e) || data_save(c, t, train, eval, report.records, e);
-    if (!rc) log_info("Tokenized dataset is saved at %s.\nPlease launch the training with `--tokenized_path %s`.", c->tokenized_path, c->tokenized_path);
+    if (!rc)
+        log_info("Tokenized dataset is saved at %s.\nPlease launch the training with `--tokenized_path %s`.", c->tokenized_path,
+                 c->tokenized_path);
     data_free(train), data_free(eval), tok_close(t);
     return rc ? e->code : 0;
 }
@@ -32,9 +34,11 @@ static int tokenise(const struct data_config *c, const char *model, struct err *
 int cmd_train(struct options *o, struct err *e) {
     const struct train_options *t = &o->train;
     if (t->dry_run && print_settings(o, e)) return e->code;
-    if (t->data.tokenized_path && !t->dry_run && !data_is_saved(t->data.tokenized_path)) return tokenise(&t->data, t->model_name_or_path, e);
+    if (t->data.tokenized_path && !t->dry_run && !data_is_saved(t->data.tokenized_path))
+        return tokenise(&t->data, t->model_name_or_path, e);
     int code = t->do_train ? train_run(t, e) : 0;
     if (code || t->dry_run || !(t->do_predict || (t->do_eval && !t->do_train))) return code;
-    if (t->do_predict && !o->predict_with_generate) log_info("Please enable predict_with_generate to save model predictions; only the loss is measured.");
+    if (t->do_predict && !o->predict_with_generate)
+        log_info("Please enable predict_with_generate to save model predictions; only the loss is measured.");
     return cli_predict(o, e);
 }

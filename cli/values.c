@@ -309,7 +309,10 @@ void flag_print(const struct options *o, const struct flag *f, struct str *out) 
     } v = {0};
     memcpy(&v, at, f->kind == FLAG_BOOL || f->kind == FLAG_CHOICE ? sizeof v.k : sizeof v.i);
     if (f->kind >= FLAG_WORD && o->given[f - flags].value) v.text = o->given[f - flags].value; /* as it was before checks took it apart */
-    if (f->kind == FLAG_BOOL ? v.k < 0 : f->kind == FLAG_NUM ? !f->fallback && v.x == 0 : f->kind != FLAG_CHOICE && !f->fallback && !v.i) return; /* not given */
+    if (f->kind == FLAG_BOOL  ? v.k < 0
+        : f->kind == FLAG_NUM ? !f->fallback && v.x == 0
+                              : f->kind != FLAG_CHOICE && !f->fallback && !v.i)
+        return; /* not given */
     str_printf(out, "%s: ", f->name);
     switch (f->kind) {
     case FLAG_BOOL: str_puts(out, v.k > 0 ? "true" : "false"); break;

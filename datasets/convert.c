@@ -209,7 +209,8 @@ static int is_response(const struct work *w, const struct cJSON *m) {
     return w->s->openai && cJSON_IsString(role) && is_tag(w->s, TAG_OBSERVATION, role->valuestring);
 }
 
-/* formatting openai: responses of tools from *m on are one message, joined as LLaMA-Factory joins them; *m becomes the last of them. Behind the
+/* formatting openai: responses of tools from *m on are one message, joined as LLaMA-Factory joins them; *m becomes the last of
+ * them. Behind the
  * last answer they are left out, as there. */
 static int add_responses(struct work *w, const struct cJSON **m, int *left, int *number) {
     struct str s = {0};
@@ -251,7 +252,9 @@ static int from_sharegpt(struct work *w) {
             out->odd_count = out->count % 2;
             return drop(w, DROP_ROLE, why);
         }
-        if (is_response(w, m) ? add_responses(w, &m, &left, &number) : add_message(w, role, text, is_call, answers ? calls_of(m) : NULL)) return -1;
+        if (is_response(w, m) ? add_responses(w, &m, &left, &number)
+                              : add_message(w, role, text, is_call, answers ? calls_of(m) : NULL))
+            return -1;
         if (out->drop) return 0;
     }
     if (w->s->openai && !w->c->compat_new && out->count % 2) sys_free(out->message[--out->count].owned);

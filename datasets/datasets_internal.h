@@ -260,7 +260,8 @@ void report_row(const struct data_config *c, const struct row *x, struct data_re
 /* A file of rows; each id below `vocabulary`. */
 int rows_read(const char *path, const struct data_config *c, int32_t vocabulary, struct dataset **out, struct err *e);
 /* data_load of a tokenized_path that is saved. */
-int data_load_saved(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval, struct data_report *r, struct err *e);
+int data_load_saved(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval,
+                    struct data_report *r, struct err *e);
 
 /* ---- pack.c ---- */
 enum packing { PACK_NONE, PACK_CHUNKS, PACK_BINS };

@@ -1,7 +1,9 @@
 /* datasets/feed.c - records of several data sets as they come from their files: one set after the other, or interleaved.
  *
- * Interleaving is that of the library under LLaMA-Factory (datasets, IterableDataset): sets take turns, or are drawn by interleave_probs as in mix.c; a set is
- * exhausted when its last record has gone, so the next one of each waits here. `under` ends a pass with the first exhausted set, in the middle of a
+ * Interleaving is that of the library under LLaMA-Factory (datasets, IterableDataset): sets take turns, or are drawn by
+ * interleave_probs as in mix.c; a set is
+ * exhausted when its last record has gone, so the next one of each waits here. `under` ends a pass with the first exhausted set,
+ * in the middle of a
  * round, `over` begins a set again until all were exhausted, `once` passes over those that are. Every pass has the same order. */
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
@@ -121,7 +123,9 @@ struct feed *feed_open(const struct data_config *c, const struct catalog *k, str
     f->c = c;
     if (!(f->place = sys_alloc_array((size_t)k->count, sizeof *f->place, "records of a stream", e))) goto fail;
     for (f->count = 0; f->count < k->count; f->count++) f->place[f->count].source = k->source + f->count;
-    if (c->interleave_probs && (!(f->sum = sys_alloc_array((size_t)k->count, sizeof *f->sum, "interleave_probs", e)) || mix_probabilities(c->interleave_probs, k->count, f->sum, e))) goto fail;
+    if (c->interleave_probs && (!(f->sum = sys_alloc_array((size_t)k->count, sizeof *f->sum, "interleave_probs", e)) ||
+                                mix_probabilities(c->interleave_probs, k->count, f->sum, e)))
+        goto fail;
     return f;
 fail:
     feed_close(f);

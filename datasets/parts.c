@@ -1,4 +1,5 @@
-/* datasets/parts.c - several data sets as one that remembers where each begins (--eval_on_each_dataset). Each is loaded, cut and packed by itself, so
+/* datasets/parts.c - several data sets as one that remembers where each begins (--eval_on_each_dataset). Each is loaded, cut and
+ * packed by itself, so
  * that its sequences are those it has alone; then their rows move into one store. */
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
@@ -11,13 +12,16 @@ static int append(struct dataset *all, const struct dataset *d, struct err *e) {
         const int packed = r->flags & ROW_PACKED;
         int64_t at;
         store_walked(d->store, r);
-        if (store_add(all->store, r, ids, labels, packed ? ids + 2 * r->n : NULL, packed ? ids + 3 * r->n : NULL, &at, e) || list_add(&all->rows, at, e)) return -1;
+        if (store_add(all->store, r, ids, labels, packed ? ids + 2 * r->n : NULL, packed ? ids + 3 * r->n : NULL, &at, e) ||
+            list_add(&all->rows, at, e))
+            return -1;
     }
     return 0;
 }
 
 /* The part `name`, from the place that `all` has reached. */
-static int load_part(const struct data_config *c, const struct tok *t, const char *name, size_t n, struct dataset *all, struct data_report *r, struct err *e) {
+static int load_part(const struct data_config *c, const struct tok *t, const char *name, size_t n, struct dataset *all,
+                     struct data_report *r, struct err *e) {
     struct data_config one = *c;
     struct dataset *d = NULL, *none = NULL;
     struct data_report of_part;
@@ -36,7 +40,8 @@ static int load_part(const struct data_config *c, const struct tok *t, const cha
     return rc;
 }
 
-int data_load_parts(const struct data_config *c, const struct tok *t, const char *names, struct dataset **out, struct data_report *r, struct err *e) {
+int data_load_parts(const struct data_config *c, const struct tok *t, const char *names, struct dataset **out,
+                    struct data_report *r, struct err *e) {
     struct dataset *all = sys_alloc(sizeof *all, "data set", e);
     int rc = all && (all->store = store_open(c, e)) ? 0 : -1;
     *r = (struct data_report){0};

@@ -100,7 +100,8 @@ int subjects_read(const char *path, struct subjects *out, struct err *e) {
     *out = (struct subjects){.json = json_parse_file(path, MAPPING_MAX, e)};
     if (!out->json) return -1;
     int r = 0;
-    if (!cJSON_IsObject(out->json)) r = err_set(e, ERR_INPUT, "%s must be an object {\"SUBJECT\": {\"name\": .., \"category\": ..}, ..}", path);
+    if (!cJSON_IsObject(out->json))
+        r = err_set(e, ERR_INPUT, "%s must be an object {\"SUBJECT\": {\"name\": .., \"category\": ..}, ..}", path);
     else if (!(out->s = sys_alloc_array((size_t)cJSON_GetArraySize(out->json), sizeof *out->s, "subjects", e))) r = -1;
     for (const struct cJSON *j = out->json->child; !r && j; j = j->next) r = read_subject(j, path, &out->s[out->n++], e);
     if (r) subjects_free(out);

@@ -32,7 +32,8 @@ static int read_first(const char *path, int64_t most_records, int64_t most_bytes
     return 0;
 }
 
-static int sample_source(const struct data_config *c, const struct source *s, int64_t records, int64_t bytes, double *count, struct first *f, struct err *e) {
+static int sample_source(const struct data_config *c, const struct source *s, int64_t records, int64_t bytes, double *count,
+                         struct first *f, struct err *e) {
     *f = (struct first){.whole = 1}, *count = 0;
     if (s->samples) return *count = (double)s->samples, 0; /* drawn from all records, so all are read in any case */
     if (c->max_samples && c->max_samples <= records) records = c->max_samples;

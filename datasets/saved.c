@@ -63,8 +63,10 @@ static const char *stage_name(enum data_stage s) { return s == STAGE_PT ? "pt" :
 static void write_facts(const struct data_config *c, const struct tok *t, int64_t records, struct str *s) {
     char hex[41];
     tok_hash(t, hex);
-    str_printf(s, "{\"tokenizer\": \"%s\", \"compat\": \"%s\", \"stage\": \"%s\", \"cutoff_len\": %lld, \"records\": %lld, \"dataset\": ", hex, era(c->compat_new), stage_name(c->stage),
-               (long long)c->cutoff_len, (long long)records);
+    str_printf(
+        s,
+        "{\"tokenizer\": \"%s\", \"compat\": \"%s\", \"stage\": \"%s\", \"cutoff_len\": %lld, \"records\": %lld, \"dataset\": ",
+        hex, era(c->compat_new), stage_name(c->stage), (long long)c->cutoff_len, (long long)records);
     str_json(s, c->dataset, strlen(c->dataset));
     str_puts(s, "}");
 }
@@ -79,12 +81,16 @@ static int check_folder(const char *folder, struct err *e) {
     for (int i = 0; i < n && other < 0; i++)
         if (!text_starts(names[i], ".tmp-")) other = i;
     if (other >= 0)
-        err_set(e, ERR_INPUT, "tokenized_path %s holds %.100s and no tokenised data set of this program (what LLaMA-Factory saved there are Arrow files, which are not read); give a new folder", folder, names[other]);
+        err_set(e, ERR_INPUT,
+                "tokenized_path %s holds %.100s and no tokenised data set of this program (what LLaMA-Factory saved there are "
+                "Arrow files, which are not read); give a new folder",
+                folder, names[other]);
     dir_list_free(names, n);
     return other >= 0 ? -1 : 0;
 }
 
-int data_save(const struct data_config *c, const struct tok *t, const struct dataset *train, const struct dataset *eval, int64_t records, struct err *e) {
+int data_save(const struct data_config *c, const struct tok *t, const struct dataset *train, const struct dataset *eval,
+              int64_t records, struct err *e) {
     char tmp[4096];
     struct str facts = {0};
     if (check_folder(c->tokenized_path, e) || manifest_begin(c->tokenized_path, FOLDER, tmp, sizeof tmp, e)) return -1;
@@ -109,7 +115,8 @@ struct reading {
 };
 
 static int damaged(const struct reading *r, int64_t row, const char *what, struct err *e) {
-    return err_set(e, ERR_INPUT, "%s: row %lld, in front of byte %lld, %s; remove the folder and tokenise again", r->f->path, (long long)row + 1, (long long)r->at, what);
+    return err_set(e, ERR_INPUT, "%s: row %lld, in front of byte %lld, %s; remove the folder and tokenise again", r->f->path,
+                   (long long)row + 1, (long long)r->at, what);
 }
 
 /* The next n bytes, of which the caller knows that they are there. */
@@ -152,10 +159,15 @@ static int read_row(struct reading *r, int64_t row, int32_t vocabulary, struct d
     struct row x = {.n = n, .flags = columns == 4 ? ROW_PACKED : 0};
     for (int32_t i = 0; i < n; i++) x.labelled += labels[i] != IGNORE_LABEL;
     for (int32_t i = 0; i < n; i++)
-        if (labels[i] != IGNORE_LABEL && (labels[i] < 0 || labels[i] >= vocabulary)) return damaged(r, row, "has a label that is no token", e);
+        if (labels[i] != IGNORE_LABEL && (labels[i] < 0 || labels[i] >= vocabulary))
+            return damaged(r, row, "has a label that is no token", e);
     if (!within(ids, n, 0, vocabulary - 1)) return damaged(r, row, "has an id that is no token", e);
-    if (columns == 4 && !(within(ids + 2 * n, n, 0, n - 1) && within(ids + 3 * n, n, 0, INT32_MAX))) return damaged(r, row, "has a position or a number of a record that cannot be", e);
-    return store_add(d->store, &x, ids, labels, columns == 4 ? ids + 2 * n : NULL, columns == 4 ? ids + 3 * n : NULL, &at, e) || list_add(&d->rows, at, e) ? -1 : 0;
+    if (columns == 4 && !(within(ids + 2 * n, n, 0, n - 1) && within(ids + 3 * n, n, 0, INT32_MAX)))
+        return damaged(r, row, "has a position or a number of a record that cannot be", e);
+    return store_add(d->store, &x, ids, labels, columns == 4 ? ids + 2 * n : NULL, columns == 4 ? ids + 3 * n : NULL, &at, e) ||
+                   list_add(&d->rows, at, e)
+               ? -1
+               : 0;
 }
 
 static int read_all(struct reading *r, int32_t vocabulary, struct dataset *d, struct err *e) {
@@ -168,7 +180,8 @@ static int read_all(struct reading *r, int32_t vocabulary, struct dataset *d, st
         if (stop_check("while a tokenised data set was read", e) || read_row(r, i, vocabulary, d, e)) return -1;
         if (i % 65536 == 65535) log_progress(0, "reading %s: %.0f %%", r->f->path, 100 * (double)r->at / (double)r->f->bytes);
     }
-    if (r->at != r->f->bytes) return err_set(e, ERR_INPUT, "%s: %lld bytes behind the last row", r->f->path, (long long)(r->f->bytes - r->at));
+    if (r->at != r->f->bytes)
+        return err_set(e, ERR_INPUT, "%s: %lld bytes behind the last row", r->f->path, (long long)(r->f->bytes - r->at));
     if (store_seal(d->store, e)) return -1;
     dataset_count(d);
     return 0;
@@ -178,7 +191,8 @@ int rows_read(const char *path, const struct data_config *c, int32_t vocabulary,
     struct reading r = {.f = file_open(path, e)};
     struct dataset *d = r.f ? sys_alloc(sizeof *d, "data set", e) : NULL;
     int rc = -1;
-    if (d && (r.window = sys_alloc(BUFFER_BYTES, "reading a data set", e)) && (d->store = store_open(c, e))) rc = read_all(&r, vocabulary, d, e);
+    if (d && (r.window = sys_alloc(BUFFER_BYTES, "reading a data set", e)) && (d->store = store_open(c, e)))
+        rc = read_all(&r, vocabulary, d, e);
     if (rc) data_free(d);
     else *out = d;
     file_close(r.f), sys_free(r.window), sys_free(r.columns);
@@ -188,7 +202,9 @@ int rows_read(const char *path, const struct data_config *c, int32_t vocabulary,
 /* ---- what it was made for ---- */
 
 static int other(struct err *e, const char *folder, const char *flag, const char *was, const char *is) {
-    return err_set(e, ERR_INPUT, "the data set in %s was tokenised with %s %s, this run has %s; give --%s %s, or another tokenized_path", folder, flag, was, is, flag, was);
+    return err_set(e, ERR_INPUT,
+                   "the data set in %s was tokenised with %s %s, this run has %s; give --%s %s, or another tokenized_path",
+                   folder, flag, was, is, flag, was);
 }
 
 /* Settings that change ids must be those of this run. */
@@ -197,10 +213,15 @@ static int check_facts(const struct data_config *c, const struct tok *t, const s
     char hex[41], was[24], is[24];
     int64_t cutoff = 0;
     tok_hash(t, hex);
-    if (json_str(j, "tokenizer", &hash, folder, e) < 0 || json_str(j, "compat", &compat, folder, e) < 0 || json_str(j, "stage", &stage, folder, e) < 0 ||
-        json_int(j, "cutoff_len", 1, CUTOFF_MAX, &cutoff, folder, e) < 0 || json_int(j, "records", 0, INT64_MAX / 2, records, folder, e) < 0 || json_str(j, "dataset", &made_of, folder, e) < 0)
+    if (json_str(j, "tokenizer", &hash, folder, e) < 0 || json_str(j, "compat", &compat, folder, e) < 0 ||
+        json_str(j, "stage", &stage, folder, e) < 0 || json_int(j, "cutoff_len", 1, CUTOFF_MAX, &cutoff, folder, e) < 0 ||
+        json_int(j, "records", 0, INT64_MAX / 2, records, folder, e) < 0 || json_str(j, "dataset", &made_of, folder, e) < 0)
         return -1;
-    if (strcmp(hash, hex)) return err_set(e, ERR_INPUT, "the data set in %s was tokenised with another tokenizer than that of model_name_or_path; tokenise again into another tokenized_path", folder);
+    if (strcmp(hash, hex))
+        return err_set(e, ERR_INPUT,
+                       "the data set in %s was tokenised with another tokenizer than that of model_name_or_path; tokenise again "
+                       "into another tokenized_path",
+                       folder);
     if (strcmp(compat, era(c->compat_new))) return other(e, folder, "compat", compat, era(c->compat_new));
     if (strcmp(stage, stage_name(c->stage))) return other(e, folder, "stage", stage, stage_name(c->stage));
     snprintf(was, sizeof was, "%lld", (long long)cutoff), snprintf(is, sizeof is, "%lld", (long long)c->cutoff_len);
@@ -209,18 +230,21 @@ static int check_facts(const struct data_config *c, const struct tok *t, const s
     return 0;
 }
 
-int data_load_saved(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval, struct data_report *r, struct err *e) {
+int data_load_saved(const struct data_config *c, const struct tok *t, struct dataset **train, struct dataset **eval,
+                    struct data_report *r, struct err *e) {
     char dir[4096], path[4200], *facts = NULL;
     struct cJSON *j = NULL;
     int rc = -1;
     *train = *eval = NULL;
     *r = (struct data_report){0};
-    if (path_join(dir, sizeof dir, c->tokenized_path, FOLDER, e) || manifest_verify(dir, &facts, e) != 1 || !(j = json_parse(facts, strlen(facts), dir, e)) ||
-        check_facts(c, t, j, &r->records, e) || path_join(path, sizeof path, dir, "train.rows", e) || rows_read(path, c, tok_count(t), train, e))
+    if (path_join(dir, sizeof dir, c->tokenized_path, FOLDER, e) || manifest_verify(dir, &facts, e) != 1 ||
+        !(j = json_parse(facts, strlen(facts), dir, e)) || check_facts(c, t, j, &r->records, e) ||
+        path_join(path, sizeof path, dir, "train.rows", e) || rows_read(path, c, tok_count(t), train, e))
         goto out;
     if (path_join(path, sizeof path, dir, "eval.rows", e) || (path_exists(path) && rows_read(path, c, tok_count(t), eval, e))) goto out;
     if ((c->eval_dataset || c->val_size > 0) && !*eval) {
-        err_set(e, ERR_INPUT, "the data set in %s has no evaluation part: it was tokenised without eval_dataset and val_size", c->tokenized_path);
+        err_set(e, ERR_INPUT, "the data set in %s has no evaluation part: it was tokenised without eval_dataset and val_size",
+                c->tokenized_path);
         goto out;
     }
     r->sequences = (*train)->rows.n, r->tokens = (*train)->tokens, r->labelled_tokens = (*train)->labelled, r->longest = (*train)->longest;

@@ -3,7 +3,8 @@
  *
  * The order is that of the library under LLaMA-Factory (datasets, IterableDataset.shuffle): the buffer is filled with buffer_size records;
  * then each record that is read takes the place of one drawn at random, which goes on; at the end of the files what is
- * left in the buffer goes on in random order, and the next pass begins with another seed. Draws are numpy's. With val_size the first records
+ * left in the buffer goes on in random order, and the next pass begins with another seed. Draws are numpy's. With val_size the
+ * first records
  * of every pass are kept out of it; which they are, feed.c decides, and alike for every pass.
  *
  * Everything is a function of the configuration and of how many sequences were taken: to resume is to skip. */
@@ -223,7 +224,9 @@ struct data_stream *data_stream_open(const struct data_config *c, const struct t
         if (s->k.source[i].samples)
             log_warn("data set %s: num_samples has no effect with streaming", s->k.source[i].name);
     begin_pass(s);
-    if (s->c.val_size > 0 && s->c.mix == MIX_OVER) log_warn("streaming with interleave_over: a data set that begins again brings records of val_size back into training; eval_dataset does not");
+    if (s->c.val_size > 0 && s->c.mix == MIX_OVER)
+        log_warn("streaming with interleave_over: a data set that begins again brings records of val_size back into training; "
+                 "eval_dataset does not");
     if (take_eval(s, eval, e)) goto fail;
     return s;
 fail:
@@ -298,9 +301,9 @@ int data_stream_hash(const struct data_stream *s, char hex[41], struct err *e) {
     for (int i = 0; i < s->k.count; i++)
         for (int f = 0; f < s->k.source[i].file_count; f++)
             str_printf(&text, "%s %lld\n", s->k.source[i].files[f], (long long)path_bytes(s->k.source[i].files[f]));
-    str_printf(&text, "%d %d %lld %d %d %d %d %d %lld %g %lld %llu %s", (int)c->stage, c->compat_new, (long long)c->cutoff_len, c->sft_packing,
-               c->packing, c->neat_packing, c->train_on_prompt, c->mask_history, (long long)c->group_size, c->val_size,
-               (long long)c->buffer_size, (unsigned long long)c->seed, c->default_system ? c->default_system : "");
+    str_printf(&text, "%d %d %lld %d %d %d %d %d %lld %g %lld %llu %s", (int)c->stage, c->compat_new, (long long)c->cutoff_len,
+               c->sft_packing, c->packing, c->neat_packing, c->train_on_prompt, c->mask_history, (long long)c->group_size,
+               c->val_size, (long long)c->buffer_size, (unsigned long long)c->seed, c->default_system ? c->default_system : "");
     if (c->mix != MIX_CONCAT) str_printf(&text, " %d %s", (int)c->mix, c->interleave_probs ? c->interleave_probs : "");
     const int oom = text.oom;
     sha1_init(&h);

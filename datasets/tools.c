@@ -210,7 +210,8 @@ static void dump_tree(const struct cJSON *v, struct str *out) {
 int tools_calls_text(const struct cJSON *calls, struct str *out) {
     const struct cJSON *call;
     cJSON_ArrayForEach(call, calls) {
-        const struct cJSON *function = json_get(call, "function"), *name = json_get(function, "name"), *arguments = json_get(function, "arguments");
+        const struct cJSON *function = json_get(call, "function"), *name = json_get(function, "name"),
+                           *arguments = json_get(function, "arguments");
         struct err why = {0};
         if (!cJSON_IsString(name) || !arguments) return -1;
         str_printf(out, "%sAction: %s\nAction Input: ", call == calls->child ? "" : "\n", name->valuestring);

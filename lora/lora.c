@@ -23,7 +23,8 @@ float lora_scale(const struct lora_config *c) {
 }
 
 /* The words of a comma list as bits in the order of `known`; those of `all` for its last word. */
-static int parse_words(const char *text, const char *flag, const char *const *known, const char *choices, unsigned all, unsigned *bits, struct err *e) {
+static int parse_words(const char *text, const char *flag, const char *const *known, const char *choices, unsigned all,
+                       unsigned *bits, struct err *e) {
     static const char trim[] = " \t\r\n\"'";
     unsigned found = 0;
     for (const char *s = text;; s++) { /* s++ steps over the comma */
@@ -153,7 +154,9 @@ int64_t lora_whole_count(const struct lora *l, enum whole w) { return w == WHOLE
 
 int lora_hold(struct lora *l, struct err *e) {
     for (int w = 0; w < WHOLES; w++)
-        if (l->config.wholes >> w & 1 && !(l->whole[w] = sys_alloc_array((size_t)lora_whole_count(l, (enum whole)w), sizeof(float), "a module trained whole", e))) return -1;
+        if (l->config.wholes >> w & 1 && !(l->whole[w] = sys_alloc_array((size_t)lora_whole_count(l, (enum whole)w),
+                                                                         sizeof(float), "a module trained whole", e)))
+            return -1;
     return 0;
 }
 

@@ -486,8 +486,12 @@ int lora_load(const char *dir, const struct model_config *m, struct lora *l, str
         for (int p = 0; !r && p < PROJ_COUNT; p++)
             if (l->config.targets >> p & 1) {
                 float *data = l->data + layer * l->layer_floats;
-                r = stop_check("while an adapter was loaded", e) || lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p),
-                                   data + lora_offset_b(l, (enum proj)p), l->config.dora ? data + lora_offset_m(l, (enum proj)p) : NULL, e) ? -1 : 0;
+                r = stop_check("while an adapter was loaded", e) ||
+                            lora_file_read(&f, layer, (enum proj)p, data + lora_offset_a(l, (enum proj)p),
+                                           data + lora_offset_b(l, (enum proj)p),
+                                           l->config.dora ? data + lora_offset_m(l, (enum proj)p) : NULL, e)
+                        ? -1
+                        : 0;
             }
     lora_file_close(&f);
     if (r) lora_free(l);
@@ -510,7 +514,8 @@ static int save_whole(const struct lora *l, enum whole w, struct ckpt_writer *to
     const int64_t shape[2] = {w == WHOLE_NORM ? l->model.D : l->model.V, l->model.D};
     ASSERT(l->whole[w], "%s is not held", wholes[w].module);
     snprintf(name, sizeof name, "base_model.model.%s", wholes[w].tensor);
-    return declare ? ckpt_declare(to, name, DT_F32, wholes[w].rank, shape, e) : ckpt_write(to, l->whole[w], lora_whole_count(l, w) * (int64_t)sizeof(float), e);
+    return declare ? ckpt_declare(to, name, DT_F32, wholes[w].rank, shape, e)
+                   : ckpt_write(to, l->whole[w], lora_whole_count(l, w) * (int64_t)sizeof(float), e);
 }
 
 int lora_save(const struct lora *l, const char *dir, const char *base_model, struct err *e) {

@@ -7,7 +7,8 @@ enum { A_IDS, A_POSITION, A_FIRST, A_OFFSET, A_NOISE, A_ROW, A_LABEL, A_WEIGHT, 
 
 int64_t batch_cost(int64_t max_tokens) { return max_tokens * 4 * (A_COUNT + 2) + 512; }
 
-int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t window_rows, int64_t max_tokens, int64_t max_seqs, struct err *e) {
+int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t window_rows, int64_t max_tokens, int64_t max_seqs,
+               struct err *e) {
     *b = (struct batch){.be = be, .max_rows = max_rows, .window_rows = window_rows, .max_tokens = max_tokens, .max_seqs = max_seqs};
     size_t bytes = (size_t)max_tokens * 4, windows = (size_t)(max_seqs + max_tokens / window_rows + 1);
     b->window = sys_alloc_array(windows, sizeof *b->window, "windows", e);
@@ -15,11 +16,14 @@ int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t wi
     b->chunk = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->chunk, "chunks", e);
     b->starts = sys_alloc_array((size_t)(2 * max_seqs + 2), sizeof *b->starts, "sequence starts", e);
     b->loss_of = sys_alloc_array((size_t)max_seqs + 1, sizeof *b->loss_of, "sequence losses", e);
-    if (b->chunk && b->starts && b->loss_of && b->window && b->window_starts && (b->nll = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) &&
-        (b->best = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) && (b->dev_best = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e)) &&
+    if (b->chunk && b->starts && b->loss_of && b->window && b->window_starts &&
+        (b->nll = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) &&
+        (b->best = backend_alloc(be, AT_HOST, bytes + 4, "token arrays", e)) &&
+        (b->dev_best = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e)) &&
         (b->host = backend_alloc(be, AT_HOST, bytes * A_COUNT + 4, "token arrays", e)) &&
         (b->dev = backend_alloc(be, AT_DEVICE, bytes * A_COUNT + 4, "token arrays", e)) &&
-        (b->dev_nll = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e))) return 0;
+        (b->dev_nll = backend_alloc(be, AT_DEVICE, bytes + 4, "token arrays", e)))
+        return 0;
     batch_close(b);
     return -1;
 }
@@ -71,8 +75,14 @@ static void cut(const struct batch *b, struct chunk *k, struct window *w, int32_
             int joins = at == first && k->n_windows && !w[-1].goes_on && w[-1].seam < 0 && end - w[-1].at <= b->window_rows;
             n = end - at < b->window_rows ? end - at : b->window_rows;
             if (!joins) {
-                *w = (struct window){.at = at, .seam = at > first ? seams++ : -1, .goes_on = at + n < end,
-                                     .rows = {.token0 = r->token0 + at, .seq_start = starts, .position = r->position + at, .first = r->first + at, .offset = r->offset + at}};
+                *w = (struct window){.at = at,
+                                     .seam = at > first ? seams++ : -1,
+                                     .goes_on = at + n < end,
+                                     .rows = {.token0 = r->token0 + at,
+                                              .seq_start = starts,
+                                              .position = r->position + at,
+                                              .first = r->first + at,
+                                              .offset = r->offset + at}};
                 *starts++ = 0;
                 w++, k->n_windows++;
             }
@@ -156,7 +166,8 @@ void batch_fill(struct batch *b, const struct model_config *c, const struct batc
         const int32_t *d[A_COUNT];
         for (int a = 0; a < A_COUNT; a++) d[a] = b->dev + a * b->max_tokens + (a < A_ROW ? j->rows.token0 : j->loss0);
         j->noise = noisy ? (const float *)d[A_NOISE] : NULL;
-        j->ids = d[A_IDS], j->host_ids = h[A_IDS] + j->rows.token0, j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST], j->rows.offset = d[A_OFFSET];
+        j->ids = d[A_IDS], j->host_ids = h[A_IDS] + j->rows.token0, j->rows.position = d[A_POSITION], j->rows.first = d[A_FIRST],
+        j->rows.offset = d[A_OFFSET];
         j->row = d[A_ROW], j->label = d[A_LABEL], j->weight = (const float *)d[A_WEIGHT];
         j->nll = b->dev_nll + j->loss0;
         j->best = b->with_best ? b->dev_best + j->loss0 : NULL;

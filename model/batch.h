@@ -58,7 +58,8 @@ struct batch {
     int32_t *dev_best;
 };
 /* max_rows per chunk, window_rows per window, in all max_tokens rows of max_seqs sequences (documents, where there are). */
-int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t window_rows, int64_t max_tokens, int64_t max_seqs, struct err *e);
+int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t window_rows, int64_t max_tokens, int64_t max_seqs,
+               struct err *e);
 int64_t batch_cost(int64_t max_tokens); /* device bytes batch_open takes */
 void batch_close(struct batch *b);
 /* Fills the batch and sends it to the device. Chunks are filled greedily in order. */

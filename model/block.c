@@ -17,7 +17,8 @@ struct branches { unsigned targets; int64_t R; };
 static int64_t width(struct branches b, int p) { return p != NONE && b.targets >> p & 1 ? b.R : 0; }
 
 /* A matrix with the (rows, R) matrices of up to two branches, which lie behind its columns if R keeps rows aligned, else apart. */
-static struct mat take_with(char *p, size_t *at, int64_t rows, int64_t cols, enum dtype type, struct branches b, int p0, int p1, struct mat *to) {
+static struct mat take_with(char *p, size_t *at, int64_t rows, int64_t cols, enum dtype type, struct branches b, int p0, int p1,
+                            struct mat *to) {
     int64_t w0 = width(b, p0), w1 = width(b, p1), inside = b.R % 8 == 0;
     struct mat m = take(p, at, rows, cols, inside ? w0 + w1 : 0, type);
     const int which[] = {p0, p1};
@@ -60,7 +61,8 @@ void saved_view(const struct model_config *c, enum dtype act, unsigned targets, 
     saved_lay(c, act, (struct branches){targets, R}, n, p, s);
 }
 
-static size_t scratch_lay(const struct model_config *c, enum dtype act, struct branches b, struct capacity n, int backward, char *p, struct scratch *t) {
+static size_t scratch_lay(const struct model_config *c, enum dtype act, struct branches b, struct capacity n, int backward,
+                          char *p, struct scratch *t) {
     size_t first = 0, again = 0, second, other;
     int64_t D = c->D, w = n.window;
     struct mat xa[PROJ_COUNT] = {0};
@@ -87,7 +89,8 @@ size_t scratch_bytes(const struct model_config *c, enum dtype act, unsigned targ
     struct scratch t;
     return scratch_lay(c, act, (struct branches){targets, R}, n, backward, NULL, &t);
 }
-void scratch_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, int backward, void *p, struct scratch *t) {
+void scratch_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, int backward,
+                  void *p, struct scratch *t) {
     scratch_lay(c, act, (struct branches){targets, R}, n, backward, p, t);
 }
 int64_t gradient_columns(const struct model_config *c, unsigned targets, int64_t R) {
@@ -212,20 +215,24 @@ static void before_attention(const struct block *b, const struct window *w, stru
     const struct layer *l = b->w;
     struct saved *s = b->s;
     int64_t N = w->rows.N, D = b->config->D;
-    struct mat a = of_window(s->a, w), u = of_window(s->u, w), z = of_window(s->s, w), f = of_window(s->b, w), a_before = none, u_before = none;
+    struct mat a = of_window(s->a, w), u = of_window(s->u, w), z = of_window(s->s, w), f = of_window(s->b, w), a_before = none,
+               u_before = none;
     if (w->seam >= 0) a_before = mat_rows(s->seam_a, w->seam, 1), u_before = mat_rows(s->seam_u, w->seam, 1);
     if (b->cache && b->cache->past) a_before = b->cache->a, u_before = b->cache->u;
     norm(b, w, x, a, l->norm1, s->r1, b->config->eps);
     linear(b, &(struct linear_args){.rows = &w->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, w, PROJ_V, v, none)}});
-    op_filter(b->be, &(struct filter_args){.rows = &w->rows, .x = a, .y = u, .w0 = l->conv1[0], .w1 = l->conv1[1], .b = l->conv1_b, .b_type = DT_F32, .before = a_before});
-    op_filter(b->be, &(struct filter_args){.rows = &w->rows, .x = u, .y = z, .w0 = l->conv2[0], .w1 = l->conv2[1], .b = l->conv2_b, .b_type = DT_F32, .before = u_before,
+    op_filter(b->be, &(struct filter_args){.rows = &w->rows, .x = a, .y = u, .w0 = l->conv1[0], .w1 = l->conv1[1],
+                                           .b = l->conv1_b, .b_type = DT_F32, .before = a_before});
+    op_filter(b->be, &(struct filter_args){.rows = &w->rows, .x = u, .y = z, .w0 = l->conv2[0], .w1 = l->conv2[1],
+                                           .b = l->conv2_b, .b_type = DT_F32, .before = u_before,
                                            .add = a});
     struct mat next_a = b->cache ? b->cache->a : none, next_u = b->cache ? b->cache->u : none;
     if (w->goes_on) next_a = mat_rows(s->seam_a, w[1].seam, 1), next_u = mat_rows(s->seam_u, w[1].seam, 1);
     keep_row(b, next_a, a, N - 1), keep_row(b, next_u, u, N - 1);
     norm(b, w, z, f, l->norm_f, s->rf, FILTER_EPS);
     struct mat q = qk.data ? mat_cols(qk, 0, D) : none, k = qk.data ? mat_cols(qk, D, D) : none;
-    linear(b, &(struct linear_args){.rows = &w->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q), .out = {out(b, w, PROJ_Q, q, none), out(b, w, PROJ_K, k, none)}});
+    linear(b, &(struct linear_args){.rows = &w->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q),
+                                    .out = {out(b, w, PROJ_Q, q, none), out(b, w, PROJ_K, k, none)}});
     if (qk.data) op_rope(b->be, &(struct rope_args){.rows = &w->rows, .x = qk, .K = b->config->K, .sign = 1});
 }
 
@@ -233,21 +240,24 @@ static void before_attention(const struct block *b, const struct window *w, stru
 static void after_attention(const struct block *b, const struct window *w, struct mat x, struct mat y) {
     const struct model_config *c = b->config;
     struct saved *s = b->s;
-    struct mat o = of_chunk(s->o, w), x1 = of_window(s->x1, w), cc = of_window(s->c, w), gu = of_window(s->gu, w), m = of_window(b->t->m, w);
+    struct mat o = of_chunk(s->o, w), x1 = of_window(s->x1, w), cc = of_window(s->c, w), gu = of_window(s->gu, w),
+               m = of_window(b->t->m, w);
     struct mat g = mat_cols(gu, 0, c->F), up = mat_cols(gu, c->F, c->F);
     struct linear_out attention = out(b, w, PROJ_O, x1, none), down = out(b, w, PROJ_DOWN, y, none);
     attention.add = x;
     if (y.data) down.add = x1;
     linear(b, &(struct linear_args){.rows = &w->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O), .out = {attention}});
     norm(b, w, x1, cc, b->w->norm2, s->r2, c->eps);
-    linear(b, &(struct linear_args){.rows = &w->rows, .x = cc, .n = 2, .joint = joint(b, PROJ_GATE), .out = {out(b, w, PROJ_GATE, g, none), out(b, w, PROJ_UP, up, none)}});
+    linear(b, &(struct linear_args){.rows = &w->rows, .x = cc, .n = 2, .joint = joint(b, PROJ_GATE),
+                                    .out = {out(b, w, PROJ_GATE, g, none), out(b, w, PROJ_UP, up, none)}});
     op_gate(b->be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .y = m});
     linear(b, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {down}});
 }
 
 /* The gradient of a projection's magnitudes, if it has any, from its output. */
 static void magnitudes(const struct block *b, const struct window *w, enum proj p, struct mat y, struct mat dy) {
-    if (b->lora && b->lora[p].m) op_dora_bwd(b->be, &(struct dora_args){.w = b->w->proj[p], .lora = b->lora[p], .rows = &w->rows, .y = y, .dy = dy});
+    if (b->lora && b->lora[p].m) op_dora_bwd(b->be, &(struct dora_args){.w = b->w->proj[p], .lora = b->lora[p],
+                                                                        .rows = &w->rows, .y = y, .dy = dy});
 }
 /* The same of a projection whose output was added to the residual: it is made again in `y`, which has room for more than that. */
 static void magnitudes_again(const struct block *b, const struct window *w, enum proj p, struct mat x, struct mat room, struct mat dy) {
@@ -275,7 +285,8 @@ static void up_to_attention(const struct block *b, const struct window *w, int n
         v = mat_rows(b->cache->v, past, N), values = mat_rows(b->cache->v, 0, past + N);
     }
     for (int i = 0; i < n; i++) before_attention(b, w + i, of_chunk(x, w + i), of_chunk(qk, w + i), of_chunk(v, w + i));
-    op_attend(b->be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .past = past, .q = qk, .k = mat_cols(keys, K, 2 * D - K), .v = values,
+    op_attend(b->be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .past = past, .q = qk,
+                                           .k = mat_cols(keys, K, 2 * D - K), .v = values,
                                            .o = mat_rows(s->o, 0, N), .q_step = 2 * K, .k_step = 2 * K, .v_step = K, .lse = s->lse});
 }
 
@@ -293,14 +304,17 @@ static void back_to_attention(const struct block *b, const struct window *w, str
     struct backend *be = b->be;
     struct saved *s = b->s;
     struct scratch *t = b->t;
-    struct mat o = of_chunk(s->o, w), d_o = of_chunk(t->d_o, w), x1 = of_window(s->x1, w), cc = of_window(s->c, w), gu = of_window(s->gu, w), m = of_window(t->m, w);
+    struct mat o = of_chunk(s->o, w), d_o = of_chunk(t->d_o, w), x1 = of_window(s->x1, w), cc = of_window(s->c, w),
+               gu = of_window(s->gu, w), m = of_window(t->m, w);
     struct mat g = mat_cols(gu, 0, c->F), up = mat_cols(gu, c->F, c->F), dm = of_window(t->dm, w), dD = of_window(t->dD, w);
     if (!m_valid) {
         op_gate(be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .y = m});
-        linear(b, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {out(b, w, PROJ_DOWN, none, none)}});
+        linear(b, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN),
+                                        .out = {out(b, w, PROJ_DOWN, none, none)}});
     }
     magnitudes_again(b, w, PROJ_DOWN, m, t->dm, dx); /* dm and what follows it are not in use yet: at least 2 D columns */
-    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN), .out = {out(b, w, PROJ_DOWN, none, dx)}, .dx = dm});
+    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = m, .n = 1, .joint = joint(b, PROJ_DOWN),
+                                            .out = {out(b, w, PROJ_DOWN, none, dx)}, .dx = dm});
     magnitudes(b, w, PROJ_GATE, m, dm); /* g dg = m dm, for m = g silu(up) */
     if (b->lora && b->lora[PROJ_UP].m) {
         op_gate_bwd(be, &(struct gate_args){.rows = &w->rows, .g = g, .u = up, .dy = dm, .du = m});
@@ -311,7 +325,8 @@ static void back_to_attention(const struct block *b, const struct window *w, str
                                             .out = {out(b, w, PROJ_GATE, none, g), out(b, w, PROJ_UP, none, up)}});
     norm_bwd(b, w, x1, dD, dx, b->w->norm2, s->r2, c->eps, b->grads ? b->grads->norm2 : NULL, 0);
     magnitudes_again(b, w, PROJ_O, o, t->dD, dx);
-    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O), .out = {out(b, w, PROJ_O, none, dx)}, .dx = d_o});
+    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = o, .n = 1, .joint = joint(b, PROJ_O),
+                                            .out = {out(b, w, PROJ_O, none, dx)}, .dx = d_o});
 }
 
 /* From dq|dk and dv to dx; the gradient of a gathers in dD. */
@@ -322,8 +337,10 @@ static void back_to_input(const struct block *b, const struct window *w, struct 
     struct saved *s = b->s;
     struct scratch *t = b->t;
     int64_t D = b->config->D;
-    struct mat a = of_window(s->a, w), u = of_window(s->u, w), z = of_window(s->s, w), f = of_window(s->b, w), dqk = of_chunk(t->dqk, w), dv = of_chunk(t->dv, w);
-    struct mat dD = of_window(t->dD, w), ds = of_window(t->ds, w), du = of_window(t->du, w), after_s = none, after_u = none, a_before = none, u_before = none;
+    struct mat a = of_window(s->a, w), u = of_window(s->u, w), z = of_window(s->s, w), f = of_window(s->b, w),
+               dqk = of_chunk(t->dqk, w), dv = of_chunk(t->dv, w);
+    struct mat dD = of_window(t->dD, w), ds = of_window(t->ds, w), du = of_window(t->du, w), after_s = none, after_u = none,
+               a_before = none, u_before = none;
     op_rope(be, &(struct rope_args){.rows = &w->rows, .x = dqk, .K = b->config->K, .sign = -1});
     if (b->lora && (b->lora[PROJ_Q].m || b->lora[PROJ_K].m)) { /* q and k as their projections made them */
         struct mat qk = of_chunk(s->qk, w);
@@ -332,8 +349,13 @@ static void back_to_input(const struct block *b, const struct window *w, struct 
         magnitudes(b, w, PROJ_K, mat_cols(qk, D, D), mat_cols(dqk, D, D));
     }
     magnitudes(b, w, PROJ_V, of_chunk(s->v, w), dv);
-    op_linear_bwd(be, &(struct linear_args){.rows = &w->rows, .x = f, .n = 2, .joint = joint(b, PROJ_Q), .dx = need_dx ? dD : none,
-                                            .out = {out(b, w, PROJ_Q, none, mat_cols(dqk, 0, D)), out(b, w, PROJ_K, none, mat_cols(dqk, D, D))}});
+    op_linear_bwd(be, &(struct linear_args){
+                          .rows = &w->rows,
+                          .x = f,
+                          .n = 2,
+                          .joint = joint(b, PROJ_Q),
+                          .dx = need_dx ? dD : none,
+                          .out = {out(b, w, PROJ_Q, none, mat_cols(dqk, 0, D)), out(b, w, PROJ_K, none, mat_cols(dqk, D, D))}});
     struct linear_args v = {.rows = &w->rows, .x = a, .n = 1, .joint = joint(b, PROJ_V), .out = {out(b, w, PROJ_V, none, dv)}};
     if (!need_dx) {
         op_linear_bwd(be, &v);
@@ -345,9 +367,11 @@ static void back_to_input(const struct block *b, const struct window *w, struct 
     }
     if (w->seam >= 0) a_before = mat_rows(s->seam_a, w->seam, 1), u_before = mat_rows(s->seam_u, w->seam, 1);
     norm_bwd(b, w, z, dD, ds, l->norm_f, s->rf, FILTER_EPS, G->norm_f, 1); /* b = norm(s), s = a + conv2(conv1(a)) */
-    op_filter_bwd(be, &(struct filter_args){.rows = &w->rows, .x = u, .dy = ds, .dx = du, .w0 = l->conv2[0], .w1 = l->conv2[1], .before = u_before, .after = after_s,
+    op_filter_bwd(be, &(struct filter_args){.rows = &w->rows, .x = u, .dy = ds, .dx = du, .w0 = l->conv2[0], .w1 = l->conv2[1],
+                                            .before = u_before, .after = after_s,
                                             .dw0 = G->conv2[0], .dw1 = G->conv2[1], .db = G->conv2_b});
-    op_filter_bwd(be, &(struct filter_args){.rows = &w->rows, .x = a, .dy = du, .dx = dD, .dx_add = ds, .w0 = l->conv1[0], .w1 = l->conv1[1], .before = a_before, .after = after_u,
+    op_filter_bwd(be, &(struct filter_args){.rows = &w->rows, .x = a, .dy = du, .dx = dD, .dx_add = ds, .w0 = l->conv1[0],
+                                            .w1 = l->conv1[1], .before = a_before, .after = after_u,
                                             .dw0 = G->conv1[0], .dw1 = G->conv1[1], .db = G->conv1_b});
     v.dx = dD, v.accumulate = 1;
     op_linear_bwd(be, &v);
@@ -369,9 +393,11 @@ void block_backward(const struct block *b, struct mat x, struct mat dx, int kept
         back_to_attention(b, w + i, of_chunk(dx, w + i), !kept);
     }
     struct mat qk = mat_rows(s->qk, 0, N), dqk = mat_rows(t->dqk, 0, N);
-    op_attend_bwd(b->be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .q = qk, .k = mat_cols(qk, K, 2 * D - K), .v = mat_rows(s->v, 0, N), .o = mat_rows(s->o, 0, N),
+    op_attend_bwd(b->be, &(struct attend_args){.rows = b->rows, .H = c->H, .K = K, .q = qk, .k = mat_cols(qk, K, 2 * D - K),
+                                               .v = mat_rows(s->v, 0, N), .o = mat_rows(s->o, 0, N),
                                                .q_step = 2 * K, .k_step = 2 * K, .v_step = K, .lse = s->lse, .d_o = mat_rows(t->d_o, 0, N),
-                                               .dq = dqk, .dk = mat_cols(dqk, K, 2 * D - K), .dv = mat_rows(t->dv, 0, N), .delta = t->delta});
+                                               .dq = dqk, .dk = mat_cols(dqk, K, 2 * D - K), .dv = mat_rows(t->dv, 0, N),
+                                               .delta = t->delta});
     for (int i = n - 1; i >= 0; i--) {
         if (i < n - 1) before_attention(b, w + i, of_chunk(x, w + i), none, none); /* the last one's are still there */
         back_to_input(b, w + i, of_chunk(x, w + i), of_chunk(dx, w + i), need_dx);

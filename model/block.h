@@ -20,7 +20,8 @@
 struct capacity { int64_t chunk, window; };
 
 /* What backward needs of a block's forward, beside x. Either kept, or made again just before. qk, v, o and lse hold a chunk, all
- * else holds a window. Where the rank is a multiple of 8, each xa lies behind the columns of its input, in the same rows (backend.h, linear). */
+ * else holds a window. Where the rank is a multiple of 8, each xa lies behind the columns of its input, in the same rows
+ * (backend.h, linear). */
 struct saved {
     struct mat a, u, s, b, qk, v, o, x1, c; /* D, D/2, D, D, 2D, D, D, D, D; activation type */
     struct mat seam_a, seam_u;              /* (seams, D), (.., D/2): the last rows of a and u before a window that goes on */
@@ -43,7 +44,8 @@ struct scratch {
 size_t saved_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n);
 void saved_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, void *p, struct saved *s);
 size_t scratch_bytes(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, int backward);
-void scratch_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, int backward, void *p, struct scratch *t);
+void scratch_view(const struct model_config *c, enum dtype act, unsigned targets, int64_t R, struct capacity n, int backward,
+                  void *p, struct scratch *t);
 /* Columns that a matrix of layer gradients needs: D, and room for dxa of o and down behind. */
 int64_t gradient_columns(const struct model_config *c, unsigned targets, int64_t R);
 

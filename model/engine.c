@@ -12,7 +12,8 @@ static int64_t rank(const struct engine_config *c) { return c->lora ? c->lora->c
 
 int engine_stacked(const struct model *m, const struct lora *lora) {
     const struct tensor_place *t = m->lay.t;
-    return !lora && m->lay.proj == W_BF16 && t[LT_K].offset == t[LT_Q].offset + t[LT_Q].bytes && t[LT_UP].offset == t[LT_GATE].offset + t[LT_GATE].bytes;
+    return !lora && m->lay.proj == W_BF16 && t[LT_K].offset == t[LT_Q].offset + t[LT_Q].bytes &&
+           t[LT_UP].offset == t[LT_GATE].offset + t[LT_GATE].bytes;
 }
 
 /* What a backend gains from joint operands depends on it: none on the CPU. */
@@ -20,17 +21,22 @@ static int joins(const struct model *m, const struct engine_config *c) { return 
 
 void engine_pages(const struct model *m, const struct engine_config *c, struct pages_config *x, struct pages_config *dx) {
     size_t element = dtype_bytes(m->info.activation);
-    int64_t n = (c->training ? m->config.L + 1 : 2) * c->chunks, resident = c->resident_acts < 0 || c->resident_acts > n ? n : c->resident_acts;
-    *x = (struct pages_config){.name = "layer inputs", .count = n, .page_bytes = (size_t)(c->rows * m->config.D) * element, .resident = resident, .slots = resident < n ? 4 : 0};
-    *dx = (struct pages_config){.name = "layer gradients", .count = c->training ? c->chunks : 0, .page_bytes = (size_t)(c->rows * gradient_columns(&m->config, targets(c), rank(c))) * element,
+    int64_t n = (c->training ? m->config.L + 1 : 2) * c->chunks,
+            resident = c->resident_acts < 0 || c->resident_acts > n ? n : c->resident_acts;
+    *x = (struct pages_config){.name = "layer inputs", .count = n, .page_bytes = (size_t)(c->rows * m->config.D) * element,
+                               .resident = resident, .slots = resident < n ? 4 : 0};
+    *dx = (struct pages_config){.name = "layer gradients", .count = c->training ? c->chunks : 0,
+                                .page_bytes = (size_t)(c->rows * gradient_columns(&m->config, targets(c), rank(c))) * element,
                                 .resident = c->chunks};
 }
 
 static struct backend_limits limits(const struct model *m, const struct engine_config *c) {
     const struct model_config *k = &m->config;
-    return (struct backend_limits){.rows = capacity(c).window, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H, .K = k->K, .V = k->V,
+    return (struct backend_limits){.rows = capacity(c).window, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H,
+                                   .K = k->K, .V = k->V,
                                    .R = rank(c), .trains_weights = c->training && m->trainable_weights,
-                                   .head_f32 = m->outer_format == W_F32 && m->info.activation == DT_BF16, .drops = c->drops, .joined = joins(m, c) || engine_stacked(m, c->lora)};
+                                   .head_f32 = m->outer_format == W_F32 && m->info.activation == DT_BF16, .drops = c->drops,
+                                   .joined = joins(m, c) || engine_stacked(m, c->lora)};
 }
 
 /* Bytes of the scales of all magnitudes. */
@@ -44,8 +50,11 @@ struct parts { size_t saved, r, counting, scratch, joints, row, weights, scales,
 static struct parts parts(const struct model *m, const struct engine_config *c) {
     enum dtype act = m->info.activation;
     const struct model_config *k = &m->config;
-    struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), capacity(c)), .scratch = scratch_bytes(k, act, targets(c), rank(c), capacity(c), c->training),
-                      .r = align256((size_t)c->rows * 4), .row = align256((size_t)(c->rows * k->D) * dtype_bytes(act)), .joints = joins(m, c) ? joints_bytes(k, act, targets(c), rank(c)) : 0};
+    struct parts p = {.saved = saved_bytes(k, act, targets(c), rank(c), capacity(c)),
+                      .scratch = scratch_bytes(k, act, targets(c), rank(c), capacity(c), c->training),
+                      .r = align256((size_t)c->rows * 4),
+                      .row = align256((size_t)(c->rows * k->D) * dtype_bytes(act)),
+                      .joints = joins(m, c) ? joints_bytes(k, act, targets(c), rank(c)) : 0};
     size_t slice = align256(2 * dtype_bytes(act) * (size_t)(k->V + k->D) + 1024); /* a row of logits at least */
     if (p.saved < slice) p.saved = slice;
     if (c->outer_on_host) {
@@ -68,9 +77,12 @@ int engine_items(const struct model *m, const struct engine_config *c, struct pl
     engine_pages(m, c, &x, &dx);
     items[0] = (struct plan_item){.name = x.name}, items[1] = (struct plan_item){.name = dx.name};
     pages_cost(&x, &items[0].device, &items[0].host, &items[0].disk), pages_cost(&dx, &items[1].device, &items[1].host, &items[1].disk);
-    if (items[0].host) items[0].out = (double)items[0].host, items[0].in = (c->chunks > 2 ? 2 : 1) * items[0].out; /* few chunks are still in their slots */
+    if (items[0].host)
+        items[0].out = (double)items[0].host,
+        items[0].in = (c->chunks > 2 ? 2 : 1) * items[0].out; /* few chunks are still in their slots */
     items[2] = (struct plan_item){.name = "kept activations", .device = (int64_t)p.saved * c->keep_layers * c->chunks};
-    items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.block - p.joints), .host = (int64_t)p.stage, .alone = (double)p.weights + (double)(p.stage * (size_t)c->chunks)};
+    items[3] = (struct plan_item){.name = "working set of a chunk", .device = (int64_t)(p.block - p.joints),
+                                  .host = (int64_t)p.stage, .alone = (double)p.weights + (double)(p.stage * (size_t)c->chunks)};
     items[4] = (struct plan_item){.name = "a layer's operands", .device = (int64_t)p.joints};
     items[5] = (struct plan_item){.name = "workspace of the ops", .device = (int64_t)m->be->workspace(m->be->self, &l)};
     return 6;
@@ -126,7 +138,8 @@ void engine_adapters(const struct engine *g, int64_t layer, float *value, float 
         if (!l || !(l->config.targets >> p & 1)) continue;
         int64_t rows, cols, R = l->config.rank, a = lora_offset_a(l, (enum proj)p), b = lora_offset_b(l, (enum proj)p);
         proj_shape(&g->m->config, (enum proj)p, &rows, &cols);
-        out[p] = (struct adapter){.A = {value + a, R, cols, cols, DT_F32}, .B = {value + b, rows, R, R, DT_F32}, .scale = lora_scale(&l->config)};
+        out[p] = (struct adapter){.A = {value + a, R, cols, cols, DT_F32}, .B = {value + b, rows, R, R, DT_F32},
+                                  .scale = lora_scale(&l->config)};
         if (grad) out[p].dA = (struct mat){grad + a, R, cols, cols, DT_F32}, out[p].dB = (struct mat){grad + b, rows, R, R, DT_F32};
         if (!c) continue;
         out[p].m = value + lora_offset_m(l, (enum proj)p), out[p].c = c + lora_rows(l, (enum proj)p);
@@ -202,9 +215,15 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         const int32_t *ids;
         struct weight E = embedding(g, &b->chunk[c], &ids);
         struct mat y = matrix(g, pages_get(g->x, page_of(g, 0, c), PAGE_WRITE), n);
-        op_embed(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = ids, .y = y, .skip = -1,
-                                             .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
-        if (drop && b->chunk[c].noise) op_noise(g->be, &(struct noise_args){.rows = &b->chunk[c].rows, .y = y, .size = b->chunk[c].noise, .seed = drop->seed, .step = drop->step});
+        op_embed(g->be, &(struct embed_args){
+                            .rows = &b->chunk[c].rows,
+                            .ids = ids,
+                            .y = y,
+                            .skip = -1,
+                            .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
+        if (drop && b->chunk[c].noise) op_noise(g->be, &(struct noise_args){.rows = &b->chunk[c].rows, .y = y,
+                                                                            .size = b->chunk[c].noise, .seed = drop->seed,
+                                                                            .step = drop->step});
         pages_put(g->x, page_of(g, 0, c), 1), put_outer(g);
     }
     pages_want(g->x, page_of(g, 0, 0));
@@ -227,8 +246,17 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
             pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : page_of(g, l + 1, 0));
             if (!brought) pages_want_part(m->layers, l + 1, c + 1, b->n_chunks);
             struct saved store;
-            struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints,
-                              .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
+            struct block k = {.be = g->be,
+                              .config = &m->config,
+                              .rows = &b->chunk[c].rows,
+                              .n_windows = b->chunk[c].n_windows,
+                              .window = b->chunk[c].window,
+                              .w = &w,
+                              .lora = value ? lora : NULL,
+                              .joints = joints,
+                              .drop = dropout_of(drop, l),
+                              .s = saved_of(g, l, c, &store),
+                              .t = &g->scratch};
             block_forward(&k, x, y);
             pages_put(g->x, in, 0), pages_put(g->x, to, 1);
         }
@@ -250,11 +278,13 @@ void engine_head(struct engine *g, const struct batch *b, int backward, const st
         int64_t page = page_of(g, L, c), n = k->rows.N;
         struct mat x = matrix(g, pages_get(g->x, page, PAGE_READ), n), y = matrix(g, y_at, n), dy = {0};
         pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, L, c + 1) : backward && g->c.lowest < L ? page_of(g, L - 1, 0) : -1);
-        struct norm_args na = {.rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
+        struct norm_args na = {
+            .rows = &k->rows, .x = x, .y = y, .g = norm, .g_type = DT_F32, .r = g->r, .eps = m->config.eps, .overwrite = 1};
         op_norm(g->be, &na);
         if (backward) dy = matrix(g, dy_at, n);
         op_loss(g->be, &(struct loss_args){.rows = &k->rows, .y = y, .E = model_head(m, outer), .n = k->n_loss, .row = k->row,
-                                           .label = k->label, .weight = backward ? k->weight : NULL, .smoothing = (float)g->c.smoothing, .nll = k->nll, .best = k->best, .dy = dy,
+                                           .label = k->label, .weight = backward ? k->weight : NULL,
+                                           .smoothing = (float)g->c.smoothing, .nll = k->nll, .best = k->best, .dy = dy,
                                            .dE = hg ? (struct mat){hg->head, m->config.V, D, D, DT_F32} : (struct mat){0},
                                            .work = g->memory, .work_bytes = g->kept_bytes});
         if (backward) {
@@ -285,8 +315,18 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
         pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l > g->c.lowest ? page_of(g, l - 1, 0) : -1);
         if (l > g->c.lowest) pages_want_part(m->layers, l - 1, c + 1, b->n_chunks);
         struct saved store;
-        struct block k = {.be = g->be, .config = &m->config, .rows = &b->chunk[c].rows, .n_windows = b->chunk[c].n_windows, .window = b->chunk[c].window, .w = &w, .lora = value ? lora : NULL, .joints = joints, .grads = lg,
-                          .drop = dropout_of(drop, l), .s = saved_of(g, l, c, &store), .t = &g->scratch};
+        struct block k = {.be = g->be,
+                          .config = &m->config,
+                          .rows = &b->chunk[c].rows,
+                          .n_windows = b->chunk[c].n_windows,
+                          .window = b->chunk[c].window,
+                          .w = &w,
+                          .lora = value ? lora : NULL,
+                          .joints = joints,
+                          .grads = lg,
+                          .drop = dropout_of(drop, l),
+                          .s = saved_of(g, l, c, &store),
+                          .t = &g->scratch};
         int kept = k.s != &g->saved;
         block_backward(&k, x, dx, kept, need_dx);
         pages_put(g->x, page, 0), pages_put(g->dx, c, 1);
@@ -299,7 +339,8 @@ void engine_embed_backward(struct engine *g, const struct batch *b, const struct
     for (int c = 0; hg->embed && c < b->n_chunks; c++) {
         struct mat dy = gradient(g, pages_get(g->dx, c, PAGE_READ), b->chunk[c].rows.N);
         op_embed_bwd(g->be, &(struct embed_args){.rows = &b->chunk[c].rows, .ids = b->chunk[c].ids, .dy = dy,
-                                                 .dE = {hg->embed, k->V, k->D, k->D, DT_F32}, .skip = (int32_t)(k->pad < k->V ? k->pad : -1)});
+                                                 .dE = {hg->embed, k->V, k->D, k->D, DT_F32},
+                                                 .skip = (int32_t)(k->pad < k->V ? k->pad : -1)});
         pages_put(g->dx, c, 0);
     }
 }

@@ -5,7 +5,8 @@
  *     backward  for layer l, down:  weights(l) in  ->  for chunk c: recompute block(x[l][c]); dx[c] = block'(dx[c]); dA, dB +=
  *
  * A layer's weights are needed twice per step, whatever the batch, so unpacking them is nearly free and they may live
- * anywhere. A chunk is as large as fits; a sequence that is larger goes through a block in windows. Scoring and evaluation use forward and head alone; train/step.c adds the update.
+ * anywhere. A chunk is as large as fits; a sequence that is larger goes through a block in windows. Scoring and evaluation use
+ * forward and head alone; train/step.c adds the update.
  */
 #ifndef QLORA_MODEL_ENGINE_H
 #define QLORA_MODEL_ENGINE_H

@@ -208,7 +208,10 @@ int model_new(const struct model_config *c, const char *dir, uint64_t seed, cons
         rc = ckpt_commit(j.out, e);
         j.out = NULL;
     }
-    if (!rc) rc = j.how->bits ? write_config(&j, dir) : path_join(path, sizeof path, dir, "config.json", e) || file_write_all(path, c->text, strlen(c->text), e) ? -1 : 0;
+    if (!rc)
+        rc = j.how->bits ? write_config(&j, dir)
+             : path_join(path, sizeof path, dir, "config.json", e) || file_write_all(path, c->text, strlen(c->text), e) ? -1
+                                                                                                                        : 0;
     close_job(&j);
     made_close(&made);
     return rc;

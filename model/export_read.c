@@ -60,7 +60,9 @@ int source_check(struct job *j, const struct model_tensor *m, const char *from) 
     find_tensor(j, m, &s);
     const struct ckpt_tensor *t = s.t;
     if (!t && stored_in_taps(j, m))
-        return err_set(j->e, ERR_INPUT, "%s: the localized filter is stored in 4 bits, from which no other checkpoint is made; give the original one", from);
+        return err_set(
+            j->e, ERR_INPUT,
+            "%s: the localized filter is stored in 4 bits, from which no other checkpoint is made; give the original one", from);
     if (!t)
         return err_set(j->e, ERR_INPUT, "%s: tensor %s is missing; is this a complete Yuan 2.0 checkpoint?",
                        from, m->name);
@@ -137,7 +139,8 @@ static int open_adapters(struct job *j, const struct model_tensor *m, struct sou
         s->a[k] = sys_alloc((size_t)(c->rank * m->shape[1]) * 4, "adapter of one matrix", j->e);
         s->b[k] = sys_alloc((size_t)(c->rank * m->shape[0]) * 4, "adapter of one matrix", j->e);
         float *magnitudes = c->dora ? sys_alloc((size_t)m->shape[0] * 4, "magnitudes", j->e) : NULL;
-        int rc = s->a[k] && s->b[k] && (magnitudes || !c->dora) && !lora_file_read(&j->adapter[i], layer, p, s->a[k], s->b[k], magnitudes, j->e) &&
+        int rc = s->a[k] && s->b[k] && (magnitudes || !c->dora) &&
+                         !lora_file_read(&j->adapter[i], layer, p, s->a[k], s->b[k], magnitudes, j->e) &&
                          !(c->dora && make_scales(j, m, s, k, magnitudes))
                      ? 0
                      : -1;

@@ -1,5 +1,6 @@
 /* model/export_write.c - tensors as they stand in the file: plain, int8 with a scale a row, or 4-bit codes with their side
- * tensors, for which a convolution is two matrices, one a tap. Scales of a matrix are kept until its codes are out: 1/16 of the matrix at most. */
+ * tensors, for which a convolution is two matrices, one a tap. Scales of a matrix are kept until its codes are out: 1/16 of the
+ * matrix at most. */
 #include "base/str.h"
 #include "base/sys.h"
 #include "model/export_internal.h"
@@ -87,7 +88,9 @@ static int declare_q4(struct job *j, const char *name, int64_t rows, int64_t col
 }
 
 /* A convolution whose taps are stored apart, as matrices in 4 bits. */
-static int in_taps(const struct job *j, const struct model_tensor *m) { return m->kind == TENSOR_MATRIX && m->rank == 4 && j->how->bits == 4 && j->how->filter_4bit; }
+static int in_taps(const struct job *j, const struct model_tensor *m) {
+    return m->kind == TENSOR_MATRIX && m->rank == 4 && j->how->bits == 4 && j->how->filter_4bit;
+}
 
 static int declare_taps(struct job *j, const struct model_tensor *m) {
     char name[160];

@@ -32,8 +32,10 @@ int model_copy_files(const char *from, const char *to, struct err *e) {
 int model_write_generation(const struct model_config *c, const char *dir, struct err *e) {
     char path[4096];
     struct str s = {0};
-    str_printf(&s, "{\n  \"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"pad_token_id\": %lld\n}\n", (long long)c->eod, (long long)c->eod, (long long)c->pad);
-    int rc = s.oom ? err_set(e, ERR_RUN, "out of memory: generation_config.json") : path_join(path, sizeof path, dir, "generation_config.json", e);
+    str_printf(&s, "{\n  \"bos_token_id\": %lld,\n  \"eos_token_id\": %lld,\n  \"pad_token_id\": %lld\n}\n", (long long)c->eod,
+               (long long)c->eod, (long long)c->pad);
+    int rc = s.oom ? err_set(e, ERR_RUN, "out of memory: generation_config.json")
+                   : path_join(path, sizeof path, dir, "generation_config.json", e);
     if (!rc && !path_exists(path)) rc = file_write_all(path, s.p, s.n, e);
     str_free(&s);
     return rc ? -1 : 0;

@@ -82,24 +82,28 @@ static int cut(struct fill *f, struct piece p, int64_t all, int64_t most, size_t
 
 static int raw(struct fill *f, int64_t l, size_t offset, const struct ckpt_tensor *t, int64_t n, struct err *e) {
     const size_t bytes = dtype_bytes(t->type);
-    return cut(f, (struct piece){.kind = RAW, .l = l, .t = t, .to = t->type, .offset = offset}, n / (int64_t)bytes, FILL_PIECE / (int64_t)bytes, bytes, e);
+    return cut(f, (struct piece){.kind = RAW, .l = l, .t = t, .to = t->type,
+                                 .offset = offset}, n / (int64_t)bytes, FILL_PIECE / (int64_t)bytes, bytes, e);
 }
 
 static int plain(struct fill *f, int64_t l, size_t offset, const struct ckpt_tensor *t, enum dtype to, struct err *e) {
     const size_t bytes = dtype_bytes(to);
-    return cut(f, (struct piece){.kind = PLAIN, .l = l, .t = t, .to = to, .offset = offset}, t->count, FILL_PIECE / (int64_t)bytes, bytes, e);
+    return cut(f, (struct piece){.kind = PLAIN, .l = l, .t = t, .to = to,
+                                 .offset = offset}, t->count, FILL_PIECE / (int64_t)bytes, bytes, e);
 }
 
 /* Whole blocks of 4 bits, whole rows of 8. */
 static int codes(struct fill *f, int64_t l, int tensor, const struct ckpt_tensor *t, struct err *e) {
     const struct tensor_place *at = &f->m->lay.t[tensor];
     const int64_t source = SOURCE_BYTES / (int64_t)dtype_bytes(exact(t)), rows = source / at->cols;
-    return cut(f, (struct piece){.kind = CODES, .l = l, .tensor = tensor, .t = t, .to = exact(t)}, t->count, f->m->lay.proj == W_Q4 ? source : (rows ? rows : 1) * at->cols, 0, e);
+    return cut(f, (struct piece){.kind = CODES, .l = l, .tensor = tensor, .t = t,
+                                 .to = exact(t)}, t->count, f->m->lay.proj == W_Q4 ? source : (rows ? rows : 1) * at->cols, 0, e);
 }
 
 static int taps(struct fill *f, int64_t l, int tensor, const struct ckpt_tensor *t, struct err *e) {
     const enum dtype to = f->m->lay.conv == W_Q4 ? exact(t) : of_format(f->m->lay.conv);
-    return cut(f, (struct piece){.kind = TAPS, .l = l, .tensor = tensor, .t = t, .to = to}, t->count / 2, SOURCE_BYTES / (int64_t)dtype_bytes(to), 0, e);
+    return cut(f, (struct piece){.kind = TAPS, .l = l, .tensor = tensor, .t = t,
+                                 .to = to}, t->count / 2, SOURCE_BYTES / (int64_t)dtype_bytes(to), 0, e);
 }
 
 static int stored_quant(struct fill *f, int64_t l, int p, const struct ckpt_quant *q, struct err *e) {
@@ -124,7 +128,9 @@ static int layer(struct fill *f, int64_t l, struct err *e) {
         if (i < PROJ_COUNT) {
             struct ckpt_quant q;
             if (ckpt_quant(f->c, name, &q, e)) return -1;
-            r = q.bits ? stored_quant(f, l, i, &q, e) : lay->proj == W_Q4 || lay->proj == W_INT8 ? codes(f, l, i, t, e) : plain(f, l, lay->t[i].offset, t, of_format(lay->proj), e);
+            r = q.bits                                     ? stored_quant(f, l, i, &q, e)
+                : lay->proj == W_Q4 || lay->proj == W_INT8 ? codes(f, l, i, t, e)
+                                                           : plain(f, l, lay->t[i].offset, t, of_format(lay->proj), e);
         } else if (i < MATRICES) {
             struct ckpt_quant q;
             model_tap_name(name, l, (enum layer_tensor)i);
@@ -140,7 +146,10 @@ static int layer(struct fill *f, int64_t l, struct err *e) {
 static int tied_head(struct fill *f, struct err *e) {
     const struct ckpt_tensor *h = ckpt_find(f->c, outer_names[OT_HEAD]), *x = ckpt_find(f->c, outer_names[OT_EMBED]);
     if (!h) return 0;
-    if (h->count != x->count) return log_warn("%s: lm_head.weight has another shape than the tied embedding; the embedding is used", ckpt_file(f->c, h)), 0;
+    if (h->count != x->count)
+        return log_warn("%s: lm_head.weight has another shape than the tied embedding; the embedding is used",
+                        ckpt_file(f->c, h)),
+               0;
     if (h->file == x->file && h->offset == x->offset) return 0;
     return cut(f, (struct piece){.kind = TIED, .l = -1, .t = h}, h->count, SOURCE_BYTES / 4, 0, e);
 }
@@ -149,7 +158,10 @@ static int outer(struct fill *f, struct err *e) {
     const struct model *m = f->m;
     if (m->config.tied && tied_head(f, e)) return -1;
     for (int i = 0; i < OT_COUNT; i++)
-        if (m->outer[i].bytes && plain(f, -1, m->outer[i].offset, ckpt_find(f->c, outer_names[i == OT_HEAD && m->untied ? (int)OT_EMBED : i]), i == OT_NORM ? DT_F32 : of_format(m->outer_format), e)) return -1;
+        if (m->outer[i].bytes &&
+            plain(f, -1, m->outer[i].offset, ckpt_find(f->c, outer_names[i == OT_HEAD && m->untied ? (int)OT_EMBED : i]),
+                  i == OT_NORM ? DT_F32 : of_format(m->outer_format), e))
+            return -1;
     return 0;
 }
 
@@ -157,7 +169,10 @@ static int outer(struct fill *f, struct err *e) {
 
 static int fill_tables(struct fill *f, const struct piece *p, const float levels[16], const float map[256], struct err *e) {
     const size_t at = f->m->lay.t[p->tensor].offset + f->m->lay.tables[p->tensor];
-    return filler_copy(f->filler, f->m->layers, p->l, at, levels, 64, e) || filler_copy(f->filler, f->m->layers, p->l, at + 64, map, 1024, e) ? -1 : 0;
+    return filler_copy(f->filler, f->m->layers, p->l, at, levels, 64, e) ||
+                   filler_copy(f->filler, f->m->layers, p->l, at + 64, map, 1024, e)
+               ? -1
+               : 0;
 }
 
 static int read_in_place(struct fill *f, const struct piece *p, struct err *e) {
@@ -173,7 +188,8 @@ static int stored_tables(struct fill *f, const struct piece *p, struct err *e) {
 }
 
 static int not_finite(const struct fill *f, const struct piece *p, int64_t element, struct err *e) {
-    return err_set(e, ERR_INPUT, "%s: tensor %s has a NaN or infinity at element %lld; it cannot be quantised", ckpt_file(f->c, p->t), p->t->name, (long long)element);
+    return err_set(e, ERR_INPUT, "%s: tensor %s has a NaN or infinity at element %lld; it cannot be quantised",
+                   ckpt_file(f->c, p->t), p->t->name, (long long)element);
 }
 
 /* The scales of a matrix, all its codes being there. */
@@ -212,7 +228,9 @@ static int encode4(struct fill *f, const struct piece *p, int tensor, const void
     int failed = 0;
 #pragma omp critical(scales)
     if (!s->absmax) failed = !(s->absmax = sys_alloc((size_t)nb * 4, "scales", e));
-    if (failed || filler_room(f->filler, f->m->layers, p->l, lay->t[tensor].offset + (size_t)p->first / 2, (size_t)q4_code_bytes(p->n), &r, e)) return -1;
+    if (failed || filler_room(f->filler, f->m->layers, p->l, lay->t[tensor].offset + (size_t)p->first / 2,
+                              (size_t)q4_code_bytes(p->n), &r, e))
+        return -1;
     *bad = q4_encode(f->how->q_type, lay->q_block, src, p->to, p->n, r.at, s->absmax + p->first / lay->q_block);
     if (filler_done(f->filler, &r, e)) return -1;
     return *bad < 0 && !__atomic_sub_fetch(&s->left, 1, __ATOMIC_ACQ_REL) ? finish_scales(f, p, tensor, e) : 0;
@@ -224,7 +242,8 @@ static int encode8(struct fill *f, const struct piece *p, const void *src, int64
     const size_t at = lay->t[p->tensor].offset;
     struct room q, s;
     if (filler_room(f->filler, f->m->layers, p->l, at + (size_t)p->first, (size_t)p->n, &q, e)) return -1;
-    if (filler_room(f->filler, f->m->layers, p->l, at + lay->scale[p->tensor] + (size_t)row * 4, (size_t)rows * 4, &s, e)) return filler_drop(f->filler, &q), -1;
+    if (filler_room(f->filler, f->m->layers, p->l, at + lay->scale[p->tensor] + (size_t)row * 4, (size_t)rows * 4, &s, e))
+        return filler_drop(f->filler, &q), -1;
     *bad = int8_encode(src, p->to, rows, cols, (int8_t *)q.at, (float *)(void *)s.at);
     const int failed = filler_done(f->filler, &q, e);
     return filler_done(f->filler, &s, e) || failed ? -1 : 0;
@@ -267,8 +286,10 @@ static int fill_taps(struct fill *f, const struct piece *p, unsigned char *scrat
         return not_finite(f, p, 2 * (p->first + bad[k]) + k, e);
     }
     for (int k = 0; k < 2; k++)
-        if (filler_room(f->filler, f->m->layers, p->l, f->m->lay.t[p->tensor + k].offset + (size_t)p->first * bytes, n, &r[k], e)) return k ? filler_drop(f->filler, &r[0]), -1 : -1;
-    if (ckpt_read_range(f->c, p->t, 2 * p->first, 2 * p->n, p->to, scratch, e)) return filler_drop(f->filler, &r[0]), filler_drop(f->filler, &r[1]), -1;
+        if (filler_room(f->filler, f->m->layers, p->l, f->m->lay.t[p->tensor + k].offset + (size_t)p->first * bytes, n, &r[k], e))
+            return k ? filler_drop(f->filler, &r[0]), -1 : -1;
+    if (ckpt_read_range(f->c, p->t, 2 * p->first, 2 * p->n, p->to, scratch, e))
+        return filler_drop(f->filler, &r[0]), filler_drop(f->filler, &r[1]), -1;
     part(scratch, p->n, bytes, r[0].at, r[1].at);
     const int failed = filler_done(f->filler, &r[0], e);
     return filler_done(f->filler, &r[1], e) || failed ? -1 : 0;
@@ -277,7 +298,9 @@ static int fill_taps(struct fill *f, const struct piece *p, unsigned char *scrat
 static int compare(struct fill *f, const struct piece *p, unsigned char *scratch, struct err *e) {
     const size_t bytes = (size_t)p->n * 4;
     if (__atomic_load_n(&f->differs, __ATOMIC_RELAXED)) return 0;
-    if (ckpt_read_range(f->c, p->t, p->first, p->n, DT_F32, scratch, e) || ckpt_read_range(f->c, ckpt_find(f->c, outer_names[OT_EMBED]), p->first, p->n, DT_F32, scratch + bytes, e)) return -1;
+    if (ckpt_read_range(f->c, p->t, p->first, p->n, DT_F32, scratch, e) ||
+        ckpt_read_range(f->c, ckpt_find(f->c, outer_names[OT_EMBED]), p->first, p->n, DT_F32, scratch + bytes, e))
+        return -1;
     if (memcmp(scratch, scratch + bytes, bytes)) __atomic_store_n(&f->differs, 1, __ATOMIC_RELAXED);
     return 0;
 }
@@ -312,13 +335,17 @@ static int run(void *context, int64_t i, int thread, struct err *e) {
 static int fill(struct fill *f, struct err *e) {
     const int threads = jobs_threads();
     const size_t L = (size_t)f->m->config.L;
-    if (!(f->scales = sys_alloc_array(L, sizeof *f->scales, "scales", e)) || !(f->layer_left = sys_alloc_array(L, sizeof *f->layer_left, "layer counts", e)) ||
-        !(f->scratch = sys_alloc_array((size_t)threads, SCRATCH_BYTES, "load buffers", e)) || !(f->filler = filler_open(f->m->be, threads, e))) return -1;
+    if (!(f->scales = sys_alloc_array(L, sizeof *f->scales, "scales", e)) ||
+        !(f->layer_left = sys_alloc_array(L, sizeof *f->layer_left, "layer counts", e)) ||
+        !(f->scratch = sys_alloc_array((size_t)threads, SCRATCH_BYTES, "load buffers", e)) ||
+        !(f->filler = filler_open(f->m->be, threads, e)))
+        return -1;
     for (size_t l = 0; l < L; l++)
         if (layer(f, (int64_t)l, e)) return -1;
     if (outer(f, e) || jobs_run(f->n, threads, run, f, e)) return -1;
     if (f->differs)
-        log_warn("%s: lm_head.weight differs from the embedding although tie_word_embeddings is true; the embedding is used", ckpt_file(f->c, ckpt_find(f->c, outer_names[OT_HEAD])));
+        log_warn("%s: lm_head.weight differs from the embedding although tie_word_embeddings is true; the embedding is used",
+                 ckpt_file(f->c, ckpt_find(f->c, outer_names[OT_HEAD])));
     return 0;
 }
 
@@ -334,6 +361,9 @@ int model_load(struct model *m, const struct model_how *how, const struct ckpt *
     for (int64_t i = 0; f.scales && i < m->config.L * MATRICES; i++) sys_free(f.scales[i / MATRICES][i % MATRICES].absmax);
     sys_free(f.scales), sys_free(f.layer_left), sys_free(f.scratch), sys_free(f.piece);
     char size[24];
-    if (!r) log_info("loaded %lld layers, %s, in %.1f s", (long long)m->config.L, text_bytes(size, (int64_t)(layers.page_bytes * (size_t)layers.count + outer_page.page_bytes)), sys_seconds() - start);
+    if (!r)
+        log_info("loaded %lld layers, %s, in %.1f s", (long long)m->config.L,
+                 text_bytes(size, (int64_t)(layers.page_bytes * (size_t)layers.count + outer_page.page_bytes)),
+                 sys_seconds() - start);
     return r;
 }

@@ -19,13 +19,16 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     be->info(be->self, &info);
     enum dtype act = info.activation;
     size_t size = dtype_bytes(act);
-    *g = (struct generator){.m = m, .be = be, .lora = lora, .adapters = adapters, .capacity = capacity, .rows = capacity < PREFILL_ROWS ? capacity : PREFILL_ROWS};
+    *g = (struct generator){.m = m, .be = be, .lora = lora, .adapters = adapters, .capacity = capacity,
+                            .rows = capacity < PREFILL_ROWS ? capacity : PREFILL_ROWS};
     unsigned targets = lora ? lora->config.targets : 0;
     int64_t R = lora ? lora->config.rank : 0;
     struct capacity n = {g->rows, g->rows};
-    size_t qk = align256((size_t)(capacity * 2 * c->D) * size), v = align256((size_t)(capacity * c->D) * size), row = align256((size_t)c->D * size);
+    size_t qk = align256((size_t)(capacity * 2 * c->D) * size), v = align256((size_t)(capacity * c->D) * size),
+           row = align256((size_t)c->D * size);
     size_t layer = qk + v + 2 * row, x = align256((size_t)(g->rows * c->D) * size), saved = saved_bytes(c, act, targets, R, n);
-    size_t scratch = scratch_bytes(c, act, targets, R, n, 0), total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
+    size_t scratch = scratch_bytes(c, act, targets, R, n, 0),
+           total = layer * (size_t)c->L + saved + scratch + 2 * x + align256((size_t)c->V * size);
     const size_t scales = lora && lora->config.dora ? align256((size_t)(c->L * lora_rows(lora, PROJ_COUNT)) * 4) : 0;
     total += scales;
     g->layer = sys_alloc_array((size_t)c->L, sizeof *g->layer, "layer caches", e);
@@ -36,7 +39,8 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     g->memory = be->alloc(be->self, AT_DEVICE, total);
     if (!g->layer || !g->logits || !g->raw || !g->host || !g->dev || !g->memory) {
         char text[24];
-        err_set(e, ERR_RUN, "out of memory: a context of %lld tokens needs %s; ask for fewer with --max_new_tokens", (long long)capacity, text_bytes(text, (int64_t)total));
+        err_set(e, ERR_RUN, "out of memory: a context of %lld tokens needs %s; ask for fewer with --max_new_tokens",
+                (long long)capacity, text_bytes(text, (int64_t)total));
         generator_close(g);
         return -1;
     }
@@ -50,7 +54,8 @@ int generator_open(struct generator *g, struct model *m, const struct lora *lora
     g->x = (struct mat){p, g->rows, c->D, c->D, act}, g->y = (struct mat){p + x, g->rows, c->D, c->D, act};
     g->out = (struct mat){p + 2 * x, 1, c->V, c->V, act};
     g->scales = scales ? (float *)(void *)((char *)g->memory + total - scales) : NULL;
-    struct backend_limits lim = {.rows = g->rows, .sequence = capacity, .D = c->D, .F = c->F, .H = c->H, .K = c->K, .V = c->V, .R = R, .generates = 1};
+    struct backend_limits lim = {
+        .rows = g->rows, .sequence = capacity, .D = c->D, .F = c->F, .H = c->H, .K = c->K, .V = c->V, .R = R, .generates = 1};
     if (!be->reserve(be->self, &lim, e)) return 0;
     generator_close(g);
     return -1;
@@ -81,11 +86,13 @@ static void piece(struct generator *g, const int32_t *ids, int64_t n) {
         if (c->document_mask && ids[t] == c->eod) g->document = g->past + t + 1;
     }
     g->be->put(g->be->self, g->dev, g->host, (size_t)n * 16, Q_COMPUTE);
-    struct rows rows = {.N = n, .n_seqs = 1, .seq_start = starts, .position = g->dev + n, .first = g->dev + 2 * n, .offset = g->dev + 3 * n};
+    struct rows rows = {
+        .N = n, .n_seqs = 1, .seq_start = starts, .position = g->dev + n, .first = g->dev + 2 * n, .offset = g->dev + 3 * n};
     void *outer = pages_get(m->outer_page, 0, PAGE_READ);
     struct weight E = model_embed(m, outer);
     struct mat x = mat_rows(g->x, 0, n), y = mat_rows(g->y, 0, n);
-    op_embed(g->be, &(struct embed_args){.rows = &rows, .ids = g->dev, .y = x, .skip = -1, .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
+    op_embed(g->be, &(struct embed_args){.rows = &rows, .ids = g->dev, .y = x, .skip = -1,
+                                         .E = {(void *)(uintptr_t)E.data, E.rows, E.cols, E.cols, E.format == W_F32 ? DT_F32 : DT_BF16}});
     pages_put(m->outer_page, 0, 0);
     struct engine_config ec = {.lora = g->lora};
     struct engine view = {.c = ec, .m = m, .scales = g->scales};
@@ -98,7 +105,8 @@ static void piece(struct generator *g, const int32_t *ids, int64_t n) {
         engine_adapters(&view, l, value, NULL, lora);
         if (value && !g->scaled) scales_make(g->be, &w, lora);
         g->layer[l].past = g->past;
-        block_forward(&(struct block){.be = g->be, .config = c, .rows = &rows, .w = &w, .lora = value ? lora : NULL, .cache = &g->layer[l], .s = &g->saved, .t = &g->scratch}, x, y);
+        block_forward(&(struct block){.be = g->be, .config = c, .rows = &rows, .w = &w, .lora = value ? lora : NULL,
+                                      .cache = &g->layer[l], .s = &g->saved, .t = &g->scratch}, x, y);
         struct mat swap = x;
         x = y, y = swap;
         if (value) pages_put(g->adapters, l, 0);
@@ -179,7 +187,8 @@ int32_t sample_next(struct sampling *s, float *logits, int64_t valid, const int3
     if (best < 0) return err_set(e, ERR_NONFINITE, "the model gave no finite logit: its weights or the adapter are damaged");
     if (s->greedy || s->temperature <= 0) return best;
     int64_t most = s->top_k > 0 && s->top_k < valid ? s->top_k : valid, kept = 0;
-    struct choice o = {.c = sys_alloc_array((size_t)most, sizeof *o.c, "candidates", e), .top = logits[best], .temperature = s->temperature};
+    struct choice o = {
+        .c = sys_alloc_array((size_t)most, sizeof *o.c, "candidates", e), .top = logits[best], .temperature = s->temperature};
     if (!o.c) return -1;
     for (int64_t i = 0; i < valid; i++) {
         struct candidate x = {logits[i], (int32_t)i};

@@ -18,7 +18,8 @@ void model_tensor_name(char buf[128], int64_t layer, enum layer_tensor t) {
 
 void model_tap_name(char buf[128], int64_t layer, enum layer_tensor t) {
     const int second = t >= LT_CONV2_0;
-    snprintf(buf, 128, "model.layers.%lld.self_attn.lf_gate.conv%d.%d.weight", (long long)layer, 1 + second, (int)t - (second ? LT_CONV2_0 : LT_CONV1_0));
+    snprintf(buf, 128, "model.layers.%lld.self_attn.lf_gate.conv%d.%d.weight", (long long)layer, 1 + second,
+             (int)t - (second ? LT_CONV2_0 : LT_CONV1_0));
 }
 
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
@@ -113,7 +114,8 @@ enum { RING = 3 };
 void model_pages(const struct model *m, const struct model_how *how, struct pages_config *layers,
                  struct pages_config *outer) {
     const int64_t L = m->config.L, resident = how->resident_layers < 0 || how->resident_layers > L ? L : how->resident_layers;
-    *layers = (struct pages_config){.name = "layer weights", .count = L, .page_bytes = m->lay.bytes, .resident = resident, .spread = !m->trainable_weights, .files = how->disk_layers,
+    *layers = (struct pages_config){.name = "layer weights", .count = L, .page_bytes = m->lay.bytes, .resident = resident,
+                                    .spread = !m->trainable_weights, .files = how->disk_layers,
                                     .dir = how->page_dir, .ring = how->disk_layers < RING ? 2 : RING, .slots = resident < L ? 2 : 0};
     const struct tensor_place *last = &m->outer[OT_NORM];
     *outer = (struct pages_config){.name = "embedding and head", .count = 1, .page_bytes = last->offset + last->bytes,

@@ -49,7 +49,8 @@ static void describe(struct model *m, const struct model_how *how, const struct 
 }
 
 /* A tap that is stored in 4 bits, like the projections. 1: so it is, 0: the convolution is stored whole. */
-static int stored_tap(const struct model *m, const struct ckpt *c, int64_t l, enum layer_tensor i, const struct ckpt_quant *like, struct err *e) {
+static int stored_tap(const struct model *m, const struct ckpt *c, int64_t l, enum layer_tensor i, const struct ckpt_quant *like,
+                      struct err *e) {
     const int64_t half = m->config.D / 2, rows = i <= LT_CONV1_1 ? half : 2 * half;
     struct ckpt_quant q;
     char name[128];
@@ -58,10 +59,11 @@ static int stored_tap(const struct model *m, const struct ckpt *c, int64_t l, en
     if (!t) return 0;
     if (ckpt_quant(c, name, &q, e)) return -1;
     if (q.bits != 4 || like->bits != 4 || q.block != like->block || q.nested != like->nested)
-        return err_set(e, ERR_INPUT, "%s: %s is not stored as the projections are; mixed quantisation is not supported", ckpt_file(c, t), name);
+        return err_set(e, ERR_INPUT, "%s: %s is not stored as the projections are; mixed quantisation is not supported",
+                       ckpt_file(c, t), name);
     if (q.rows == rows && q.cols == 2 * half * half / rows) return 1;
-    return err_set(e, ERR_INPUT, "%s: tensor %s holds a [%lld, %lld] matrix, config.json asks for [%lld, %lld]", ckpt_file(c, t), name, (long long)q.rows, (long long)q.cols, (long long)rows,
-                   (long long)(2 * half * half / rows));
+    return err_set(e, ERR_INPUT, "%s: tensor %s holds a [%lld, %lld] matrix, config.json asks for [%lld, %lld]", ckpt_file(c, t),
+                   name, (long long)q.rows, (long long)q.cols, (long long)rows, (long long)(2 * half * half / rows));
 }
 
 /* Checks that every tensor is there in its shape, and finds the formats. */
@@ -109,7 +111,9 @@ static int inspect(struct model *m, const struct ckpt *c, const char *dir, const
             if (i <= LT_CONV2_1 && t->type != DT_BF16) plain = W_F32;
         }
     if (taps && taps != 4 * g->L)
-        return err_set(e, ERR_INPUT, "%s: %lld of %lld taps of the localized filter are stored in 4 bits; mixed quantisation is not supported", dir, (long long)taps, (long long)(4 * g->L));
+        return err_set(e, ERR_INPUT,
+                       "%s: %lld of %lld taps of the localized filter are stored in 4 bits; mixed quantisation is not supported",
+                       dir, (long long)taps, (long long)(4 * g->L));
     held.filter_4bit |= taps != 0;
     if ((how->fp32 || how->half) && q0.bits)
         return err_set(e, ERR_INPUT, "%s is quantised to %d bits: its weights cannot be trained; use a plain checkpoint, or "
@@ -141,7 +145,8 @@ static void warn_unknown(const struct model *m, const struct ckpt *c) {
                 model_tensor_name(own, l, (enum layer_tensor)t);
                 size_t n = strlen(own);
                 known = !strcmp(own, name) || (t < PROJ_COUNT && !strncmp(own, name, n) && name[n] == '.') ||
-                        (t < PROJ_COUNT && !strncmp(own, name, n - 6) && (!strcmp(name + n - 6, "SCB") || !strcmp(name + n - 6, "weight_format")));
+                        (t < PROJ_COUNT && !strncmp(own, name, n - 6) &&
+                         (!strcmp(name + n - 6, "SCB") || !strcmp(name + n - 6, "weight_format")));
                 if (known || t < PROJ_COUNT || t > LT_CONV2_1) continue;
                 model_tap_name(own, l, (enum layer_tensor)t);
                 known = !strncmp(own, name, strlen(own));
@@ -172,7 +177,8 @@ void model_sketch(struct model *m, struct backend *be, const struct model_config
     *m = (struct model){.be = be, .config = *c, .trainable_weights = how->fp32 || how->half};
     m->config.text = NULL;
     be->info(be->self, &m->info);
-    describe(m, how, &(struct ckpt_quant){.bits = c->q_bits, .block = 64, .nested = c->q_double}, c->stored == DT_BF16 ? W_BF16 : W_F32, c->stored);
+    describe(m, how, &(struct ckpt_quant){.bits = c->q_bits, .block = 64,
+                                          .nested = c->q_double}, c->stored == DT_BF16 ? W_BF16 : W_F32, c->stored);
 }
 
 void model_free(struct model *m) {

@@ -53,7 +53,9 @@ static int read_piece(struct merge *g, struct piece x, int end, int bare, struct
     const struct tensor_place *t = &m->lay.t[x.p];
     const int is_f32 = m->lay.proj == W_F32;
     const size_t size = is_f32 ? 4 : 2;
-    if (pages_read(m->layers, x.layer, t->offset + (size_t)x.first * size, is_f32 ? (void *)g->wide : (void *)g->narrow, (size_t)x.count * size, e)) return -1;
+    if (pages_read(m->layers, x.layer, t->offset + (size_t)x.first * size, is_f32 ? (void *)g->wide : (void *)g->narrow,
+                   (size_t)x.count * size, e))
+        return -1;
     for (int64_t i = 0; !is_f32 && i < x.count; i++) g->wide[i] = bf16_to_f32(g->narrow[i]);
     for (int k = 0; k < end; k++) {
         if (!uses(g, k, x.p)) continue;
@@ -71,7 +73,8 @@ static int write_piece(struct merge *g, struct piece x, struct err *e) {
             return err_set(e, ERR_INPUT, "layer %lld, %s: a merged weight is not finite", (long long)x.layer, proj_name[x.p]);
         if (!is_f32) g->narrow[i] = f32_to_bf16(g->wide[i]);
     }
-    return pages_write(g->m->layers, x.layer, g->m->lay.t[x.p].offset + (size_t)x.first * size, is_f32 ? (void *)g->wide : (void *)g->narrow, (size_t)x.count * size, e);
+    return pages_write(g->m->layers, x.layer, g->m->lay.t[x.p].offset + (size_t)x.first * size,
+                       is_f32 ? (void *)g->wide : (void *)g->narrow, (size_t)x.count * size, e);
 }
 
 /* The k-th adapter's magnitudes become scales, for the matrix as the adapters before it leave it. */
@@ -92,7 +95,9 @@ static int merge_matrix(struct merge *g, int64_t layer, enum proj p, struct err 
     int used = 0;
     for (int k = 0; k < g->n; k++) {
         if (!uses(g, k, p)) continue;
-        if (lora_file_read(&g->file[k], layer, p, g->a[k], g->b[k], g->rows[k], e) || (scales(g, k) && make_scales(g, layer, p, k, e))) return -1;
+        if (lora_file_read(&g->file[k], layer, p, g->a[k], g->b[k], g->rows[k], e) ||
+            (scales(g, k) && make_scales(g, layer, p, k, e)))
+            return -1;
         used = 1;
     }
     for (int64_t at = 0; used && at < n; at += PIECE) {
@@ -107,7 +112,8 @@ int model_merge(struct model *m, const char *adapters, struct err *e) {
     if (m->lay.proj != W_F32 && m->lay.proj != W_BF16) return err_set(e, ERR_INPUT, "Cannot merge adapters to a quantized model.");
     int r = open_files(&g, adapters, e);
     for (int64_t l = 0; !r && l < m->config.L; l++)
-        for (int p = 0; !r && p < PROJ_COUNT; p++) r = stop_check("while adapters were merged; nothing was written", e) || merge_matrix(&g, l, (enum proj)p, e) ? -1 : 0;
+        for (int p = 0; !r && p < PROJ_COUNT; p++)
+            r = stop_check("while adapters were merged; nothing was written", e) || merge_matrix(&g, l, (enum proj)p, e) ? -1 : 0;
     if (!r) log_info("Merged %d adapter(s) into the model: %s", g.n, adapters);
     for (int k = 0; k < g.n; k++) lora_file_close(&g.file[k]), sys_free(g.a[k]), sys_free(g.b[k]), sys_free(g.rows[k]);
     sys_free(g.squares), sys_free(g.wide), sys_free(g.narrow);
@@ -127,7 +133,9 @@ int model_wholes(struct model *m, const char *adapter, struct err *e) {
             const int64_t n = t->count - at < PIECE ? t->count - at : PIECE;
             if ((r = ckpt_read_range(f.c, t, at, n, DT_F32, x, e))) break;
             for (int64_t i = 0; !r && i < n; i++)
-                if (!isfinite(x[i])) r = err_set(e, ERR_INPUT, "%s: element %lld of tensor %s is not a finite number", ckpt_file(f.c, t), (long long)(at + i), t->name);
+                if (!isfinite(x[i]))
+                    r = err_set(e, ERR_INPUT, "%s: element %lld of tensor %s is not a finite number", ckpt_file(f.c, t),
+                                (long long)(at + i), t->name);
             if (!r) r = pages_write(m->outer_page, 0, m->outer[w].offset + (size_t)at * 4, x, (size_t)n * 4, e);
         }
     }

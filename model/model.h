@@ -59,13 +59,15 @@ struct model_how { /* how a checkpoint is to be held */
     int quantization_bit;            /* 0 = as stored; 4, 8 = quantise on load unless stored so already */
     enum q4_type q_type;
     int q_double;
-    int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too, if they are not stored so already; bitsandbytes leaves them as they are */
+    int filter_4bit;                 /* the localized filter's convolutions in 4 bits, too, if they are not stored so already;
+                                      * bitsandbytes leaves them as they are */
     int fp32;                        /* all weights in fp32, to be trained in place (full fine-tuning on the CPU) */
     int half;                        /* all matrices in bf16, to be trained in place (pure_bf16) or as copies of fp32 masters (on cards) */
     int64_t resident_layers;         /* pages on the device, the rest is streamed; < 0 = all */
     int64_t disk_layers;             /* of the others so many live in a file in page_dir */
     const char *page_dir;
-    unsigned wholes;                 /* an adapter holds these whole (enum whole): embedding and head are apart then, whatever the configuration says, and fp32 */
+    unsigned wholes;                 /* an adapter holds these whole (enum whole): embedding and head are apart then, whatever
+                                      * the configuration says, and fp32 */
     int outer_on_host;               /* embedding, head and norm stay in host memory: the engine fetches what it needs */
 };
 /* Reads config.json and decides the formats without reading weights: enough for a plan. *c is the opened checkpoint. */

@@ -60,7 +60,13 @@ static int all_tensors(const struct save *s, int declare, struct err *e) {
             int conv = i == LT_CONV1_0 || i == LT_CONV2_0, vector = i >= LT_CONV1_B;
             int64_t shape[4] = {vector ? t->cols : t->rows, t->cols, 2, 1};
             model_tensor_name(name, l, (enum layer_tensor)i);
-            if (declare ? ckpt_declare(s->w, name, s->to, conv ? 4 : vector ? 1 : 2, shape, e) : write_tensor(s, l, i, conv ? 2 : 1, e)) return -1;
+            if (declare ? ckpt_declare(s->w, name, s->to,
+                                       conv     ? 4
+                                       : vector ? 1
+                                                : 2,
+                                       shape, e)
+                        : write_tensor(s, l, i, conv ? 2 : 1, e))
+                return -1;
         }
         if (!declare) log_progress(l + 1 == c->L, "saving layer %lld of %lld", (long long)l + 1, (long long)c->L);
     }
@@ -69,7 +75,11 @@ static int all_tensors(const struct save *s, int declare, struct err *e) {
 
 int model_save(const struct model *m, model_reader *read, void *context, const char *dir, int64_t shard_bytes, struct err *e) {
     ASSERT(m->trainable_weights, "only trained weights are saved, format %d", (int)m->lay.proj);
-    struct save s = {.m = m, .read = read, .context = context, .w = ckpt_create(dir, "model", shard_bytes, e), .to = m->config.stored == DT_F32 ? DT_F32 : DT_BF16};
+    struct save s = {.m = m,
+                     .read = read,
+                     .context = context,
+                     .w = ckpt_create(dir, "model", shard_bytes, e),
+                     .to = m->config.stored == DT_F32 ? DT_F32 : DT_BF16};
     if (!s.w || all_tensors(&s, 1, e) || all_tensors(&s, 0, e)) {
         ckpt_abort(s.w);
         return -1;

@@ -17,7 +17,9 @@ int model_read_pages(void *context, int64_t layer, int which, int64_t first, int
     const struct model *m = context;
     size_t size;
     const struct tensor_place *t = model_place(m, layer, which, &size);
-    if (pages_read(layer < 0 ? m->outer_page : m->layers, layer < 0 ? 0 : layer, t->offset + (size_t)first * size, to, (size_t)n * size, e)) return -1;
+    if (pages_read(layer < 0 ? m->outer_page : m->layers, layer < 0 ? 0 : layer, t->offset + (size_t)first * size, to,
+                   (size_t)n * size, e))
+        return -1;
     for (int64_t i = n - 1; size == 2 && i >= 0; i--) { /* from the end: every number becomes wider in place */
         uint16_t half;
         memcpy(&half, (const char *)to + 2 * i, 2);

@@ -23,8 +23,11 @@ struct disk {
 };
 
 static int read_error(const struct disk *d, int64_t at, ssize_t got, struct err *e) {
-    if (!got) return err_set(e, ERR_RUN, "the page file in %s ends at offset %lld: something cut it while the run used it", d->dir, (long long)at);
-    return err_errno(e, ERR_RUN, "cannot read the page file in %s at offset %lld; give a folder on another disk by --page_dir", d->dir, (long long)at);
+    if (!got)
+        return err_set(e, ERR_RUN, "the page file in %s ends at offset %lld: something cut it while the run used it", d->dir,
+                       (long long)at);
+    return err_errno(e, ERR_RUN, "cannot read the page file in %s at offset %lld; give a folder on another disk by --page_dir",
+                     d->dir, (long long)at);
 }
 
 /* A short direct read goes on where blocks begin, and through the page cache where it made no headway. */
@@ -66,22 +69,26 @@ static void *serve(void *context) {
 
 static int no_room(const struct disk *d, int64_t bytes, const char *what, struct err *e) {
     char need[24], have[24];
-    return err_set(e, ERR_RUN, "%s need %s of disk in %s, where %s are free; give a folder on a larger disk by --page_dir, or more memory by --host_memory", what, text_bytes(need, bytes), d->dir,
-                   text_bytes(have, dir_free_bytes(d->dir)));
+    return err_set(e, ERR_RUN,
+                   "%s need %s of disk in %s, where %s are free; give a folder on a larger disk by --page_dir, or more memory by "
+                   "--host_memory",
+                   what, text_bytes(need, bytes), d->dir, text_bytes(have, dir_free_bytes(d->dir)));
 }
 
 /* Opens the file twice and takes its name away. */
 static int create(struct disk *d, struct err *e) {
     char path[1100];
     snprintf(path, sizeof path, "%s/.tmp-pages-%d-%lld", d->dir, (int)getpid(), (long long)(1e9 * sys_seconds()));
-    if ((d->fd = sys_open(path, O_RDWR | O_CREAT | O_EXCL, 0600)) < 0) return err_errno(e, ERR_RUN, "cannot make a page file in %s; give another folder by --page_dir", d->dir);
+    if ((d->fd = sys_open(path, O_RDWR | O_CREAT | O_EXCL, 0600)) < 0)
+        return err_errno(e, ERR_RUN, "cannot make a page file in %s; give another folder by --page_dir", d->dir);
     d->direct = sys_open(path, O_RDONLY | O_DIRECT, 0);
     return sys_unlink(path) ? err_errno(e, ERR_RUN, "cannot remove %s", path) : 0;
 }
 
 static int start(struct disk *d, struct err *e) {
     for (; d->threads < DISK_THREADS; d->threads++)
-        if (pthread_create(&d->thread[d->threads], NULL, serve, d)) return err_set(e, ERR_RUN, "no thread to read the page file with: raise the limit of processes (ulimit -u)");
+        if (pthread_create(&d->thread[d->threads], NULL, serve, d))
+            return err_set(e, ERR_RUN, "no thread to read the page file with: raise the limit of processes (ulimit -u)");
     return 0;
 }
 
@@ -127,7 +134,10 @@ void disk_close(struct disk *d) {
 int disk_write(struct disk *d, int64_t at, const void *from, size_t bytes, struct err *e) {
     for (size_t n = 0; n < bytes;) {
         ssize_t r = sys_pwrite(d->fd, (const char *)from + n, bytes - n, at + (int64_t)n);
-        if (r <= 0) return err_errno(e, ERR_RUN, "cannot write the page file in %s at offset %lld; give a folder on another disk by --page_dir", d->dir, (long long)at + (long long)n);
+        if (r <= 0)
+            return err_errno(e, ERR_RUN,
+                             "cannot write the page file in %s at offset %lld; give a folder on another disk by --page_dir",
+                             d->dir, (long long)at + (long long)n);
         n += (size_t)r;
     }
     return 0;
@@ -136,13 +146,16 @@ int disk_write(struct disk *d, int64_t at, const void *from, size_t bytes, struc
 int disk_read(struct disk *d, int64_t at, void *to, size_t bytes, struct err *e) { return read_at(d, at, to, bytes, 0, e); }
 
 int disk_settle(struct disk *d, struct err *e) {
-    if (sys_fsync(d->fd)) return err_errno(e, ERR_RUN, "cannot write the page file in %s to the disk; give a folder on another disk by --page_dir", d->dir);
+    if (sys_fsync(d->fd))
+        return err_errno(e, ERR_RUN, "cannot write the page file in %s to the disk; give a folder on another disk by --page_dir",
+                         d->dir);
     (void)posix_fadvise(d->fd, 0, 0, POSIX_FADV_DONTNEED);
     return 0;
 }
 
 void disk_start(struct disk *d, struct disk_job *j) {
-    ASSERT(!j->left && j->bytes && !((uintptr_t)j->to % DISK_ALIGN) && !(j->at % DISK_ALIGN) && !(j->bytes % DISK_ALIGN), "%zu bytes at %lld", j->bytes, (long long)j->at);
+    ASSERT(!j->left && j->bytes && !((uintptr_t)j->to % DISK_ALIGN) && !(j->at % DISK_ALIGN) && !(j->bytes % DISK_ALIGN),
+           "%zu bytes at %lld", j->bytes, (long long)j->at);
     pthread_mutex_lock(&d->lock);
     j->taken = 0, j->next = NULL, j->left = (int)((j->bytes + DISK_PIECE - 1) / DISK_PIECE);
     if (d->first) d->last->next = j;
@@ -174,7 +187,8 @@ int disk_failed(struct disk *d, struct err *e) {
 
 double pages_disk_rate(const char *dir, struct err *e) {
     const size_t bytes = 64 << 20;
-    unsigned char *raw = sys_alloc(bytes + DISK_ALIGN, "a block to measure the disk with", e), *x = raw + DISK_ALIGN - (uintptr_t)raw % DISK_ALIGN;
+    unsigned char *raw = sys_alloc(bytes + DISK_ALIGN, "a block to measure the disk with", e),
+                  *x = raw + DISK_ALIGN - (uintptr_t)raw % DISK_ALIGN;
     struct disk *d = raw ? disk_open(dir, (int64_t)bytes, "pages", e) : NULL;
     double rate = 0;
     uint64_t s = 88172645463325252u; /* a file system may press or leave out zeros */

@@ -52,7 +52,8 @@ static int take(struct filler *f, struct room *r, struct err *e) {
 
 int filler_room(struct filler *f, struct pages *p, int64_t i, size_t offset, size_t bytes, struct room *r, struct err *e) {
     const struct home *h = &p->home[i];
-    ASSERT(bytes <= FILL_PIECE && offset + bytes <= p->bytes[i], "%s: %zu bytes at %zu of page %lld", p->c.name, bytes, offset, (long long)i);
+    ASSERT(bytes <= FILL_PIECE && offset + bytes <= p->bytes[i], "%s: %zu bytes at %zu of page %lld", p->c.name, bytes, offset,
+           (long long)i);
     *r = (struct room){.pages = p, .page = i, .offset = offset, .bytes = bytes, .stage = -1};
     if (h->kind == HOME_HOST || (h->kind == HOME_DEVICE && p->unified)) return r->at = h->data + offset, 0;
     pthread_mutex_lock(&f->lock);

@@ -24,7 +24,8 @@ enum page_home pages_place(const struct pages_config *c, int64_t i) {
     const int64_t n = c->count, r = resident(c);
     if (!r && !c->files) return HOME_HOST;
     if (r == n) return HOME_DEVICE;
-    const int64_t before = c->spread ? spread(i, r, n) : i < r ? i : r, other = i - before; /* `other` pages before it are not on the device */
+    const int64_t before = c->spread ? spread(i, r, n) : i < r ? i : r, other = i - before; /* `other` pages before it are not on
+                                                                                             * the device */
     if (c->spread ? spread(i + 1, r, n) > before : i < r) return HOME_DEVICE;
     return spread(other + 1, c->files, n - r) > spread(other, c->files, n - r) ? HOME_FILE : HOME_HOST;
 }
@@ -66,10 +67,13 @@ void pages_moved(const struct pages_config *c, double *copied, double *read) {
 static int open_file(struct pages *p, int64_t bytes, struct err *e) {
     const struct pages_config *c = &p->c;
     ASSERT(c->ring >= 2 && c->dir, "%s: a ring of %d", c->name, c->ring);
-    if (!(p->ring = sys_alloc_array((size_t)c->ring, sizeof *p->ring, "page table", e)) || !(p->ring_block = backend_alloc(p->be, AT_HOST, ring_bytes(c), c->name, e)) ||
-        !(p->disk = disk_open(c->dir, bytes, c->name, e))) return -1;
+    if (!(p->ring = sys_alloc_array((size_t)c->ring, sizeof *p->ring, "page table", e)) ||
+        !(p->ring_block = backend_alloc(p->be, AT_HOST, ring_bytes(c), c->name, e)) ||
+        !(p->disk = disk_open(c->dir, bytes, c->name, e)))
+        return -1;
     unsigned char *at = (unsigned char *)p->ring_block + DISK_ALIGN - (uintptr_t)p->ring_block % DISK_ALIGN;
-    for (int k = 0; k < c->ring; k++, at += disk_aligned(c->page_bytes)) p->ring[k] = (struct ring){.job = {.to = at, .bytes = disk_aligned(c->page_bytes)}, .page = -1};
+    for (int k = 0; k < c->ring; k++, at += disk_aligned(c->page_bytes))
+        p->ring[k] = (struct ring){.job = {.to = at, .bytes = disk_aligned(c->page_bytes)}, .page = -1};
     return 0;
 }
 
@@ -114,7 +118,10 @@ fail:
 
 void pages_close(struct pages *p) {
     if (!p) return;
-    struct { enum place place; void *block; } block[] = {{AT_DEVICE, p->device_block}, {AT_DEVICE, p->slot_block}, {AT_HOST, p->host_block}, {AT_HOST, p->ring_block}};
+    struct {
+        enum place place;
+        void *block;
+    } block[] = {{AT_DEVICE, p->device_block}, {AT_DEVICE, p->slot_block}, {AT_HOST, p->host_block}, {AT_HOST, p->ring_block}};
     disk_close(p->disk); /* its threads write to the ring */
     for (int i = 0; i < 4; i++)
         if (block[i].block) p->be->release(p->be->self, block[i].place, block[i].block);
@@ -274,7 +281,8 @@ static void forget(struct pages *p, int64_t i) {
 void *pages_edit(struct pages *p, int64_t i) {
     const struct home *h = &p->home[i];
     const struct slot *s = slot_of(p, i);
-    ASSERT(i >= 0 && i < p->c.count && h->kind == HOME_HOST && !(s && s->held), "%s: page %lld is not at home in host memory, or held", p->c.name, (long long)i);
+    ASSERT(i >= 0 && i < p->c.count && h->kind == HOME_HOST && !(s && s->held),
+           "%s: page %lld is not at home in host memory, or held", p->c.name, (long long)i);
     if (h->out) p->be->wait_host(p->be->self, h->out);
     if (s && s->fetch) p->be->wait_host(p->be->self, s->fetch);
     forget(p, i);

@@ -46,14 +46,19 @@ static int64_t visited(const struct plan_request *r) { return r->visited ? r->vi
 
 double plan_seconds(const struct plan_request *r, const struct plan *p) {
     const struct plan_choice *c = &p->choice;
-    double in = 0, out = 0, alone = 0, read = 0, again = r->training ? 1 - (double)c->keep_layers / (double)visited(r) : 0, before_in = 0, before_out = 0, by_host = 0;
+    double in = 0, out = 0, alone = 0, read = 0, again = r->training ? 1 - (double)c->keep_layers / (double)visited(r) : 0,
+           before_in = 0, before_out = 0, by_host = 0;
     for (int i = 0; i < p->items; i++) in += p->item[i].in, out += p->item[i].out, alone += p->item[i].alone, read += p->item[i].read;
-    for (int i = 0; i < p->items; i++) before_in += p->item[i].update_in, before_out += p->item[i].update_out, by_host += p->item[i].by_host;
-    double tail = 1 + r->tail / (double)c->rows, chunks = (double)((r->step_rows + c->rows - 1) / c->rows), passes = r->training ? 2 + again : 1;
+    for (int i = 0; i < p->items; i++)
+        before_in += p->item[i].update_in, before_out += p->item[i].update_out, by_host += p->item[i].by_host;
+    double tail = 1 + r->tail / (double)c->rows, chunks = (double)((r->step_rows + c->rows - 1) / c->rows),
+           passes = r->training ? 2 + again : 1;
     /* Joint operands are made once for a visit of all chunks, recomputation and backward being one; else for every call. */
     double makes = c->join && r->joins ? (r->training ? 2 : 1) : passes * chunks;
-    double device = work(r, &r->forward, tail) + again * work(r, &r->again, tail) + work(r, &r->backward, tail) + work(r, &r->rest, 1) + makes * r->unpacked / (BANDWIDTH * r->bandwidth);
-    double update = larger_of(larger_of(before_in, before_out) / r->link, by_host > 0 ? by_host / r->host_bandwidth : 0) - work(r, &r->forward, tail);
+    double device = work(r, &r->forward, tail) + again * work(r, &r->again, tail) + work(r, &r->backward, tail) +
+                    work(r, &r->rest, 1) + makes * r->unpacked / (BANDWIDTH * r->bandwidth);
+    double update = larger_of(larger_of(before_in, before_out) / r->link, by_host > 0 ? by_host / r->host_bandwidth : 0) -
+                    work(r, &r->forward, tail);
     if (update > 0) device += update;
     if (c->rows < r->longest && r->training) device += WINDOWS * work(r, &r->forward, tail);
     double link = larger_of(in, out) / r->link, host = r->visit * chunks * passes * (double)r->layers;
@@ -102,18 +107,27 @@ static void placements(const struct plan_request *r, plan_cost *cost, void *cont
     for (unsigned ways = 0; ways < PLAN_WAYS; ways++) {
         if (ways & ~r->may || r->must & ~ways) continue;
         const int streams = (ways & PLAN_WEIGHTS) != 0;
-        struct plan p = {.choice = {.rows = rows, .keep_layers = r->keep_all ? visited(r) : 0, .resident_layers = streams ? 0 : r->layers,
-                                    .acts_on_host = (ways & PLAN_ACTS) != 0, .state_on_host = (ways & PLAN_STATE) != 0,
-                                    .values_on_host = (ways & PLAN_VALUES) != 0, .outer_on_host = (ways & PLAN_OUTER) != 0, .join = !(ways & PLAN_APART)}};
+        struct plan p = {.choice = {.rows = rows,
+                                    .keep_layers = r->keep_all ? visited(r) : 0,
+                                    .resident_layers = streams ? 0 : r->layers,
+                                    .acts_on_host = (ways & PLAN_ACTS) != 0,
+                                    .state_on_host = (ways & PLAN_STATE) != 0,
+                                    .values_on_host = (ways & PLAN_VALUES) != 0,
+                                    .outer_on_host = (ways & PLAN_OUTER) != 0,
+                                    .join = !(ways & PLAN_APART)}};
         const int64_t base = price(cost, context, &p);
         if (base > r->budget) {
             if (!least->items || base < least->device) *least = p;
             continue;
         }
         const int64_t most = r->keep_budget < r->budget - base ? base + r->keep_budget : r->budget;
-        const int states = r->state_groups && ways & (PLAN_STATE | PLAN_VALUES), orders = states && streams && r->host_layers ? 4 : keeps && (streams || states) ? 2 : 1;
+        const int states = r->state_groups && ways & (PLAN_STATE | PLAN_VALUES), orders = states && streams && r->host_layers ? 4
+                                                                                          : keeps && (streams || states)      ? 2
+                                                                                                                              : 1;
         for (int order = 0; order < orders; order++) {
-            static const char *const fill[] = {"swk", "ksw", "sk", "k"}; /* what the rest of the budget is for, in turn: state, weights, activations. The processor updates what streams */
+            static const char *const fill[] = {"swk", "ksw", "sk", "k"}; /* what the rest of the budget is for, in turn: state,
+                                                                          * weights, activations. The processor updates what
+                                                                          * streams */
             struct plan q = p;
             for (const char *x = fill[order]; *x; x++) {
                 if (*x == 's' && states) most_that_fits(cost, context, &q, &q.choice.resident_state, r->state_groups, r->budget);
@@ -146,9 +160,11 @@ static int too_small(const struct plan_request *r, const struct plan *p, struct 
         if (of_host) item[i].device = item[i].host;
     }
     qsort(item, (size_t)p->items, sizeof *item, larger);
-    for (int i = 0; i < p->items && i < 3 && item[i].device; i++) str_printf(&largest, "%s%s %s", i ? ", " : "", item[i].name, text_bytes(size, item[i].device));
-    err_set(e, ERR_RUN, "this run needs at least %s %s and has %s: %s. %s would fit more", text_bytes(need, of_host ? p->host : p->device),
-            of_host ? "of host memory" : "on the device", text_bytes(have, of_host ? r->host_budget : r->budget), largest.p ? largest.p : "", r->advice);
+    for (int i = 0; i < p->items && i < 3 && item[i].device; i++)
+        str_printf(&largest, "%s%s %s", i ? ", " : "", item[i].name, text_bytes(size, item[i].device));
+    err_set(e, ERR_RUN, "this run needs at least %s %s and has %s: %s. %s would fit more",
+            text_bytes(need, of_host ? p->host : p->device), of_host ? "of host memory" : "on the device",
+            text_bytes(have, of_host ? r->host_budget : r->budget), largest.p ? largest.p : "", r->advice);
     str_free(&largest);
     return -1;
 }
@@ -171,22 +187,28 @@ int plan_make(const struct plan_request *r, plan_cost *cost, void *context, stru
 void plan_print(const struct plan *p, const struct plan_request *r, struct str *out) {
     const struct plan_choice *c = &p->choice;
     char a[32], b[32], d[24];
-    if (c->rows < r->longest) str_printf(out, "plan: sequences of up to %s tokens in windows of %s", text_thousands(a, r->longest), text_thousands(b, c->rows));
+    if (c->rows < r->longest)
+        str_printf(out, "plan: sequences of up to %s tokens in windows of %s", text_thousands(a, r->longest),
+                   text_thousands(b, c->rows));
     else str_printf(out, "plan: chunks of %s tokens", text_thousands(a, c->rows));
     if (r->training) {
         if (c->keep_layers >= visited(r)) str_puts(out, "; activations kept, nothing recomputed");
-        else if (c->keep_layers) str_printf(out, "; activations of %lld layers kept, %lld recomputed", (long long)c->keep_layers, (long long)(visited(r) - c->keep_layers));
+        else if (c->keep_layers)
+            str_printf(out, "; activations of %lld layers kept, %lld recomputed", (long long)c->keep_layers,
+                       (long long)(visited(r) - c->keep_layers));
         else str_puts(out, "; activations recomputed in backward");
     }
     if (r->joins && !c->join) str_puts(out, "; weights unpacked for every chunk");
     if (c->outer_on_host) str_puts(out, "; embedding and head fetched when needed");
-    if (c->resident_layers < r->layers) str_printf(out, "; %lld of %lld layers streamed", (long long)(r->layers - c->resident_layers), (long long)r->layers);
+    if (c->resident_layers < r->layers)
+        str_printf(out, "; %lld of %lld layers streamed", (long long)(r->layers - c->resident_layers), (long long)r->layers);
     if (c->disk_layers) str_printf(out, ", %lld of them from a file of %s", (long long)c->disk_layers, text_bytes(a, p->disk));
     if (c->by_host) str_printf(out, "; %lld layers updated by the processor", (long long)c->by_host);
     str_printf(out, "\n  %-28s %12s %12s\n", "", "device", "host");
     for (int i = 0; i < p->items; i++)
         if (p->item[i].device || p->item[i].host)
-            str_printf(out, "  %-28s %12s %12s\n", p->item[i].name, p->item[i].device ? text_bytes(a, p->item[i].device) : "-", p->item[i].host ? text_bytes(b, p->item[i].host) : "-");
+            str_printf(out, "  %-28s %12s %12s\n", p->item[i].name, p->item[i].device ? text_bytes(a, p->item[i].device) : "-",
+                       p->item[i].host ? text_bytes(b, p->item[i].host) : "-");
     str_printf(out, "  %-28s %12s %12s", "total", text_bytes(a, p->device), text_bytes(b, p->host));
     if (r->budget < INT64_MAX) str_printf(out, "   of %s", text_bytes(d, r->budget));
     str_puts(out, "\n");

@@ -56,7 +56,8 @@ struct plan_request {
     int64_t step_rows;       /* largest batch */
     int training, keep_all;  /* keep_all: recomputation is not allowed */
     int joins;               /* the backend gains from joint operands */
-    struct plan_work forward, again, backward, rest; /* of a step: all layers forward; what backward recomputes; backward; head and update */
+    struct plan_work forward, again, backward, rest; /* of a step: all layers forward; what backward recomputes; backward; head
+                                                      * and update */
     double unpacked;         /* bytes of all layers' weights as operands of products; 0: nothing is to unpack */
     double tail;             /* rows whose time the last, partly filled waves of a chunk's products cost */
     double visit;            /* seconds the host takes to queue a layer's ops for one chunk and pass */

@@ -57,7 +57,9 @@ static int run(struct trainer *t, struct bench_result *r, struct err *e) {
         const double took = sys_seconds() - start;
         t->at.updates++, r->loss = s.loss;
         log_progress(0, "step %lld: %.3f s, %.0f tokens/s", (long long)step + 1, took, (double)s.rows / took);
-        if (!s.finite) status = err_set(e, ERR_NONFINITE, "step %lld: the loss or a gradient is not finite; the figures would mean nothing", (long long)step + 1);
+        if (!s.finite)
+            status = err_set(e, ERR_NONFINITE, "step %lld: the loss or a gradient is not finite; the figures would mean nothing",
+                             (long long)step + 1);
         if (stop_requested()) status = err_set(e, 128 + stop_requested(), "stopped");
         if (step < WARM_STEPS) continue;
         seconds[n++] = took, sum += took;
@@ -90,7 +92,8 @@ int train_bench(const struct estimate_options *o, struct bench_result *r, struct
     estimate_of(&t, &r->predicted);
     if (o->train->max_steps <= 0 && t.plan.seconds > TOO_LONG) {
         char text[40];
-        err_set(e, ERR_RUN, "a step would take about %s; --max_steps N measures N of them all the same", text_seconds(text, t.plan.seconds));
+        err_set(e, ERR_RUN, "a step would take about %s; --max_steps N measures N of them all the same",
+                text_seconds(text, t.plan.seconds));
         goto out;
     }
     const double start = sys_seconds();
@@ -153,7 +156,9 @@ int bench_ceiling(const char *backend, double seconds, double *flops, struct err
     const int32_t starts[2] = {0, (int32_t)n};
     const struct rows rows = {.N = n, .n_seqs = 1, .seq_start = starts};
     struct linear_args a = {.rows = &rows, .x = {p, n, n, n, info.activation}, .n = 1};
-    a.out[0] = (struct linear_out){.w = {.format = info.activation == DT_BF16 ? W_BF16 : W_F32, .rows = n, .cols = n, .data = p + bytes}, .y = {p + 2 * bytes, n, n, n, info.activation}};
+    a.out[0] =
+        (struct linear_out){.w = {.format = info.activation == DT_BF16 ? W_BF16 : W_F32, .rows = n, .cols = n, .data = p + bytes},
+                            .y = {p + 2 * bytes, n, n, n, info.activation}};
     double start = 0, took = 0;
     int64_t calls = 0, at_once = 1;
     for (int warm = 1; warm || took < seconds; warm = 0) {

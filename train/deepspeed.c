@@ -25,44 +25,65 @@ static const char *const because[HERE] = {
     [TABLED] = "the table covers the whole run",
 };
 /* Blank-separated keys; OTHER would change the result, and is an error when on. Sections within a section have a row of their own. */
-static const struct section { const char *path, *keys[HERE]; } sections[] = {
+static const struct section { const char *path, *keys[HERE];
+} sections[] = {
     {"",
-     {[READ] = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping bf16 bfloat16 fp16 zero_optimization optimizer "
+     {[READ] = "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping bf16 bfloat16 fp16 "
+               "zero_optimization optimizer "
                "scheduler flops_profiler activation_checkpointing data_types",
-      [SENT] = "prescale_gradients gradient_predivide_factor sparse_gradients communication_data_type seq_parallel_communication_data_type disable_allgather "
-               "comms_logger elasticity pipeline use_data_before_expert_parallelism graph_harvesting tensor_parallel hybrid_engine",
+      [SENT] =
+          "prescale_gradients gradient_predivide_factor sparse_gradients communication_data_type "
+          "seq_parallel_communication_data_type disable_allgather "
+          "comms_logger elasticity pipeline use_data_before_expert_parallelism graph_harvesting tensor_parallel hybrid_engine",
       [SUMMED] = "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer",
       [FILES] = "aio checkpoint nebula autotuning",
       [LOGGED] = "steps_per_print wall_clock_breakdown dump_state memory_breakdown tensorboard wandb comet csv_monitor timers",
-      [OTHER] = "amp sparse_attention progressive_layer_drop curriculum_learning data_efficiency compression_training quantize_training eigenvalue"}},
+      [OTHER] = "amp sparse_attention progressive_layer_drop curriculum_learning data_efficiency compression_training "
+                "quantize_training eigenvalue"}},
     {"bf16",
      {[READ] = "enabled",
-      [SCALED] = "auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis min_loss_scale check_grad_overflow immediate_grad_update",
+      [SCALED] = "auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis min_loss_scale "
+                 "check_grad_overflow immediate_grad_update",
       [OTHER] = "bf16_master_weights_and_grads bf16_optimizer_states"}},
-    {"bfloat16", {[READ] = "enabled", [SCALED] = "loss_scale initial_scale_power loss_scale_window hysteresis min_loss_scale immediate_grad_update"}},
+    {"bfloat16",
+     {[READ] = "enabled",
+      [SCALED] = "loss_scale initial_scale_power loss_scale_window hysteresis min_loss_scale immediate_grad_update"}},
     {"fp16",
      {[READ] = "enabled",
-      [SCALED] = "auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis min_loss_scale opt_level",
+      [SCALED] =
+          "auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis min_loss_scale opt_level",
       [OTHER] = "fp16_master_weights_and_grads"}},
     {"zero_optimization",
      {[READ] = "stage offload_optimizer offload_param cpu_offload cpu_offload_params",
-      [SENT] = "allgather_partitions allgather_bucket_size overlap_comm reduce_scatter reduce_bucket_size contiguous_gradients round_robin_gradients "
-               "use_multi_rank_bucket_allreduce use_all_reduce_for_fetch_params legacy_stage1 zero_hpz_partition_size zero_quantized_weights zero_quantized_gradients "
+      [SENT] = "allgather_partitions allgather_bucket_size overlap_comm reduce_scatter reduce_bucket_size contiguous_gradients "
+               "round_robin_gradients "
+               "use_multi_rank_bucket_allreduce use_all_reduce_for_fetch_params legacy_stage1 zero_hpz_partition_size "
+               "zero_quantized_weights zero_quantized_gradients "
                "zero_quantized_nontrainable_weights mics_shard_size mics_hierarchical_params_gather ignore_unused_parameters",
-      [PLACED] = "sub_group_size prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters max_reuse_distance "
-                 "module_granularity_threshold stage3_prefetch_bucket_size stage3_param_persistence_threshold stage3_model_persistence_threshold "
-                 "stage3_max_live_parameters stage3_max_reuse_distance stage3_module_granularity_threshold stage3_use_all_reduce_for_fetch_params "
-                 "memory_efficient_linear cpu_offload_use_pin_memory pipeline_loading_checkpoint override_module_apply log_trace_cache_warnings",
-      [FILES] = "gather_16bit_weights_on_model_save stage3_gather_16bit_weights_on_model_save stage3_gather_fp16_weights_on_model_save load_from_fp32_weights elastic_checkpoint"}},
+      [PLACED] = "sub_group_size prefetch_bucket_size param_persistence_threshold model_persistence_threshold "
+                 "max_live_parameters max_reuse_distance "
+                 "module_granularity_threshold stage3_prefetch_bucket_size stage3_param_persistence_threshold "
+                 "stage3_model_persistence_threshold "
+                 "stage3_max_live_parameters stage3_max_reuse_distance stage3_module_granularity_threshold "
+                 "stage3_use_all_reduce_for_fetch_params "
+                 "memory_efficient_linear cpu_offload_use_pin_memory pipeline_loading_checkpoint override_module_apply "
+                 "log_trace_cache_warnings",
+      [FILES] = "gather_16bit_weights_on_model_save stage3_gather_16bit_weights_on_model_save "
+                "stage3_gather_fp16_weights_on_model_save load_from_fp32_weights elastic_checkpoint"}},
     {"zero_optimization.offload_optimizer",
      {[READ] = "device", [PLACED] = "pin_memory nvme_path buffer_count pipeline_read pipeline_write pipeline fast_init ratio"}},
-    {"zero_optimization.offload_param", {[READ] = "device", [PLACED] = "pin_memory nvme_path buffer_count buffer_size max_in_cpu"}},
+    {"zero_optimization.offload_param",
+     {[READ] = "device", [PLACED] = "pin_memory nvme_path buffer_count buffer_size max_in_cpu"}},
     {"activation_checkpointing",
-     {[PLACED] = "partition_activations cpu_checkpointing contiguous_memory_optimization number_checkpoints synchronize_checkpoint_boundary", [LOGGED] = "profile"}},
+     {[PLACED] = "partition_activations cpu_checkpointing contiguous_memory_optimization number_checkpoints "
+                 "synchronize_checkpoint_boundary",
+      [LOGGED] = "profile"}},
     {"data_types", {[SUMMED] = "grad_accum_dtype"}},
     {"optimizer", {[READ] = "type params", [SUMMED] = "legacy_fusion"}},
-    {"optimizer.params", {[READ] = "lr betas eps weight_decay adam_w_mode", [SUMMED] = "torch_adam fp32_optimizer_states bias_correction"}},
-    {"flops_profiler", {[READ] = "enabled", [TABLED] = "profile_step module_depth top_modules detailed output_file recompute_fwd_factor"}},
+    {"optimizer.params",
+     {[READ] = "lr betas eps weight_decay adam_w_mode", [SUMMED] = "torch_adam fp32_optimizer_states bias_correction"}},
+    {"flops_profiler",
+     {[READ] = "enabled", [TABLED] = "profile_step module_depth top_modules detailed output_file recompute_fwd_factor"}},
 };
 
 static const struct section *section_of(const char *path) {
@@ -108,7 +129,8 @@ static int walk(const struct cJSON *object, const char *path, struct str said[HE
         while (h < HERE && !holds(s->keys[h], v->string)) h++;
         if (h == HERE) {
             const char *near = nearest_key(s, v->string, buf);
-            log_warn("%s: unknown key \"%s\"%s%s%s", where, inner, near ? " is ignored, did you mean \"" : " is ignored", near ? near : "", near ? "\"?" : "");
+            log_warn("%s: unknown key \"%s\"%s%s%s", where, inner, near ? " is ignored, did you mean \"" : " is ignored",
+                     near ? near : "", near ? "\"?" : "");
         } else if (h == OTHER && is_on(v)) {
             return err_set(e, ERR_INPUT, "%s: \"%s\" would change the result and is not supported; leave it out", where, inner);
         } else if (section_of(inner)) {
@@ -208,12 +230,21 @@ static int apply_zero(const struct cJSON *root, struct train_options *o, const c
     int64_t stage = 0;
     int state = 0, weights = 0;
     if (!zero) return 0;
-    if (json_int(zero, "stage", 0, 3, &stage, where, e) < 0 || json_bool(zero, "cpu_offload", &state, where, e) < 0 || json_bool(zero, "cpu_offload_params", &weights, where, e) < 0 ||
-        offload(zero, "offload_optimizer", &state, where, e) || offload(zero, "offload_param", &weights, where, e))
+    if (json_int(zero, "stage", 0, 3, &stage, where, e) < 0 || json_bool(zero, "cpu_offload", &state, where, e) < 0 ||
+        json_bool(zero, "cpu_offload_params", &weights, where, e) < 0 || offload(zero, "offload_optimizer", &state, where, e) ||
+        offload(zero, "offload_param", &weights, where, e))
         return -1;
-    if (stage) log_info("%s: ZeRO stage %d has no effect on one card%s", where, (int)stage, stage == 3 && o->quantization_bit ? "; nor does it keep weights from being quantised" : "");
-    if (state) o->paged = 1, log_info("%s: offload_optimizer: optimizer state may live in host memory; it does where the card has no room for it (see vram)", where);
-    if (weights) log_info("%s: offload_param: layers whose weights the card has no room for stream from host memory, as without the key (see vram)", where);
+    if (stage)
+        log_info("%s: ZeRO stage %d has no effect on one card%s", where, (int)stage,
+                 stage == 3 && o->quantization_bit ? "; nor does it keep weights from being quantised" : "");
+    if (state)
+        o->paged = 1, log_info("%s: offload_optimizer: optimizer state may live in host memory; it does where the card has no "
+                               "room for it (see vram)",
+                               where);
+    if (weights)
+        log_info("%s: offload_param: layers whose weights the card has no room for stream from host memory, as without the key "
+                 "(see vram)",
+                 where);
     return 0;
 }
 

@@ -16,7 +16,10 @@ static struct backend *machine(const struct estimate_options *o, struct err *e) 
     if (c || !o->card) return c ? backend_card(c, e) : backend_open(o->train->backend, e);
     struct str names = {0};
     for (int i = 0; cards[i].name; i++) str_printf(&names, "%s%s", i ? ", " : "", cards[i].name);
-    err_set(e, ERR_INPUT, "card %s is not in the table (%s); for another one give the card of the table that is nearest to it, and its memory by --vram", o->card, names.p ? names.p : "");
+    err_set(e, ERR_INPUT,
+            "card %s is not in the table (%s); for another one give the card of the table that is nearest to it, and its memory "
+            "by --vram",
+            o->card, names.p ? names.p : "");
     str_free(&names);
     return NULL;
 }
@@ -87,8 +90,16 @@ static int64_t most_checkpoints(const struct trainer *t) {
 
 void estimate_of(const struct trainer *t, struct estimate *x) {
     const struct train_options *o = t->o;
-    *x = (struct estimate){.about = t->sample.records > 0, .request = t->request, .plan = t->plan, .tokens_per_second = (double)t->max_rows / t->plan.seconds, .steps = t->total_steps,
-                           .sequences = t->train ? (int64_t)((double)data_count(t->train) * (t->sample.records ? t->sample.scale : 1)) : 0, .tokens = t->all_rows, .checkpoints = most_checkpoints(t), .disk_free = -1};
+    *x = (struct estimate){.about = t->sample.records > 0,
+                           .request = t->request,
+                           .plan = t->plan,
+                           .tokens_per_second = (double)t->max_rows / t->plan.seconds,
+                           .steps = t->total_steps,
+                           .sequences =
+                               t->train ? (int64_t)((double)data_count(t->train) * (t->sample.records ? t->sample.scale : 1)) : 0,
+                           .tokens = t->all_rows,
+                           .checkpoints = most_checkpoints(t),
+                           .disk_free = -1};
     x->request.advice = NULL; /* the trainer's */
     x->checkpoint_bytes = setup_checkpoint_bytes(t, &x->result_bytes);
     if (o->output_dir) x->disk_free = dir_free_bytes(path_is_dir(o->output_dir) ? o->output_dir : ".");
@@ -102,17 +113,25 @@ void estimate_print(const struct estimate *x, struct str *out) {
     char a[40], b[32], c[32];
     const int from_file = x->plan.disk > 0;
     plan_print(&x->plan, r, out);
-    str_printf(out, "speed: about %s tokens/s, %.3g s for a step of %s tokens\n", text_thousands(a, (int64_t)x->tokens_per_second), x->plan.seconds, text_thousands(b, r->step_rows));
-    str_printf(out, "  for products at %.3g TFLOP/s, memory at %.4g GB/s, copies at %.3g GB/s each way", r->flops * 1e-12, r->bandwidth * 1e-9, r->link * 1e-9);
+    str_printf(out, "speed: about %s tokens/s, %.3g s for a step of %s tokens\n",
+               text_thousands(a, (int64_t)x->tokens_per_second), x->plan.seconds, text_thousands(b, r->step_rows));
+    str_printf(out, "  for products at %.3g TFLOP/s, memory at %.4g GB/s, copies at %.3g GB/s each way", r->flops * 1e-12,
+               r->bandwidth * 1e-9, r->link * 1e-9);
     if (from_file) str_printf(out, ",\n  the page file at %.3g GB/s", r->disk * 1e-9);
     str_puts(out, "\n");
     if (x->sequences) str_printf(out, "data: %s%s sequences\n", about, text_thousands(a, x->sequences));
     if (x->steps)
-        str_printf(out, "steps: %s%s, %s%s tokens in all\ntime: about %s of training; loading, saving and evaluations come on top\n", about, text_thousands(b, x->steps), about, text_thousands(c, (int64_t)x->tokens),
+        str_printf(out,
+                   "steps: %s%s, %s%s tokens in all\ntime: about %s of training; loading, saving and evaluations come on top\n",
+                   about, text_thousands(b, x->steps), about, text_thousands(c, (int64_t)x->tokens),
                    text_seconds(a, ceil(x->tokens / x->tokens_per_second)));
     str_printf(out, "disk: %s for the result", text_bytes(a, x->result_bytes));
-    if (x->checkpoints) str_printf(out, " and %s for %lld checkpoint%s", text_bytes(a, x->checkpoints * x->checkpoint_bytes), (long long)x->checkpoints, x->checkpoints > 1 ? "s" : "");
+    if (x->checkpoints)
+        str_printf(out, " and %s for %lld checkpoint%s", text_bytes(a, x->checkpoints * x->checkpoint_bytes),
+                   (long long)x->checkpoints, x->checkpoints > 1 ? "s" : "");
     if (from_file) str_printf(out, "; %s for layer weights while it runs", text_bytes(a, x->plan.disk));
-    if (x->disk_free >= 0) str_printf(out, "; %s are free%s", text_bytes(a, x->disk_free), x->disk_free < disk ? ", which is not enough: see --save_total_limit" : "");
+    if (x->disk_free >= 0)
+        str_printf(out, "; %s are free%s", text_bytes(a, x->disk_free),
+                   x->disk_free < disk ? ", which is not enough: see --save_total_limit" : "");
     str_puts(out, "\n");
 }

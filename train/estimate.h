@@ -13,7 +13,8 @@
 
 enum estimate_memory {
     ESTIMATE_CARD,           /* what the card has, or --vram */
-    ESTIMATE_RESIDENT,       /* all weights on the card, adapters and optimizer state if there is room, layer inputs in host memory, nothing kept */
+    ESTIMATE_RESIDENT,       /* all weights on the card, adapters and optimizer state if there is room, layer inputs in host
+                              * memory, nothing kept */
     ESTIMATE_LEAST           /* the least that does */
 };
 struct estimate_options {

@@ -50,7 +50,8 @@ static int64_t fill(const struct eval_room *room, const struct dataset *d, int64
 }
 
 /* Sequences from `first` to before `end`: their loss and accuracy, NaN where there is nothing to judge. */
-static int stretch(const struct eval_room *room, const struct dataset *d, int64_t first, int64_t end, int64_t batch, int accuracy, struct eval_result *r, struct eval_part *out, struct err *e) {
+static int stretch(const struct eval_room *room, const struct dataset *d, int64_t first, int64_t end, int64_t batch, int accuracy,
+                   struct eval_result *r, struct eval_part *out, struct err *e) {
     struct tally t = {0};
     for (int64_t i = first, taken; i < end && !(r->stopped = stop_requested()); i += taken) {
         if ((taken = fill(room, d, i, end, e)) < 0) return -1;
@@ -66,7 +67,8 @@ static int stretch(const struct eval_room *room, const struct dataset *d, int64_
 }
 
 /* Each part by itself, and the mean of all, each weighing as its sequences. */
-static int each_part(const struct eval_room *room, const struct dataset *d, int64_t batch, int accuracy, struct eval_result *r, struct err *e) {
+static int each_part(const struct eval_room *room, const struct dataset *d, int64_t batch, int accuracy, struct eval_result *r,
+                     struct err *e) {
     double loss = 0, right = 0;
     r->parts = data_parts(d);
     ASSERT(r->parts <= EVAL_PARTS_MAX, "%d data sets", r->parts);
@@ -114,11 +116,19 @@ int eval_alone(struct model *m, const struct lora *lora, struct pages *adapters,
     m->be->info(m->be->self, &info);
     int64_t longest = data_longest(d), rows = info.unified ? 1024 : 8192; /* as a training run chooses */
     if (rows < longest) rows = longest;
-    struct eval_room room = {.engine = &g, .batch = &b, .max_seqs = longest > PASS_SEQUENCES ? longest : PASS_SEQUENCES /* documents of one token */, .max_rows = 2 * rows};
+    struct eval_room room = {.engine = &g,
+                             .batch = &b,
+                             .max_seqs = longest > PASS_SEQUENCES ? longest : PASS_SEQUENCES /* documents of one token */,
+                             .max_rows = 2 * rows};
     room.sequences = sys_alloc_array((size_t)room.max_seqs, sizeof *room.sequences, "sequences of a pass", e);
     /* two neighbouring chunks hold more than the rows of one */
-    struct engine_config k = {.rows = rows, .chunks = 2 * room.max_rows / rows + 1, .longest = longest, .resident_acts = -1, .smoothing = smoothing,
-                              .lora = adapters ? lora : NULL, .adapters = adapters};
+    struct engine_config k = {.rows = rows,
+                              .chunks = 2 * room.max_rows / rows + 1,
+                              .longest = longest,
+                              .resident_acts = -1,
+                              .smoothing = smoothing,
+                              .lora = adapters ? lora : NULL,
+                              .adapters = adapters};
     if (room.sequences && !engine_open(&g, m, &k, e) && !batch_open(&b, m->be, rows, rows, room.max_rows, room.max_seqs, e))
         rc = eval_run(&room, d, batch, accuracy, r, e);
     batch_close(&b), engine_close(&g), sys_free(room.sequences);

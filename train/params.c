@@ -21,12 +21,15 @@ static size_t take(size_t *at, size_t bytes) {
 }
 
 /* A piece of a tensor of `whole` elements into a group: its place in the gradients and in the state page. */
-static struct param *add(struct params *q, int64_t group, const char *name, int64_t offset, int64_t n, int64_t whole, int has_master, int decay, int bits8) {
+static struct param *add(struct params *q, int64_t group, const char *name, int64_t offset, int64_t n, int64_t whole,
+                         int has_master, int decay, int bits8) {
     struct param *p = &q->p[q->count++];
-    *p = (struct param){.group = group, .offset = offset, .n = n, .whole = whole, .layer = -1, .decay = decay, .lr_ratio = 1, .small_state = bits8 && whole >= SMALL_STATE_FROM,
+    *p = (struct param){.group = group, .offset = offset, .n = n, .whole = whole, .layer = -1, .decay = decay, .lr_ratio = 1,
+                        .small_state = bits8 && whole >= SMALL_STATE_FROM,
                         .has_master = has_master, .place = (size_t)offset * 4};
     snprintf(p->name, sizeof p->name, "%s", name);
-    size_t *at = &q->state_bytes[group], blocks = (size_t)((n + STATE_BLOCK - 1) / STATE_BLOCK) * 4, size = (size_t)n * (p->small_state ? 1 : 4);
+    size_t *at = &q->state_bytes[group], blocks = (size_t)((n + STATE_BLOCK - 1) / STATE_BLOCK) * 4,
+           size = (size_t)n * (p->small_state ? 1 : 4);
     if (has_master) p->master = take(at, (size_t)n * 4);
     p->m = take(at, size), p->v = take(at, size);
     if (p->small_state) p->m_absmax = take(at, blocks), p->v_absmax = take(at, blocks);
@@ -56,7 +59,8 @@ static void describe_adapters(struct params *q) {
 
 int params_masters(const struct params *q) { return !q->lora && !q->how.pure && q->m->outer_format == W_BF16; }
 
-static void add_weight(struct params *q, int64_t group, const char *name, int64_t layer, int which, int64_t offset, int64_t at, int64_t n, int64_t whole, int decay, int bits8) {
+static void add_weight(struct params *q, int64_t group, const char *name, int64_t layer, int which, int64_t offset, int64_t at,
+                       int64_t n, int64_t whole, int decay, int bits8) {
     size_t size;
     const struct tensor_place *t = model_place(q->m, layer, which, &size);
     struct param *p = add(q, group, name, offset, n, whole, params_masters(q), decay, bits8);
@@ -144,7 +148,8 @@ int64_t params_group(const struct params *q, int64_t layer) {
 }
 
 int64_t params_lowest(const struct params *q, int *below) {
-    const unsigned behind = (1u << LT_O | 1u << LT_GATE | 1u << LT_UP | 1u << LT_DOWN | 1u << LT_NORM2 | 1u << LT_Q | 1u << LT_K | 1u << LT_V); /* block_backward without dx reaches these */
+    const unsigned behind = (1u << LT_O | 1u << LT_GATE | 1u << LT_UP | 1u << LT_DOWN | 1u << LT_NORM2 | 1u << LT_Q | 1u << LT_K |
+                             1u << LT_V); /* block_backward without dx reaches these */
     *below = 0;
     if (q->lora) return *below = q->how.outer >> OT_EMBED & 1, 0;
     if (q->how.outer >> OT_EMBED & 1) return *below = 1, 0;
@@ -158,11 +163,14 @@ int64_t params_lowest(const struct params *q, int *below) {
 void params_pages(const struct params *q, const struct params_place *w, struct params_pages *p) {
     const int slots = q->lora ? 3 : 2; /* a layer of weights takes longer to copy than to compute with: a third slot would not help */
     const int64_t values = w->values < q->layers ? w->values : q->layers, state = w->state < q->groups ? w->state : q->groups;
-    p->value = p->grad = (struct pages_config){.name = "adapters", .count = q->layers, .bytes = q->value_bytes, .resident = values, .slots = values < q->layers ? slots : 0};
+    p->value = p->grad = (struct pages_config){.name = "adapters", .count = q->layers, .bytes = q->value_bytes,
+                                               .resident = values, .slots = values < q->layers ? slots : 0};
     if (!q->lora) p->value.count = 0;
     p->grad.name = "gradients";
-    p->outer_grad = (struct pages_config){.name = "gradients of the embedding", .count = q->outer_bytes != 0, .page_bytes = q->outer_bytes, .resident = 1};
-    p->state = (struct pages_config){.name = params_masters(q) ? "master weights and moments" : "optimizer state", .count = q->groups, .bytes = q->state_bytes, .resident = state,
+    p->outer_grad = (struct pages_config){.name = "gradients of the embedding", .count = q->outer_bytes != 0,
+                                          .page_bytes = q->outer_bytes, .resident = 1};
+    p->state = (struct pages_config){.name = params_masters(q) ? "master weights and moments" : "optimizer state",
+                                     .count = q->groups, .bytes = q->state_bytes, .resident = state,
                                      .slots = state < q->groups ? slots : 0};
 }
 
@@ -180,8 +188,10 @@ int params_replaces(const struct params *q) { return params_masters(q) && q->how
 void params_moves(const struct params *q, const struct params_place *w, struct params_moves *v) {
     *v = (struct params_moves){0};
     for (int64_t g = 0; g < q->groups; g++) {
-        const int by_host = params_by_host(q, w, g), layer = g < q->layers, streamed = layer && !q->lora && q->how.first_layer + g >= w->layers;
-        const double grad = layer && g >= w->values ? (double)q->value_bytes[g] : 0, state = g >= w->state ? (double)q->state_bytes[g] : 0, page = streamed ? (double)q->m->lay.bytes : 0;
+        const int by_host = params_by_host(q, w, g), layer = g < q->layers,
+                  streamed = layer && !q->lora && q->how.first_layer + g >= w->layers;
+        const double grad = layer && g >= w->values ? (double)q->value_bytes[g] : 0,
+                     state = g >= w->state ? (double)q->state_bytes[g] : 0, page = streamed ? (double)q->m->lay.bytes : 0;
         v->grad_out += grad;
         if (by_host) v->by_host += grad + 2 * state + page;
         else v->update_grad_in += grad, v->update_state_in += state, v->update_state_out += state;
@@ -210,7 +220,8 @@ int params_open(struct params *q, const struct params_place *w, struct err *e) {
         if (params_by_host(q, w, g) && !(q->host = backend_cpu(e))) return -1;
     if (!(q->norms = backend_alloc(q->be, AT_HOST, (size_t)q->count * sizeof *q->norms, "gradient norms", e))) return -1;
     for (int64_t i = 0; i < q->count; i++) q->norms[i] = 0;
-    for (int64_t i = 0; q->lora && q->how.pure && i < q->layers * q->lora->layer_floats; i++) q->lora->data[i] = bf16_to_f32(f32_to_bf16(q->lora->data[i]));
+    for (int64_t i = 0; q->lora && q->how.pure && i < q->layers * q->lora->layer_floats; i++)
+        q->lora->data[i] = bf16_to_f32(f32_to_bf16(q->lora->data[i]));
     for (int64_t g = 0; q->lora && g < q->layers; g++)
         if (pages_write(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     return clear_state(q, e) || (q->host && update_open(q, e)) ? -1 : 0;
@@ -226,7 +237,8 @@ void params_magnitudes(struct params *q) {
         pages_want(q->m->layers, l + 1);
         engine_adapters(&view, l, value, NULL, lora);
         for (int p = 0; p < PROJ_COUNT; p++)
-            if (lora[p].A.data) op_dora(q->be, &(struct dora_args){.w = w.proj[p], .lora = lora[p], .norm = value + lora_offset_m(q->lora, (enum proj)p)});
+            if (lora[p].A.data) op_dora(q->be, &(struct dora_args){.w = w.proj[p], .lora = lora[p],
+                                                                   .norm = value + lora_offset_m(q->lora, (enum proj)p)});
         pages_put(q->m->layers, l, 0), pages_put(q->value, l, 1);
     }
 }
@@ -298,7 +310,8 @@ static int check_finite(const void *x, enum dtype type, int64_t n, const char *n
     const float *f = x;
     const uint16_t *h = x;
     for (int64_t i = 0; (type == DT_F32 || type == DT_BF16) && i < n; i++)
-        if (!isfinite(type == DT_F32 ? f[i] : bf16_to_f32(h[i]))) return err_set(e, ERR_NONFINITE, "%s holds a value that is not finite; nothing is saved", name);
+        if (!isfinite(type == DT_F32 ? f[i] : bf16_to_f32(h[i])))
+            return err_set(e, ERR_NONFINITE, "%s holds a value that is not finite; nothing is saved", name);
     return 0;
 }
 
@@ -307,8 +320,11 @@ int params_fetch(struct params *q, struct err *e) {
     for (int64_t g = 0; q->lora && g < q->layers; g++)
         if (pages_read(q->value, g, 0, q->lora->data + g * q->lora->layer_floats, (size_t)q->lora->layer_floats * 4, e)) return -1;
     for (int w = 0; q->lora && w < WHOLES; w++)
-        if (q->lora->config.wholes >> w & 1 && (model_read_pages(q->m, -1, w, 0, lora_whole_count(q->lora, (enum whole)w), q->lora->whole[w], e) ||
-                                                check_finite(q->lora->whole[w], DT_F32, lora_whole_count(q->lora, (enum whole)w), "a weight of additional_target", e))) return -1;
+        if (q->lora->config.wholes >> w & 1 &&
+            (model_read_pages(q->m, -1, w, 0, lora_whole_count(q->lora, (enum whole)w), q->lora->whole[w], e) ||
+             check_finite(q->lora->whole[w], DT_F32, lora_whole_count(q->lora, (enum whole)w), "a weight of additional_target",
+                          e)))
+            return -1;
     for (int64_t i = 0; q->lora && i < q->first[q->layers]; i++) {
         const struct param *p = &q->p[i];
         if (check_finite(q->lora->data + p->group * q->lora->layer_floats + p->place / 4, DT_F32, p->n, p->name, e)) return -1;
@@ -324,7 +340,8 @@ static int parts(const struct param *p, struct part out[4]) {
     enum dtype t = p->small_state ? DT_U8 : DT_F32;
     out[0] = (struct part){".m", p->m, t, p->at, p->n, p->whole}, out[1] = (struct part){".v", p->v, t, p->at, p->n, p->whole};
     if (!p->small_state) return 2;
-    out[2] = (struct part){".m_absmax", p->m_absmax, DT_F32, p->at / STATE_BLOCK, blocks, all}, out[3] = (struct part){".v_absmax", p->v_absmax, DT_F32, p->at / STATE_BLOCK, blocks, all};
+    out[2] = (struct part){".m_absmax", p->m_absmax, DT_F32, p->at / STATE_BLOCK, blocks, all},
+    out[3] = (struct part){".v_absmax", p->v_absmax, DT_F32, p->at / STATE_BLOCK, blocks, all};
     return 4;
 }
 
@@ -338,7 +355,9 @@ static struct pages *exact(const struct params *q, const struct param *p, int64_
 static enum dtype exact_type(const struct param *p) { return p->half && !p->has_master ? DT_BF16 : DT_F32; }
 
 /* Bytes of a piece's weights that no master stands for. */
-static size_t bare_bytes(const struct params *q, const struct param *p) { return q->lora || p->has_master ? 0 : (size_t)p->n * dtype_bytes(exact_type(p)); }
+static size_t bare_bytes(const struct params *q, const struct param *p) {
+    return q->lora || p->has_master ? 0 : (size_t)p->n * dtype_bytes(exact_type(p));
+}
 
 int64_t params_copy_bytes(const struct params *q) {
     size_t n = 0;
@@ -388,13 +407,17 @@ static int stream_copy(struct ckpt_writer *w, const char *from, size_t bytes, en
 }
 
 /* The same of part of a page. */
-static int stream_out(struct ckpt_writer *w, struct pages *pages, int64_t page, size_t at, size_t bytes, enum dtype type, const char *name, struct err *e) {
+static int stream_out(struct ckpt_writer *w, struct pages *pages, int64_t page, size_t at, size_t bytes, enum dtype type,
+                      const char *name, struct err *e) {
     size_t piece = bytes < PIECE ? bytes : PIECE;
     char *buf = sys_alloc(piece, "save buffer", e);
     int r = buf ? 0 : -1;
     for (size_t i = 0; !r && i < bytes; i += piece) {
         size_t n = bytes - i < piece ? bytes - i : piece;
-        r = pages_read(pages, page, at + i, buf, n, e) || check_finite(buf, type, (int64_t)(n / dtype_bytes(type)), name, e) || ckpt_write(w, buf, (int64_t)n, e) ? -1 : 0;
+        r = pages_read(pages, page, at + i, buf, n, e) || check_finite(buf, type, (int64_t)(n / dtype_bytes(type)), name, e) ||
+                    ckpt_write(w, buf, (int64_t)n, e)
+                ? -1
+                : 0;
     }
     sys_free(buf);
     return r;
@@ -403,11 +426,15 @@ static int stream_out(struct ckpt_writer *w, struct pages *pages, int64_t page, 
 /* Elements first .. first+n of a tensor, which must be finite. */
 static int read_finite(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t n, enum dtype to, void *x, struct err *e) {
     if (stop_check("while a checkpoint was loaded", e) || ckpt_read_range(c, t, first, n, to, x, e)) return -1;
-    return check_finite(x, to, n, t->name, NULL) ? err_set(e, ERR_INPUT, "%s: %s holds a value that is not finite; go on from an older checkpoint", ckpt_file(c, t), t->name) : 0;
+    return check_finite(x, to, n, t->name, NULL)
+               ? err_set(e, ERR_INPUT, "%s: %s holds a value that is not finite; go on from an older checkpoint", ckpt_file(c, t),
+                         t->name)
+               : 0;
 }
 
 /* Elements first .. first+n of a tensor into part of a page, as they are stored. */
-static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t n, struct pages *pages, int64_t page, size_t at, struct err *e) {
+static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, int64_t first, int64_t n, struct pages *pages,
+                     int64_t page, size_t at, struct err *e) {
     size_t size = dtype_bytes(t->type);
     int64_t piece = PIECE / (int64_t)size;
     if (n < piece) piece = n;
@@ -415,17 +442,26 @@ static int stream_in(const struct ckpt *c, const struct ckpt_tensor *t, int64_t 
     int r = buf ? 0 : -1;
     for (int64_t i = 0; !r && i < n; i += piece) {
         int64_t k = n - i < piece ? n - i : piece;
-        r = read_finite(c, t, first + i, k, t->type, buf, e) || pages_write(pages, page, at + (size_t)i * size, buf, (size_t)k * size, e) ? -1 : 0;
+        r = read_finite(c, t, first + i, k, t->type, buf, e) ||
+                    pages_write(pages, page, at + (size_t)i * size, buf, (size_t)k * size, e)
+                ? -1
+                : 0;
     }
     sys_free(buf);
     return r;
 }
 
-static int find(const struct ckpt *c, const char *name, enum dtype type, int64_t n, const char *dir, const struct ckpt_tensor **t, struct err *e) {
+static int find(const struct ckpt *c, const char *name, enum dtype type, int64_t n, const char *dir, const struct ckpt_tensor **t,
+                struct err *e) {
     *t = ckpt_find(c, name);
     if (*t && (*t)->type == type && (*t)->count == n) return 0;
-    return err_set(e, ERR_INPUT, "%s: %s is %s; the run was started with another model, adapter or optimizer: go on with those, or begin anew in another output_dir", dir, name,
-                   !*t ? "missing" : (*t)->count != n ? "of another size" : "of another type");
+    return err_set(e, ERR_INPUT,
+                   "%s: %s is %s; the run was started with another model, adapter or optimizer: go on with those, or begin anew "
+                   "in another output_dir",
+                   dir, name,
+                   !*t                ? "missing"
+                   : (*t)->count != n ? "of another size"
+                                      : "of another type");
 }
 
 /* Pieces of the tensor that begins with piece i. */
@@ -454,7 +490,9 @@ int params_save_state(struct params *q, const struct params_copy *from, const ch
                 parts(&q->p[j], part);
                 const size_t bytes = (size_t)part[k].n * dtype_bytes(part[k].type), at = part[k].at;
                 snprintf(name, sizeof name, "%s%s", q->p[j].name, part[k].suffix);
-                if (from ? stream_copy(w, from->block + from->state[q->p[j].group] + at, bytes, part[k].type, name, e) : stream_out(w, q->state, q->p[j].group, at, bytes, part[k].type, name, e)) goto fail;
+                if (from ? stream_copy(w, from->block + from->state[q->p[j].group] + at, bytes, part[k].type, name, e)
+                         : stream_out(w, q->state, q->p[j].group, at, bytes, part[k].type, name, e))
+                    goto fail;
             }
     }
     return ckpt_commit(w, e);
@@ -473,7 +511,10 @@ int params_load_state(struct params *q, const char *dir, struct err *e) {
     for (int64_t i = 0; !r && i < q->count; i++)
         for (int k = 0, n = parts(&q->p[i], part); !r && k < n; k++) {
             snprintf(name, sizeof name, "%s%s", q->p[i].name, part[k].suffix);
-            r = find(c, name, part[k].type, part[k].whole, path, &t, e) || stream_in(c, t, part[k].first, part[k].n, q->state, q->p[i].group, part[k].at, e) ? -1 : 0;
+            r = find(c, name, part[k].type, part[k].whole, path, &t, e) ||
+                        stream_in(c, t, part[k].first, part[k].n, q->state, q->p[i].group, part[k].at, e)
+                    ? -1
+                    : 0;
         }
     ckpt_close(c);
     return r;
@@ -490,8 +531,13 @@ int params_save_values(struct params *q, const struct params_copy *from, const c
         size_t at;
         struct pages *p = exact(q, &q->p[i], &page, &at);
         const enum dtype type = exact_type(&q->p[i]);
-        const size_t bytes = (size_t)q->p[i].n * dtype_bytes(type), copied = !from ? 0 : q->p[i].has_master ? from->state[q->p[i].group] + at : from->value[i];
-        if (from ? stream_copy(w, from->block + copied, bytes, type, q->p[i].name, e) : stream_out(w, p, page, at, bytes, type, q->p[i].name, e)) goto fail;
+        const size_t bytes = (size_t)q->p[i].n * dtype_bytes(type), copied = !from ? 0
+                                                                             : q->p[i].has_master
+                                                                                 ? from->state[q->p[i].group] + at
+                                                                                 : from->value[i];
+        if (from ? stream_copy(w, from->block + copied, bytes, type, q->p[i].name, e)
+                 : stream_out(w, p, page, at, bytes, type, q->p[i].name, e))
+            goto fail;
     }
     return ckpt_commit(w, e);
 fail:
@@ -536,7 +582,8 @@ int params_load_values(struct params *q, const char *dir, struct err *e) {
         int64_t page;
         size_t at;
         struct pages *pages = exact(q, p, &page, &at);
-        if (!(r = find(c, p->name, exact_type(p), p->whole, path, &t, e))) r = p->has_master ? load_masters(q, p, c, t, e) : stream_in(c, t, p->at, p->n, pages, page, at, e);
+        if (!(r = find(c, p->name, exact_type(p), p->whole, path, &t, e)))
+            r = p->has_master ? load_masters(q, p, c, t, e) : stream_in(c, t, p->at, p->n, pages, page, at, e);
     }
     ckpt_close(c);
     return r;
@@ -573,11 +620,14 @@ int params_read(void *context, int64_t layer, int which, int64_t first, int64_t 
         const struct param *p = piece_at(r->q, layer, which, first + done);
         if (!p || !p->has_master) {
             model_place(r->q->m, layer, which, &size);
-            if (!p && size == 2 && r->frozen) return model_read_file(&(struct model_file){r->q->m, r->frozen}, layer, which, first, n, to, e);
+            if (!p && size == 2 && r->frozen)
+                return model_read_file(&(struct model_file){r->q->m, r->frozen}, layer, which, first, n, to, e);
             return model_read_pages(r->q->m, layer, which, first, n, to, e) || (p && check_finite(to, DT_F32, n, p->name, e)) ? -1 : 0;
         }
         const int64_t from = first + done - p->at, k = p->n - from < n - done ? p->n - from : n - done;
-        if (pages_read(r->q->state, p->group, p->master + (size_t)from * 4, to + done, (size_t)k * 4, e) || check_finite(to + done, DT_F32, k, p->name, e)) return -1;
+        if (pages_read(r->q->state, p->group, p->master + (size_t)from * 4, to + done, (size_t)k * 4, e) ||
+            check_finite(to + done, DT_F32, k, p->name, e))
+            return -1;
         done += k;
     }
     return 0;

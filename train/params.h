@@ -33,7 +33,8 @@ struct params_how {
     unsigned tensors, outer;    /* of each those of enum layer_tensor, and those of enum outer_tensor: bits */
 };
 struct params_place {           /* what lives on the device and who updates it */
-    int64_t values, state;      /* groups whose gradients (and values, of adapters), and whose state are at home on the device; the others' pass through slots */
+    int64_t values, state;      /* groups whose gradients (and values, of adapters), and whose state are at home on the device;
+                                 * the others' pass through slots */
     int64_t layers;             /* of the model's pages (model_how) */
     int64_t by_host;            /* layers that the processor updates: spread evenly over those of which nothing is at home on the device */
 };
@@ -103,7 +104,8 @@ void params_layer_grads(const struct params *q, int64_t group, float *grad, stru
 
 /* Optimizer state and trained weights of the model as they are between two steps: saving from a copy needs nothing else of the
  * run, so that it may go on meanwhile. */
-struct params_copy { char *block; size_t *state, *value; }; /* offsets in the block: [groups], with masters, and [count] of weights that have none; value NULL with adapters */
+struct params_copy { char *block; size_t *state, *value; }; /* offsets in the block: [groups], with masters, and [count] of
+                                                             * weights that have none; value NULL with adapters */
 int64_t params_copy_bytes(const struct params *q);
 int params_copy_take(struct params *q, struct params_copy *c, struct err *e);
 void params_copy_free(struct params_copy *c);

@@ -33,7 +33,8 @@ static double link_rate(struct backend *be) {
 /* Bytes a second of the processor's update, as the plan counts them (params_moves), on more than its caches hold; 0: not measured. */
 static double update_rate(const struct params *q) {
     const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
-    const size_t page = (size_t)(4 * n + 4 * n + 2 * n + 2 * (state * n + blocks)), moved = (size_t)(4 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
+    const size_t page = (size_t)(4 * n + 4 * n + 2 * n + 2 * (state * n + blocks)),
+                 moved = (size_t)(4 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
     struct backend *host = backend_cpu(NULL);
     char *at = host ? sys_alloc(page, "measuring the processor", NULL) : NULL, *next = at;
     double best = 0;
@@ -46,7 +47,8 @@ static double update_rate(const struct params *q) {
         else x.m = (float *)next, x.v = x.m + n;
         for (int i = 0; i < 3; i++) { /* the first finds no pages */
             const double start = sys_seconds();
-            op_adam(host, &(struct adam_args){.tensors = &x, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 1});
+            op_adam(host, &(struct adam_args){.tensors = &x, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
+                                              .grad_scale = 1});
             const double rate = (double)moved / (sys_seconds() - start);
             if (i && rate > best) best = rate;
         }
@@ -66,7 +68,8 @@ static int far_off(double *rate, double measured) {
 
 int rates_measure(struct trainer *t, struct err *e) {
     struct plan_request *r = &t->request;
-    const double known = r->link, link = t->model.info.unified ? 0 : link_rate(t->be), update = r->host_layers ? update_rate(&t->params) : 0;
+    const double known = r->link, link = t->model.info.unified ? 0 : link_rate(t->be),
+                 update = r->host_layers ? update_rate(&t->params) : 0;
     int anew = update > 0 && far_off(&r->host_bandwidth, update);
     if (link > 0 && link < known / 1.5) {
         while (r->link > 1.5 * link) r->link /= 2;

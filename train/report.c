@@ -138,7 +138,9 @@ static int read_parts(const struct cJSON *entry, struct report_part part[], int 
     for (const struct cJSON *v = entry->child; v && n < most; v = v->next) {
         char key[REPORT_NAME_MAX + 20];
         const size_t length = strlen(v->string);
-        if (!text_starts(v->string, "eval_") || !text_ends(v->string, "_loss") || length < 11 || length - 10 >= REPORT_NAME_MAX || !cJSON_IsNumber(v)) continue;
+        if (!text_starts(v->string, "eval_") || !text_ends(v->string, "_loss") || length < 11 || length - 10 >= REPORT_NAME_MAX ||
+            !cJSON_IsNumber(v))
+            continue;
         snprintf(part[n].name, REPORT_NAME_MAX, "%.*s", (int)(length - 10), v->string + 5);
         snprintf(key, sizeof key, "eval_%s_accuracy", part[n].name);
         const struct cJSON *accuracy = json_get(entry, key);
@@ -350,8 +352,9 @@ void report_progress(const struct report_event *ev, int done) {
     if (!done) snprintf(until, sizeof until, "  %s left", text_seconds(left, ev->remaining_seconds > 0 ? ev->remaining_seconds : 0));
     if (ev->share > 0) snprintf(tail, sizeof tail, "  %4.1f %% of peak", 100 * ev->share);
     if (ev->device_bytes > 0) snprintf(tail + strlen(tail), sizeof tail - strlen(tail), "  %s", text_bytes(bytes, ev->device_bytes));
-    log_progress(done, "%s %*lld/%lld  loss %.4f %7s tokens/s%s  lr %.2e  norm %-6.3g%s", bar, snprintf(NULL, 0, "%lld", (long long)ev->total_steps), (long long)ev->step,
-                 (long long)ev->total_steps, ev->loss, speed, until, ev->learning_rate, ev->grad_norm, tail);
+    log_progress(done, "%s %*lld/%lld  loss %.4f %7s tokens/s%s  lr %.2e  norm %-6.3g%s", bar,
+                 snprintf(NULL, 0, "%lld", (long long)ev->total_steps), (long long)ev->step, (long long)ev->total_steps, ev->loss,
+                 speed, until, ev->learning_rate, ev->grad_norm, tail);
 }
 
 /* ---- trainer_state.json ---- */

@@ -28,7 +28,11 @@ static int check_output_dir(const struct trainer *t, struct err *e) {
     }
     int occupied = o->data.compat_new ? weights : n;
     dir_list_free(names, n);
-    return checkpoints || !occupied ? 0 : err_set(e, ERR_INPUT, "Output directory (%s) already exists and is not empty. Please set overwrite_output_dir, or choose another output_dir", o->output_dir);
+    return checkpoints || !occupied ? 0
+                                    : err_set(e, ERR_INPUT,
+                                              "Output directory (%s) already exists and is not empty. Please set "
+                                              "overwrite_output_dir, or choose another output_dir",
+                                              o->output_dir);
 }
 
 /* run.json names the run that owns the folder, and keeps the command line for people. */
@@ -48,35 +52,48 @@ static int claim_output_dir(struct trainer *t, struct err *e) {
 
 static int open_report(struct trainer *t, const char *resumed, struct err *e) {
     const struct train_options *o = t->o;
-    t->report = report_open(&(struct report_config){.dir = o->output_dir, .compat_old = !o->data.compat_new, .with_throughput = o->include_tokens_seen, .plot_loss = o->plot_loss, .no_events = o->no_events,
-                                                    .append = resumed[0] != 0, .from_step = t->at.step, .state_dir = resumed[0] ? resumed : NULL, .logging_steps = t->log_every,
-                                                    .save_steps = t->save_every, .eval_steps = t->eval_every, .train_batch_size = o->batch, .max_steps = t->total_steps, .epochs = o->epochs}, e);
+    t->report = report_open(&(struct report_config){.dir = o->output_dir, .compat_old = !o->data.compat_new,
+                                                    .with_throughput = o->include_tokens_seen, .plot_loss = o->plot_loss,
+                                                    .no_events = o->no_events,
+                                                    .append = resumed[0] != 0, .from_step = t->at.step,
+                                                    .state_dir = resumed[0] ? resumed : NULL, .logging_steps = t->log_every,
+                                                    .save_steps = t->save_every, .eval_steps = t->eval_every,
+                                                    .train_batch_size = o->batch, .max_steps = t->total_steps,
+                                                    .epochs = o->epochs}, e);
     return t->report ? 0 : -1;
 }
 
 /* FLOPs that a token takes in products and attention, forward and backward; nothing that is recomputed. */
 static double model_flops(const struct plan_request *q) {
-    return (q->forward.products + q->forward.attention + q->backward.products + q->backward.attention + q->rest.products) / (double)q->step_rows;
+    return (q->forward.products + q->forward.attention + q->backward.products + q->backward.attention + q->rest.products) /
+           (double)q->step_rows;
 }
 
 static void announce(const struct trainer *t) {
     const struct train_options *o = t->o;
     char a[32], b[32], c[32];
-    log_info("***** Running training *****\n  Num examples = %s\n  Num Epochs = %lld\n  Instantaneous batch size per device = %lld\n"
-             "  Total train batch size (w. parallel, distributed & accumulation) = %lld\n  Gradient Accumulation steps = %lld\n"
-             "  Total optimization steps = %s\n  Number of trainable parameters = %s",
-             text_thousands(a, t->stream ? t->total_steps * o->batch * o->accumulate : data_count(t->train)), t->stream ? 1LL : (long long)ceil((double)t->total_steps / (double)sampler_steps_per_epoch(t->sampler)), (long long)o->batch,
-             (long long)(o->batch * o->accumulate), (long long)o->accumulate, text_thousands(b, t->total_steps), text_thousands(c, t->params.total));
+    log_info(
+        "***** Running training *****\n  Num examples = %s\n  Num Epochs = %lld\n  Instantaneous batch size per device = %lld\n"
+        "  Total train batch size (w. parallel, distributed & accumulation) = %lld\n  Gradient Accumulation steps = %lld\n"
+        "  Total optimization steps = %s\n  Number of trainable parameters = %s",
+        text_thousands(a, t->stream ? t->total_steps * o->batch * o->accumulate : data_count(t->train)),
+        t->stream ? 1LL : (long long)ceil((double)t->total_steps / (double)sampler_steps_per_epoch(t->sampler)),
+        (long long)o->batch, (long long)(o->batch * o->accumulate), (long long)o->accumulate, text_thousands(b, t->total_steps),
+        text_thousands(c, t->params.total));
     const struct plan_request *q = &t->request;
-    if (q->flops > 0) log_info("  Peak = about %.3g TFLOP/s of products; its share below counts %.3g GFLOP a token, nothing that is recomputed", q->flops * 1e-12, model_flops(q) * 1e-9);
+    if (q->flops > 0)
+        log_info("  Peak = about %.3g TFLOP/s of products; its share below counts %.3g GFLOP a token, nothing that is recomputed",
+                 q->flops * 1e-12, model_flops(q) * 1e-9);
     if (!t->at.step) return;
     if (t->stream) {
         log_info("  Continuing training from global step %s: the stream is read again up to there", text_thousands(a, t->at.step));
         return;
     }
     int64_t per_epoch = sampler_steps_per_epoch(t->sampler);
-    log_info("  Continuing training from checkpoint, will skip to saved global_step\n  Continuing training from epoch %lld\n  Continuing training from global step %lld\n"
-             "  Will skip the first %lld epochs then the first %lld batches in the first epoch.", (long long)(t->at.step / per_epoch), (long long)t->at.step, (long long)(t->at.step / per_epoch),
+    log_info("  Continuing training from checkpoint, will skip to saved global_step\n  Continuing training from epoch %lld\n  "
+             "Continuing training from global step %lld\n"
+             "  Will skip the first %lld epochs then the first %lld batches in the first epoch.",
+             (long long)(t->at.step / per_epoch), (long long)t->at.step, (long long)(t->at.step / per_epoch),
              (long long)(t->at.step % per_epoch * o->accumulate));
 }
 
@@ -93,10 +110,13 @@ static void say_method(const struct trainer *t) {
 static struct report_event event(const struct trainer *t, const struct step_result *r, double start) {
     const struct progress *p = &t->at;
     const struct plan_request *q = &t->request;
-    double seconds = p->seconds + (sys_seconds() - start), speed = seconds > 0 ? (double)p->tokens / seconds : 0, left = (double)(t->total_steps - p->step) * seconds / (double)(p->step ? p->step : 1);
-    return (struct report_event){.step = p->step, .total_steps = t->total_steps, .loss = NAN, .eval_loss = NAN, .grad_norm = r->grad_norm, .epoch = r->epoch,
+    double seconds = p->seconds + (sys_seconds() - start), speed = seconds > 0 ? (double)p->tokens / seconds : 0,
+           left = (double)(t->total_steps - p->step) * seconds / (double)(p->step ? p->step : 1);
+    return (struct report_event){.step = p->step, .total_steps = t->total_steps, .loss = NAN, .eval_loss = NAN,
+                                 .grad_norm = r->grad_norm, .epoch = r->epoch,
                                  .learning_rate = rate_of(t, p->step),
-                                 .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = speed, .tokens_seen = p->tokens,
+                                 .elapsed_seconds = seconds, .remaining_seconds = left, .tokens_per_second = speed,
+                                 .tokens_seen = p->tokens,
                                  .share = q->flops > 0 ? speed * model_flops(q) / q->flops : 0, .device_bytes = t->plan.device};
 }
 
@@ -160,7 +180,8 @@ static int evaluate(struct trainer *t, const struct step_result *r, double start
 /* Too many steps that could not be applied: three in a row, or one in a thousand. */
 static int hopeless(const struct trainer *t) {
     const struct progress *p = &t->at;
-    return !t->o->nan_skip && (p->nonfinite_run >= NONFINITE_IN_A_ROW || (p->nonfinite > NONFINITE_IN_A_ROW && p->nonfinite * 1000 > p->step));
+    return !t->o->nan_skip &&
+           (p->nonfinite_run >= NONFINITE_IN_A_ROW || (p->nonfinite > NONFINITE_IN_A_ROW && p->nonfinite * 1000 > p->step));
 }
 
 static int save(struct trainer *t, double epoch, double *start, struct err *e) {
@@ -190,9 +211,14 @@ static int between_steps(struct trainer *t, const struct step_result *r, int ste
     }
     if (bad && state_saved(t, 1, e)) return -1;
     if (bad)
-        return err_set(e, ERR_NONFINITE, "loss or gradient was not finite in %lld of %lld steps; none of them was applied, the last good state is %s/checkpoint-%lld. "
-                       "Lower the learning rate, or go on regardless with --nan skip", (long long)t->at.nonfinite, (long long)t->at.step, t->o->output_dir, (long long)*saved);
-    if (given_up) log_info("early stopping after step %lld: %lld evaluations without a better one than that of step %lld", (long long)t->at.step, (long long)t->at.worse, (long long)t->at.best_step);
+        return err_set(e, ERR_NONFINITE,
+                       "loss or gradient was not finite in %lld of %lld steps; none of them was applied, the last good state is "
+                       "%s/checkpoint-%lld. "
+                       "Lower the learning rate, or go on regardless with --nan skip",
+                       (long long)t->at.nonfinite, (long long)t->at.step, t->o->output_dir, (long long)*saved);
+    if (given_up)
+        log_info("early stopping after step %lld: %lld evaluations without a better one than that of step %lld",
+                 (long long)t->at.step, (long long)t->at.worse, (long long)t->at.best_step);
     return last || given_up || stop_requested();
 }
 
@@ -203,7 +229,8 @@ static void memory_taken(const struct trainer *t) {
     t->be->info(t->be->self, &info);
     if (info.unified) return;
     double taken = (double)(t->free_before - info.free_bytes);
-    log_info("device memory: %s planned, %s taken (%+.1f %%)", text_bytes(a, t->plan.device), text_bytes(b, (int64_t)taken), 100 * (taken / (double)t->plan.device - 1));
+    log_info("device memory: %s planned, %s taken (%+.1f %%)", text_bytes(a, t->plan.device), text_bytes(b, (int64_t)taken),
+             100 * (taken / (double)t->plan.device - 1));
 }
 
 /* The loop. Returns 0, -1, or the number of the signal that ended it. */
@@ -230,7 +257,9 @@ static int conclude(struct trainer *t, double epoch, struct err *e) {
     int64_t at = t->at.step;
     int better;
     if (best_restore(t, e)) return -1;
-    if (!t->o->do_eval || !t->eval || (t->at.evaluated == at && !isnan(t->result.loss) && !(t->o->load_best && t->at.best_step != at))) return 0;
+    if (!t->o->do_eval || !t->eval ||
+        (t->at.evaluated == at && !isnan(t->result.loss) && !(t->o->load_best && t->at.best_step != at)))
+        return 0;
     return evaluate(t, &r, sys_seconds(), &better, e);
 }
 
@@ -241,23 +270,39 @@ static int finish(struct trainer *t, double epoch, int64_t first, struct err *e)
     if (conclude(t, epoch, e) || state_write_weights(t, o->output_dir, e)) return -1;
     /* Arithmetic of the run: forward and backward of every weight, the head's products, no recomputation counted. */
     double weights = (double)c->L * (double)(6 * c->D * c->D + 3 * c->D * c->F) + (double)(c->V * c->D);
-    struct report_results res = {.epoch = epoch, .train_loss = t->at.updates ? t->at.loss_sum / (double)t->at.updates : 0, .train_runtime = t->at.seconds,
-                                 .total_flos = (setup_is_lora(t) ? 4.0 : 6.0) * weights * (double)t->at.tokens, .steps = t->at.step - first,
-                                 .samples = (t->at.step - first) * o->batch * o->accumulate, .eval_loss = v->stopped ? NAN : v->loss, .eval_accuracy = v->accuracy, .eval_runtime = v->seconds,
-                                 .eval_samples = v->sequences, .eval_steps = v->batches};
+    struct report_results res = {.epoch = epoch,
+                                 .train_loss = t->at.updates ? t->at.loss_sum / (double)t->at.updates : 0,
+                                 .train_runtime = t->at.seconds,
+                                 .total_flos = (setup_is_lora(t) ? 4.0 : 6.0) * weights * (double)t->at.tokens,
+                                 .steps = t->at.step - first,
+                                 .samples = (t->at.step - first) * o->batch * o->accumulate,
+                                 .eval_loss = v->stopped ? NAN : v->loss,
+                                 .eval_accuracy = v->accuracy,
+                                 .eval_runtime = v->seconds,
+                                 .eval_samples = v->sequences,
+                                 .eval_steps = v->batches};
     best_report(t, 0);
     if (report_finish(t->report, &res, e) || report_state(t->report, o->output_dir, t->at.step, epoch, e)) return -1;
     struct str h = {0};
     if (o->merged_adapters) str_printf(&h, "merged_adapters: %s\n", o->merged_adapters);
-    str_printf(&h, "learning_rate: %g\ntrain_batch_size: %lld\ngradient_accumulation_steps: %lld\nseed: %llu\nnum_epochs: %g\nsteps: %lld\n", o->learning_rate, (long long)o->batch,
-               (long long)o->accumulate, (unsigned long long)o->seed, o->epochs, (long long)t->total_steps);
+    str_printf(
+        &h,
+        "learning_rate: %g\ntrain_batch_size: %lld\ngradient_accumulation_steps: %lld\nseed: %llu\nnum_epochs: %g\nsteps: %lld\n",
+        o->learning_rate, (long long)o->batch, (long long)o->accumulate, (unsigned long long)o->seed, o->epochs,
+        (long long)t->total_steps);
     int r = h.oom ? err_set(e, ERR_RUN, "out of memory: README.md")
-                  : report_card(o->output_dir, o->model_name_or_path, setup_is_lora(t) ? o->quantization_bit ? "qlora" : "lora" : o->finetuning == FT_FREEZE ? "freeze" : "full", o->data.dataset, h.p, e);
+                  : report_card(o->output_dir, o->model_name_or_path,
+                                setup_is_lora(t)             ? o->quantization_bit ? "qlora" : "lora"
+                                : o->finetuning == FT_FREEZE ? "freeze"
+                                                             : "full",
+                                o->data.dataset, h.p, e);
     str_free(&h);
     if (r) return -1;
     const char *merged = o->merged_adapters ? o->merged_adapters : ""; /* the new adapter stands on these */
-    log_info("Training completed. The %s is in %s. Talk to it:\n  qlora chat --model_name_or_path %s%s%s%s%s --template yuan", setup_is_lora(t) ? "adapter" : "model", o->output_dir,
-             setup_is_lora(t) ? o->model_name_or_path : o->output_dir, setup_is_lora(t) ? " --adapter_name_or_path " : "", merged, *merged ? "," : "", setup_is_lora(t) ? o->output_dir : "");
+    log_info("Training completed. The %s is in %s. Talk to it:\n  qlora chat --model_name_or_path %s%s%s%s%s --template yuan",
+             setup_is_lora(t) ? "adapter" : "model", o->output_dir, setup_is_lora(t) ? o->model_name_or_path : o->output_dir,
+             setup_is_lora(t) ? " --adapter_name_or_path " : "", merged, *merged ? "," : "",
+             setup_is_lora(t) ? o->output_dir : "");
     return 0;
 }
 
@@ -291,11 +336,13 @@ static void print_profile(int64_t steps, double wall) {
     for (int i = 0; i < n; i++) {
         if (!c[i].calls) continue;
         sum += c[i].seconds;
-        log_info("%-12s %9lld %11.1f %14s %12s %6.1f%%", c[i].name, (long long)c[i].calls, c[i].seconds * 1e3, rate(work, c[i].flops, c[i].seconds, "FLOP"),
-                 rate(moved, c[i].bytes, c[i].seconds, "B"), 100 * c[i].seconds / wall);
+        log_info("%-12s %9lld %11.1f %14s %12s %6.1f%%", c[i].name, (long long)c[i].calls, c[i].seconds * 1e3,
+                 rate(work, c[i].flops, c[i].seconds, "FLOP"), rate(moved, c[i].bytes, c[i].seconds, "B"),
+                 100 * c[i].seconds / wall);
     }
-    log_info("%-12s %9s %11.1f %14s %12s %6.1f%%   of %.1f ms for %lld steps, with what lies between ops: copies, data, evaluations, saves", "all ops", "", sum * 1e3, "", "",
-             100 * sum / wall, wall * 1e3, (long long)steps);
+    log_info("%-12s %9s %11.1f %14s %12s %6.1f%%   of %.1f ms for %lld steps, with what lies between ops: copies, data, "
+             "evaluations, saves",
+             "all ops", "", sum * 1e3, "", "", 100 * sum / wall, wall * 1e3, (long long)steps);
 }
 
 /* A card or a page file that failed explains all that went wrong after it. */
@@ -304,7 +351,11 @@ static void blame_card(struct trainer *t, struct err *e) {
     if (!backend_failed(t->be, &card) && !pages_failed(t->model.layers, &card)) return;
     *e = (struct err){0};
     if (!t->at.step) err_set(e, card.code, "%s", card.text);
-    else err_set(e, card.code, "after step %lld: %s. What was saved in %.400s is whole: the same command with --resume_from_checkpoint true goes on from there", (long long)t->at.step, card.text, t->o->output_dir);
+    else
+        err_set(e, card.code,
+                "after step %lld: %s. What was saved in %.400s is whole: the same command with --resume_from_checkpoint true "
+                "goes on from there",
+                (long long)t->at.step, card.text, t->o->output_dir);
 }
 
 /* What the run takes: memory, time, disk space. */

@@ -31,15 +31,26 @@ static int copy_tokenizer(const char *from, const char *to, struct err *e) {
 static void write_facts(const struct trainer *t, struct str *s) {
     const struct progress *p = &t->at;
     const struct train_options *o = t->o;
-    str_printf(s, "{\"step\": %lld, \"run\": \"%s\", \"tokens\": %lld, \"updates\": %lld, \"window_steps\": %lld, \"nonfinite\": %lld, \"nonfinite_run\": %lld, ",
-               (long long)p->step, t->run_id, (long long)p->tokens, (long long)p->updates, (long long)p->window_steps, (long long)p->nonfinite, (long long)p->nonfinite_run);
-    str_printf(s, "\"loss_sum\": \"%a\", \"window_sum\": \"%a\", \"window_norm\": \"%a\", \"seconds\": \"%a\", ", p->loss_sum, p->window_sum, p->window_norm, p->seconds);
-    str_printf(s, "\"evaluated\": %lld, \"best\": \"%a\", \"best_step\": %lld, \"worse\": %lld, ", (long long)p->evaluated, p->best, (long long)p->best_step, (long long)p->worse);
+    str_printf(s,
+               "{\"step\": %lld, \"run\": \"%s\", \"tokens\": %lld, \"updates\": %lld, \"window_steps\": %lld, \"nonfinite\": "
+               "%lld, \"nonfinite_run\": %lld, ",
+               (long long)p->step, t->run_id, (long long)p->tokens, (long long)p->updates, (long long)p->window_steps,
+               (long long)p->nonfinite, (long long)p->nonfinite_run);
+    str_printf(s, "\"loss_sum\": \"%a\", \"window_sum\": \"%a\", \"window_norm\": \"%a\", \"seconds\": \"%a\", ", p->loss_sum,
+               p->window_sum, p->window_norm, p->seconds);
+    str_printf(s, "\"evaluated\": %lld, \"best\": \"%a\", \"best_step\": %lld, \"worse\": %lld, ", (long long)p->evaluated,
+               p->best, (long long)p->best_step, (long long)p->worse);
     if (p->plateau.seen)
-        str_printf(s, "\"plateau_best\": \"%a\", \"plateau_factor\": \"%a\", \"plateau_seen\": %lld, \"plateau_bad\": %lld, \"plateau_cooling\": %lld, ", p->plateau.best, p->plateau.factor,
-                   (long long)p->plateau.seen, (long long)p->plateau.bad, (long long)p->plateau.cooling);
-    str_printf(s, "\"data\": \"%s\", \"batch\": %lld, \"accumulate\": %lld, \"total_steps\": %lld, \"seed\": %llu, \"learning_rate\": \"%a\"}", t->data_hash, (long long)o->batch,
-               (long long)o->accumulate, (long long)t->total_steps, (unsigned long long)o->seed, o->learning_rate);
+        str_printf(s,
+                   "\"plateau_best\": \"%a\", \"plateau_factor\": \"%a\", \"plateau_seen\": %lld, \"plateau_bad\": %lld, "
+                   "\"plateau_cooling\": %lld, ",
+                   p->plateau.best, p->plateau.factor, (long long)p->plateau.seen, (long long)p->plateau.bad,
+                   (long long)p->plateau.cooling);
+    str_printf(s,
+               "\"data\": \"%s\", \"batch\": %lld, \"accumulate\": %lld, \"total_steps\": %lld, \"seed\": %llu, "
+               "\"learning_rate\": \"%a\"}",
+               t->data_hash, (long long)o->batch, (long long)o->accumulate, (long long)t->total_steps,
+               (unsigned long long)o->seed, o->learning_rate);
 }
 
 /* ---- what a save works on ---- */
@@ -89,8 +100,12 @@ static void *write_values(void *of) {
     struct saving *s = w->s;
     struct trainer *t = s->t;
     char path[1300];
-    w->r = write_weights(t, s->dir, 0, &w->e) || path_join(path, sizeof path, s->dir, "trainer_state.json", &w->e) || file_write_all(path, s->report.p, s->report.n, &w->e) ? -1 : 0;
-    if (!w->r && !t->o->save_only_model && !setup_is_lora(t)) w->r = params_save_values(&t->params, s->copied ? &s->copy : NULL, s->dir, &w->e);
+    w->r = write_weights(t, s->dir, 0, &w->e) || path_join(path, sizeof path, s->dir, "trainer_state.json", &w->e) ||
+                   file_write_all(path, s->report.p, s->report.n, &w->e)
+               ? -1
+               : 0;
+    if (!w->r && !t->o->save_only_model && !setup_is_lora(t))
+        w->r = params_save_values(&t->params, s->copied ? &s->copy : NULL, s->dir, &w->e);
     return NULL;
 }
 
@@ -100,7 +115,9 @@ static int write_files(struct saving *s, struct err *e) {
     pthread_t thread;
     const int beside = !sys_fault.at && (s->copied || setup_is_lora(t)) && !pthread_create(&thread, NULL, write_values, &values);
     if (!beside) write_values(&values);
-    int r = (beside || !values.r) && !t->o->save_only_model ? params_save_state(&t->params, s->copied ? &s->copy : NULL, s->dir, s->step, e) : 0;
+    int r = (beside || !values.r) && !t->o->save_only_model
+                ? params_save_state(&t->params, s->copied ? &s->copy : NULL, s->dir, s->step, e)
+                : 0;
     if (beside) pthread_join(thread, NULL);
     if (!values.r) return r;
     if (!r) *e = values.e;
@@ -166,7 +183,8 @@ static void saving_free(struct saving *s) {
 static int name_good(const struct trainer *t, int64_t step, struct err *e) {
     if (e->code != ERR_NONFINITE) return -1;
     if (!t->good_step) return err_where(e, "after step %lld", (long long)step);
-    return err_where(e, "after step %lld (the last good state is %s/checkpoint-%lld)", (long long)step, t->o->output_dir, (long long)t->good_step);
+    return err_where(e, "after step %lld (the last good state is %s/checkpoint-%lld)", (long long)step, t->o->output_dir,
+                     (long long)t->good_step);
 }
 
 /* The save that is under way has ended: what became of it. */
@@ -178,7 +196,9 @@ static int conclude(struct trainer *t, struct err *e) {
     if (s->waited >= 0.01) snprintf(waited, sizeof waited, ", and waited %.2f s for the end of it", s->waited);
     if (!r) t->good_step = s->step;
     if (r) *e = s->e, name_good(t, s->step, e);
-    else if (s->threaded) log_info("%s is on the disk: %s in %.1f s beside the run, which stood still for %.2f s%s", s->name, text_bytes(size, s->bytes), s->seconds, s->held, waited);
+    else if (s->threaded)
+        log_info("%s is on the disk: %s in %.1f s beside the run, which stood still for %.2f s%s", s->name,
+                 text_bytes(size, s->bytes), s->seconds, s->held, waited);
     else log_info("%s is on the disk: %s in %.2f s", s->name, text_bytes(size, s->bytes), s->held + s->seconds);
     saving_free(s);
     return r;
@@ -199,10 +219,12 @@ static int take_copy(struct saving *s) {
     struct err none = {0};
     char need[24], have[24];
     const int64_t bytes = params_copy_bytes(p), room = sys_free_memory();
-    if (sys_fault.at || (s->t->o->save_only_model && !setup_is_lora(s->t))) return 0; /* counted calls; a model that is read from its pages */
+    if (sys_fault.at || (s->t->o->save_only_model && !setup_is_lora(s->t))) return 0; /* counted calls; a model that is read from
+                                                                                       * its pages */
     if (s->t->o->save_only_model) return 1;
     if (room < bytes + bytes / 20 + ((int64_t)64 << 20)) {
-        log_info("saving holds up the run: a copy of %s does not fit into the %s of memory that are free", text_bytes(need, bytes), text_bytes(have, room));
+        log_info("saving holds up the run: a copy of %s does not fit into the %s of memory that are free",
+                 text_bytes(need, bytes), text_bytes(have, room));
         return 0;
     }
     return s->copied = !params_copy_take(p, &s->copy, &none);

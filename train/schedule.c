@@ -61,9 +61,12 @@ static int either(const struct cJSON *j, const char *key, const char *no, const 
 static int read_plateau(struct schedule_curve *c, const struct cJSON *j, double rate, struct err *e) {
     double least = 0, eps = 1e-8;
     c->cut = 0.1, c->threshold = 1e-4, c->patience = 10;
-    if (either(j, "mode", "min", "max", &c->more, e) || either(j, "threshold_mode", "rel", "abs", &c->absolute, e) || number(j, "factor", 1e-6, 0.999999, &c->cut, e) < 0 ||
-        json_int(j, "patience", 0, (int64_t)1 << 40, &c->patience, WHERE, e) < 0 || json_int(j, "cooldown", 0, (int64_t)1 << 40, &c->cooldown, WHERE, e) < 0 ||
-        number(j, "threshold", 0, 1e9, &c->threshold, e) < 0 || number(j, "min_lr", 0, rate, &least, e) < 0 || number(j, "eps", 0, 1e3, &eps, e) < 0)
+    if (either(j, "mode", "min", "max", &c->more, e) || either(j, "threshold_mode", "rel", "abs", &c->absolute, e) ||
+        number(j, "factor", 1e-6, 0.999999, &c->cut, e) < 0 ||
+        json_int(j, "patience", 0, (int64_t)1 << 40, &c->patience, WHERE, e) < 0 ||
+        json_int(j, "cooldown", 0, (int64_t)1 << 40, &c->cooldown, WHERE, e) < 0 ||
+        number(j, "threshold", 0, 1e9, &c->threshold, e) < 0 || number(j, "min_lr", 0, rate, &least, e) < 0 ||
+        number(j, "eps", 0, 1e3, &eps, e) < 0)
         return -1;
     c->floor = rate > 0 ? least / rate : 0, c->eps = rate > 0 ? eps / rate : 0;
     return 0;
@@ -72,7 +75,9 @@ static int read_plateau(struct schedule_curve *c, const struct cJSON *j, double 
 static int check_keys(const struct cJSON *j, enum schedule kind, struct err *e) {
     struct str list = {0};
     if (!keys[kind][0] && j && j->child)
-        return err_set(e, ERR_INPUT, "%s: lr_scheduler_type %s has no parameters, so \"%.60s\" would change nothing; leave it out", WHERE, names[kind], j->child->string);
+        return err_set(e, ERR_INPUT,
+                       "%s: lr_scheduler_type %s has no parameters, so \"%.60s\" would change nothing; leave it out", WHERE,
+                       names[kind], j->child->string);
     if (!j || !json_known_keys(j, keys[kind], WHERE, e)) return 0;
     for (int i = 0; keys[kind][i]; i++) str_printf(&list, "%s%s", i ? ", " : "", keys[kind][i]);
     err_where(e, "%s, which takes %s", names[kind], list.oom ? "other keys" : list.p);
@@ -81,20 +86,27 @@ static int check_keys(const struct cJSON *j, enum schedule kind, struct err *e) 
 }
 
 static int read_keys(struct schedule_curve *c, const struct cJSON *j, double rate, struct err *e) {
-    double stable = (double)((c->total > c->warmup ? c->total - c->warmup : 0) / 3), decay = (double)(c->total > c->warmup ? c->total - c->warmup : 0) - stable;
+    double stable = (double)((c->total > c->warmup ? c->total - c->warmup : 0) / 3),
+           decay = (double)(c->total > c->warmup ? c->total - c->warmup : 0) - stable;
     double end = 1e-7, least = NAN, share = NAN, rest = NAN;
     if (check_keys(j, c->kind, e)) return -1;
     if (c->kind == LR_PLATEAU) return read_plateau(c, j, rate, e);
-    if (number(j, "num_cycles", 1e-6, 1e6, &c->cycles, e) < 0 || number(j, "power", 1e-3, 1e3, &c->power, e) < 0 || number(j, "lr_end", 0, 1e3, &end, e) < 0 ||
-        number(j, "timescale", 1, 1e15, &c->timescale, e) < 0 || number(j, "min_lr", 0, rate, &least, e) < 0 || number(j, "min_lr_rate", 0, 1, &share, e) < 0 ||
-        number(j, "min_lr_ratio", 0, 1, &rest, e) < 0 || number(j, "num_stable_steps", 0, 1e15, &stable, e) < 0 || number(j, "num_decay_steps", 0, 1e15, &decay, e) < 0 ||
-        form(j, "warmup_type", &c->warm_form, e) < 0 || form(j, "decay_type", &c->decay_form, e) < 0)
+    if (number(j, "num_cycles", 1e-6, 1e6, &c->cycles, e) < 0 || number(j, "power", 1e-3, 1e3, &c->power, e) < 0 ||
+        number(j, "lr_end", 0, 1e3, &end, e) < 0 || number(j, "timescale", 1, 1e15, &c->timescale, e) < 0 ||
+        number(j, "min_lr", 0, rate, &least, e) < 0 || number(j, "min_lr_rate", 0, 1, &share, e) < 0 ||
+        number(j, "min_lr_ratio", 0, 1, &rest, e) < 0 || number(j, "num_stable_steps", 0, 1e15, &stable, e) < 0 ||
+        number(j, "num_decay_steps", 0, 1e15, &decay, e) < 0 || form(j, "warmup_type", &c->warm_form, e) < 0 ||
+        form(j, "decay_type", &c->decay_form, e) < 0)
         return -1;
     c->stable = (int64_t)stable, c->decay = (int64_t)decay;
     if (c->kind == LR_POLYNOMIAL && !(end < rate))
         return err_set(e, ERR_INPUT, "lr_end (%g) must be smaller than initial lr (%g)", end, rate);
     if (c->kind == LR_COSINE_MIN && isnan(least) == isnan(share))
-        return err_set(e, ERR_INPUT, isnan(least) ? "One of min_lr or min_lr_rate should be set through the `lr_scheduler_kwargs`: '{\"min_lr_rate\": 0.1}'" : "Only one of min_lr or min_lr_rate should be set in lr_scheduler_kwargs");
+        return err_set(
+            e, ERR_INPUT,
+            isnan(least)
+                ? "One of min_lr or min_lr_rate should be set through the `lr_scheduler_kwargs`: '{\"min_lr_rate\": 0.1}'"
+                : "Only one of min_lr or min_lr_rate should be set in lr_scheduler_kwargs");
     c->end = rate > 0 ? end / rate : 0;
     c->floor = !isnan(least) ? (rate > 0 ? least / rate : 0) : !isnan(share) ? share : !isnan(rest) ? rest : 0;
     return 0;
@@ -107,7 +119,8 @@ int schedule_make(struct schedule_curve *c, const struct train_options *o, int64
     struct cJSON *j = NULL;
     if (o->schedule_args && !(j = json_parse(o->schedule_args, strlen(o->schedule_args), WHERE, e)))
         return err_where(e, "a JSON object such as '{\"num_cycles\": 2}' is expected");
-    int r = j && !cJSON_IsObject(j) ? err_set(e, ERR_INPUT, "%s: a JSON object such as '{\"num_cycles\": 2}' is expected", WHERE) : read_keys(c, j, o->learning_rate, e);
+    int r = j && !cJSON_IsObject(j) ? err_set(e, ERR_INPUT, "%s: a JSON object such as '{\"num_cycles\": 2}' is expected", WHERE)
+                                    : read_keys(c, j, o->learning_rate, e);
     json_free(j);
     return r;
 }

@@ -42,16 +42,22 @@ static int load_data(struct trainer *t, struct data_report *r, struct err *e) {
 /* The order of n sequences. A stream is one epoch of steps that all look alike. */
 static struct sampler *open_sampler(const struct trainer *t, int64_t n, const int32_t *lengths, struct err *e) {
     const struct train_options *o = t->o;
-    return sampler_open(&(struct sampler_config){.count = t->stream ? o->batch * o->accumulate : n, .batch = o->batch, .accumulate = o->accumulate, .epochs = o->epochs,
-                                                 .max_steps = o->max_steps, .seed = o->data_seed, .shuffle = !t->stream && !o->disable_shuffling, .drop_last = o->drop_last,
-                                                 .group_by_length = o->group_by_length && lengths, .lengths = lengths, .compat_new = t->stream || o->data.compat_new}, e);
+    return sampler_open(&(struct sampler_config){.count = t->stream ? o->batch * o->accumulate : n, .batch = o->batch,
+                                                 .accumulate = o->accumulate, .epochs = o->epochs,
+                                                 .max_steps = o->max_steps, .seed = o->data_seed,
+                                                 .shuffle = !t->stream && !o->disable_shuffling, .drop_last = o->drop_last,
+                                                 .group_by_length = o->group_by_length && lengths, .lengths = lengths,
+                                                 .compat_new = t->stream || o->data.compat_new}, e);
 }
 
 static int open_data(struct trainer *t, struct data_report *r, struct err *e) {
     const struct train_options *o = t->o;
     int32_t *lengths = NULL;
     t->sample.scale = 1;
-    if (o->streaming ? !(t->stream = data_stream_open(&o->data, t->tok, &t->train, &t->eval, r, e)) || data_stream_hash(t->stream, t->data_hash, e) : load_data(t, r, e)) return -1;
+    if (o->streaming ? !(t->stream = data_stream_open(&o->data, t->tok, &t->train, &t->eval, r, e)) ||
+                           data_stream_hash(t->stream, t->data_hash, e)
+                     : load_data(t, r, e))
+        return -1;
     if (o->group_by_length && !(lengths = sequence_lengths(t->train, e))) return -1;
     t->sampler = open_sampler(t, data_count(t->train), lengths, e);
     sys_free(lengths);
@@ -63,7 +69,10 @@ static void set_intervals(struct trainer *t, int64_t epoch) {
     t->log_every = o->log_strategy == EVERY_STEPS ? interval(o->logging_steps, t->total_steps) : o->log_strategy == EVERY_EPOCH ? epoch : 0;
     t->save_every = o->save_strategy == EVERY_STEPS ? interval(o->save_steps, t->total_steps) : o->save_strategy == EVERY_EPOCH ? epoch : 0;
     double eval_steps = o->eval_steps > 0 ? o->eval_steps : o->logging_steps;
-    t->eval_every = !t->eval ? 0 : o->eval_strategy == EVERY_STEPS ? interval(eval_steps, t->total_steps) : o->eval_strategy == EVERY_EPOCH ? epoch : 0;
+    t->eval_every = !t->eval                          ? 0
+                    : o->eval_strategy == EVERY_STEPS ? interval(eval_steps, t->total_steps)
+                    : o->eval_strategy == EVERY_EPOCH ? epoch
+                                                      : 0;
 }
 
 /* Steps and rows of all the data, from those of the sample. */
@@ -76,7 +85,8 @@ static int scale_up(struct trainer *t, struct err *e) {
     t->total_steps = sampler_total_steps(all);
     set_intervals(t, sampler_steps_per_epoch(all));
     sampler_close(all);
-    log_info("dry run: the first %s records of each data set stand for all of about %s; steps, tokens and time follow from them. qlora preview counts exactly",
+    log_info("dry run: the first %s records of each data set stand for all of about %s; steps, tokens and time follow from them. "
+             "qlora preview counts exactly",
              text_thousands(a, t->sample.records), text_thousands(b, (int64_t)t->sample.all));
     return 0;
 }
@@ -101,7 +111,9 @@ static int count_rows(const struct dataset *d, struct row_counts *c, struct err 
         if (data_get(d, i, &q, e)) return -1;
         const struct batch_sequence s = {.labels = q.labels, .documents = q.documents, .n = q.n};
         c->rows[i] = (int32_t)batch_rows(&s, &documents);
-        if (documents > 1 && !c->documents && !(c->documents = sys_alloc_array((size_t)n, sizeof *c->documents, "document counts", e))) return -1;
+        if (documents > 1 && !c->documents &&
+            !(c->documents = sys_alloc_array((size_t)n, sizeof *c->documents, "document counts", e)))
+            return -1;
         if (c->documents) c->documents[i] = (int32_t)documents;
     }
     return 0;
@@ -144,7 +156,11 @@ static int stream_sizes(struct trainer *t, struct err *e) {
     t->labelled = labelled;
     if (eval_longest > longest) t->longest = eval_longest, t->max_rows += eval_longest; /* room for one of them */
     if (o->data.neat_packing) t->max_seqs *= longest / 2 + 1;                           /* documents have two tokens at least */
-    if (t->max_rows > INT32_MAX / 2) return err_set(e, ERR_INPUT, "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, --per_device_train_batch_size or --cutoff_len", (double)t->max_rows);
+    if (t->max_rows > INT32_MAX / 2)
+        return err_set(e, ERR_INPUT,
+                       "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, "
+                       "--per_device_train_batch_size or --cutoff_len",
+                       (double)t->max_rows);
     t->sequences = sys_alloc_array((size_t)t->max_seqs, sizeof *t->sequences, "sequences of a step", e);
     return t->sequences ? 0 : -1;
 }
@@ -160,7 +176,8 @@ static int sizes(struct trainer *t, struct err *e) {
         const int64_t documents = t->counts.documents && r ? t->counts.documents[i] : 1;
         sum += (double)r, squares += (double)r * (double)r / (double)documents; /* as if they were equally long */
     }
-    for (int64_t i = 0; t->eval && i < data_count(t->eval); i++) t->longest = t->eval_counts.rows[i] > t->longest ? t->eval_counts.rows[i] : t->longest;
+    for (int64_t i = 0; t->eval && i < data_count(t->eval); i++)
+        t->longest = t->eval_counts.rows[i] > t->longest ? t->eval_counts.rows[i] : t->longest;
     if (walk(t, INT64_MAX / 2, &x, e)) return -1;
     if (!t->longest) return err_set(e, ERR_INPUT, "no sequence has a labelled token to learn from; check the data set and --cutoff_len");
     t->max_rows = x.rows, t->max_seqs = x.seqs, t->all_rows = x.trained, t->reach = squares / sum;
@@ -209,8 +226,11 @@ static void engine_choice(struct trainer *t, const struct plan_choice *c, struct
         t->chunks_at = rows;
     }
     int below;
-    *k = (struct engine_config){.lowest = params_lowest(&t->params, &below), .rows = rows, .window = c->rows, .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
-                                .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .outer_on_host = c->outer_on_host, .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .smoothing = t->o->label_smoothing, .lora = setup_is_lora(t) ? &t->lora : NULL};
+    *k = (struct engine_config){.lowest = params_lowest(&t->params, &below), .rows = rows, .window = c->rows,
+                                .chunks = t->chunks, .longest = t->longest, .training = 1, .keep_layers = c->keep_layers,
+                                .resident_acts = c->acts_on_host ? 0 : -1, .join = c->join, .outer_on_host = c->outer_on_host,
+                                .drops = setup_is_lora(t) && t->lora.config.dropout > 0, .smoothing = t->o->label_smoothing,
+                                .lora = setup_is_lora(t) ? &t->lora : NULL};
 }
 
 /* in, out: how often a step copies what lives on the host. */
@@ -237,7 +257,8 @@ static struct plan_item layers_item(const struct pages_config *c) {
 
 /* Where a choice of the plan puts what is trained. */
 static struct params_place place_of(const struct trainer *t, const struct plan_choice *c) {
-    return (struct params_place){.values = c->values_on_host ? c->resident_state : t->params.groups, .state = c->state_on_host ? c->resident_state : t->params.groups,
+    return (struct params_place){.values = c->values_on_host ? c->resident_state : t->params.groups,
+                                 .state = c->state_on_host ? c->resident_state : t->params.groups,
                                  .layers = c->resident_layers, .by_host = c->by_host};
 }
 
@@ -246,8 +267,10 @@ static struct plan_item weights_item(const struct trainer *t, const struct pages
     struct plan_item i = pages_item(layers, layers->name, 0, 0);
     int below;
     const struct params *p = &t->params;
-    const int64_t L = layers->count, from = layers->resident, lowest = params_lowest(p, &below), first = p->how.first_layer, end = first + p->layers;
-    const double page = (double)layers->page_bytes, trained = (double)(end > from ? end - (first > from ? first : from) : 0), visited = (double)(L - (lowest > from ? lowest : from));
+    const int64_t L = layers->count, from = layers->resident, lowest = params_lowest(p, &below), first = p->how.first_layer,
+                  end = first + p->layers;
+    const double page = (double)layers->page_bytes, trained = (double)(end > from ? end - (first > from ? first : from) : 0),
+                 visited = (double)(L - (lowest > from ? lowest : from));
     i.update_in = page * ((double)(L - from) - trained) + v->update_weights_in, i.update_out = v->update_weights_out;
     i.in = i.update_in + page * visited, i.out = i.update_out;
     return i;
@@ -281,7 +304,9 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
     if (full) items[n - 1].in = items[n - 1].update_in = v.update_grad_in, items[n - 1].out = v.grad_out;
     items[n++] = pages_item(&p.outer_grad, p.outer_grad.name, 0, 0);
     items[n++] = pages_item(&p.state, p.state.name, 1, 1);
-    if (full) items[n - 1].in = items[n - 1].update_in = v.update_state_in, items[n - 1].out = items[n - 1].update_out = v.update_state_out, items[n - 1].by_host = v.by_host;
+    if (full)
+        items[n - 1].in = items[n - 1].update_in = v.update_state_in,
+                  items[n - 1].out = items[n - 1].update_out = v.update_state_out, items[n - 1].by_host = v.by_host;
     else items[n++] = (struct plan_item){.name = "adapter for saving", .host = t->params.total * 4};
     n += engine_items(&t->model, &k, items + n);
     if (t->model.info.code_bytes) items[n++] = (struct plan_item){.name = "kernels", .device = t->model.info.code_bytes};
@@ -303,7 +328,8 @@ static int adapter_shape(struct trainer *t, struct err *e) {
         c = f.shape.config;
         lora_file_close(&f);
         if (o->lora.rank != c.rank || o->lora.targets != c.targets || o->lora.dora != c.dora || o->lora.wholes != c.wholes)
-            log_warn("the adapter's own rank %lld, targets, kind (%s) and whole modules are used, not those of the command line", (long long)c.rank, c.dora ? "DoRA" : "LoRA");
+            log_warn("the adapter's own rank %lld, targets, kind (%s) and whole modules are used, not those of the command line",
+                     (long long)c.rank, c.dora ? "DoRA" : "LoRA");
         c.dropout = o->lora.dropout;
     }
     return lora_shapes(&t->lora, &c, &t->model.config, e);
@@ -382,14 +408,19 @@ static void describe_work(struct trainer *t, struct plan_request *r) {
     const struct model_config *k = &t->model.config;
     const struct params *p = &t->params;
     int below;
-    const int full = !setup_is_lora(t), packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8, head = p->how.outer & (1 << OT_EMBED | 1 << OT_HEAD);
-    const double D = (double)k->D, F = (double)k->F, L = (double)k->L, tokens = (double)t->max_rows, act = (double)dtype_bytes(t->model.info.activation);
+    const int full = !setup_is_lora(t), packed = t->model.lay.proj == W_Q4 || t->model.lay.proj == W_INT8,
+              head = p->how.outer & (1 << OT_EMBED | 1 << OT_HEAD);
+    const double D = (double)k->D, F = (double)k->F, L = (double)k->L, tokens = (double)t->max_rows,
+                 act = (double)dtype_bytes(t->model.info.activation);
     double of_layers = 0; /* trained numbers */
     for (int64_t i = 0; i < p->first[p->layers]; i++) of_layers += (double)p->p[i].n;
-    const double weights = 6 * D * D + 3 * D * F, trained = (double)p->total, branch = full ? 0 : 2 * of_layers, drop = MOVED_DROP * dropped(t), attention = 2 * D * t->reach, V = L - (double)params_lowest(p, &below);
+    const double weights = 6 * D * D + 3 * D * F, trained = (double)p->total, branch = full ? 0 : 2 * of_layers,
+                 drop = MOVED_DROP * dropped(t), attention = 2 * D * t->reach, V = L - (double)params_lowest(p, &below);
     r->forward = times((struct plan_work){L * 2 * weights + branch, L * attention, L * (MOVED_FORWARD * D + drop) * act}, tokens);
     r->again = times((struct plan_work){V * 2 * (weights - D * F) + branch, V * attention, V * (MOVED_AGAIN * D + drop) * act}, tokens);
-    r->backward = times((struct plan_work){V * 2 * weights + 2 * (full ? of_layers : branch), V * 2.5 * attention, V * (MOVED_BACKWARD * D + drop) * act}, tokens);
+    r->backward = times((struct plan_work){V * 2 * weights + 2 * (full ? of_layers : branch), V * 2.5 * attention,
+                                           V * (MOVED_BACKWARD * D + drop) * act},
+                        tokens);
     r->rest = times((struct plan_work){2 * (double)(k->V * k->D) * (2 + (head != 0)), 0, 4 * (double)k->V * act}, tokens * t->labelled);
     r->rest.bytes += MOVED_UPDATE * trained;
     add_dora(t, V, tokens, r);
@@ -403,20 +434,33 @@ static int request(struct trainer *t, struct err *e) {
     const struct train_options *o = t->o;
     const struct backend_info *info = &t->model.info;
     const struct model_config *k = &t->model.config;
-    const int full = !setup_is_lora(t), pages = !info->unified || o->vram_bytes, joins = info->joins && !engine_stacked(&t->model, full ? NULL : &t->lora);
-    const unsigned may = PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (t->params.how.outer ? 0u : PLAN_OUTER) | (o->paged || full ? PLAN_STATE : 0u);
+    const int full = !setup_is_lora(t), pages = !info->unified || o->vram_bytes,
+              joins = info->joins && !engine_stacked(&t->model, full ? NULL : &t->lora);
+    const unsigned may =
+        PLAN_ACTS | PLAN_VALUES | PLAN_WEIGHTS | (t->params.how.outer ? 0u : PLAN_OUTER) | (o->paged || full ? PLAN_STATE : 0u);
     /* So many bytes a row takes at the very most: in sums of them nothing may overflow. */
     const double row = 64.0 * (double)(k->L + 1) * (double)(k->D + k->F + k->H + (full ? 0 : t->lora.config.rank));
     if ((double)t->max_rows * row > 4e18)
-        return err_set(e, ERR_INPUT, "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, --per_device_train_batch_size or --cutoff_len", (double)t->max_rows);
-    snprintf(t->advice, sizeof t->advice, "A lower --cutoff_len%s%s%s", full ? ", --finetuning_type lora" : t->model.lay.proj == W_Q4 ? " or --lora_rank" : " or --lora_rank, --quantization_bit 4",
+        return err_set(e, ERR_INPUT,
+                       "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, "
+                       "--per_device_train_batch_size or --cutoff_len",
+                       (double)t->max_rows);
+    snprintf(t->advice, sizeof t->advice, "A lower --cutoff_len%s%s%s",
+             full                        ? ", --finetuning_type lora"
+             : t->model.lay.proj == W_Q4 ? " or --lora_rank"
+                                         : " or --lora_rank, --quantization_bit 4",
              o->paged || full ? "" : ", --optim paged_adamw_32bit", o->gradient_checkpointing ? "" : ", gradient checkpointing");
     const int64_t budget = o->vram_bytes ? o->vram_bytes : info->free_bytes - info->free_bytes / 20;
     /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
     t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
-                                       .may = (pages ? may : 0u) | (joins ? PLAN_APART : 0u), .state_groups = full ? t->params.groups : 0, .host_layers = full && !info->unified ? t->params.layers : 0,
-                                       .layers = k->L, .longest = t->longest, .step_rows = t->max_rows, .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192, .most_rows = o->chunk_tokens,
-                                       .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing, .joins = joins, .host_bandwidth = rates_known_update(t->host_bytes ? sys_threads() : 0),
+                                       .may = (pages ? may : 0u) | (joins ? PLAN_APART : 0u),
+                                       .state_groups = full ? t->params.groups : 0,
+                                       .host_layers = full && !info->unified ? t->params.layers : 0,
+                                       .layers = k->L, .longest = t->longest, .step_rows = t->max_rows,
+                                       .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192,
+                                       .most_rows = o->chunk_tokens,
+                                       .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing,
+                                       .joins = joins, .host_bandwidth = rates_known_update(t->host_bytes ? sys_threads() : 0),
                                        .flops = info->flops, .bandwidth = info->bandwidth, .link = info->link, .advice = t->advice};
     describe_work(t, &t->request);
     return 0;
@@ -425,7 +469,8 @@ static int request(struct trainer *t, struct err *e) {
 int setup_plan(struct trainer *t, struct err *e) {
     if (plan_make(&t->request, cost, t, &t->plan, e)) return -1;
     follow(t, &t->plan.choice);
-    if (!setup_is_lora(t) && !t->o->paged && t->plan.choice.state_on_host) log_info("the optimizer state is paged, for it does not fit the device's memory; where it lives changes no number");
+    if (!setup_is_lora(t) && !t->o->paged && t->plan.choice.state_on_host)
+        log_info("the optimizer state is paged, for it does not fit the device's memory; where it lives changes no number");
     return 0;
 }
 
@@ -441,7 +486,8 @@ void setup_host(struct trainer *t, int here) {
 static int describe_model(struct trainer *t, const struct model_config *config, struct err *e) {
     const struct train_options *o = t->o;
     struct ckpt *c;
-    t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type, .q_double = o->double_quantization, .filter_4bit = o->filter_4bit,
+    t->how = (struct model_how){.quantization_bit = o->quantization_bit, .q_type = o->quantization_type,
+                                .q_double = o->double_quantization, .filter_4bit = o->filter_4bit,
                                 .resident_layers = -1, .page_dir = o->page_dir ? o->page_dir : o->output_dir ? o->output_dir : "."};
     struct backend_info info;
     t->be->info(t->be->self, &info);
@@ -465,15 +511,23 @@ int setup_model(struct trainer *t, const struct model_config *config, struct err
     const struct model_config *k = &t->model.config;
     const int32_t ids = t->tok ? tok_count(t->tok) : 0;
     if (ids > k->V)
-        return err_set(e, ERR_INPUT, "the tokenizer knows %d ids, the model's vocab_size is %lld; this tokenizer belongs to another model", ids, (long long)k->V);
+        return err_set(e, ERR_INPUT,
+                       "the tokenizer knows %d ids, the model's vocab_size is %lld; this tokenizer belongs to another model", ids,
+                       (long long)k->V);
     if (t->longest + 1 > k->max_positions)
-        log_warn("sequences of up to %lld tokens are longer than max_position_embeddings %lld", (long long)t->longest + 1, (long long)k->max_positions);
+        log_warn("sequences of up to %lld tokens are longer than max_position_embeddings %lld", (long long)t->longest + 1,
+                 (long long)k->max_positions);
     if (t->train)
-        log_info("attention %s", k->document_mask ? "stops at <eod>: records of a packed row, and turns of a conversation, do not see each other (config.json: use_flash_attention false, reset_attention_mask true)"
-                                                  : "is plain causal across a row (config.json: use_flash_attention true, or reset_attention_mask false)");
+        log_info("attention %s",
+                 k->document_mask
+                     ? "stops at <eod>: records of a packed row, and turns of a conversation, do not see each other "
+                       "(config.json: use_flash_attention false, reset_attention_mask true)"
+                     : "is plain causal across a row (config.json: use_flash_attention true, or reset_attention_mask false)");
     if (t->train && o->data.neat_packing) log_info("neat_packing: records of a packed row are apart, whatever config.json says");
     struct params_how how = {.bits8 = o->optimizer == OPT_ADAMW_8BIT, .pure = o->pure_bf16};
-    if (adapter_shape(t, e) || trained_weights(o, k, &how, e) || params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, &how, e)) return -1;
+    if (adapter_shape(t, e) || trained_weights(o, k, &how, e) ||
+        params_describe(&t->params, &t->model, setup_is_lora(t) ? &t->lora : NULL, &how, e))
+        return -1;
     if (setup_is_lora(t) && o->loraplus_lr_ratio > 0) params_loraplus(&t->params, o->loraplus_lr_ratio);
     return request(t, e);
 }
@@ -487,7 +541,8 @@ int64_t setup_checkpoint_bytes(const struct trainer *t, int64_t *result) {
     const struct params *p = &t->params;
     int64_t state = 0, values = 0;
     for (int64_t g = 0; g < p->groups; g++) state += (int64_t)p->state_bytes[g];
-    for (int64_t i = 0; i < p->count; i++) values += p->p[i].n * (p->p[i].half && !p->p[i].has_master ? 2 : 4), state -= p->p[i].has_master ? p->p[i].n * 4 : 0;
+    for (int64_t i = 0; i < p->count; i++)
+        values += p->p[i].n * (p->p[i].half && !p->p[i].has_master ? 2 : 4), state -= p->p[i].has_master ? p->p[i].n * 4 : 0;
     *result = setup_is_lora(t) ? values : model_numbers(&t->model.config) * (int64_t)dtype_bytes(t->model.config.stored);
     return t->o->save_only_model ? *result : values + state;
 }
@@ -519,7 +574,8 @@ int setup_run(struct trainer *t, model_reader *read, void *context, struct err *
     if (setup_is_lora(t) && t->lora.config.dora && !t->o->adapter_name_or_path) params_magnitudes(&t->params);
     char a[32], b[32];
     int64_t all = model_numbers(&t->model.config) + (setup_is_lora(t) ? t->params.total : 0);
-    log_info("trainable params: %s || all params: %s || trainable%%: %.4f", text_thousands(a, t->params.total), text_thousands(b, all), 100.0 * (double)t->params.total / (double)all);
+    log_info("trainable params: %s || all params: %s || trainable%%: %.4f", text_thousands(a, t->params.total),
+             text_thousands(b, all), 100.0 * (double)t->params.total / (double)all);
     return 0;
 }
 

@@ -38,7 +38,8 @@ static int characters(const char *text, size_t n, struct tokens *out, struct err
 
 static int is_word_char(uint32_t c) { return (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z'); }
 static int is_blank(uint32_t c) { /* what Python's str.split() splits at */
-    return c <= ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
+    return c <= ' ' || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
+           c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
 struct word { const uint32_t *p; int64_t n, at; }; /* at: its place in both texts together */

@@ -49,20 +49,29 @@ static int read_facts(const char *dir, struct progress *p, char run[33], struct 
     struct cJSON *j = json_parse(text, strlen(text), dir, e);
     sys_free(text);
     if (!j) return -1;
-    const struct { const char *key; int64_t *to; } counts[] = {{"step", &p->step}, {"tokens", &p->tokens}, {"updates", &p->updates}, {"window_steps", &p->window_steps}, {"nonfinite", &p->nonfinite}, {"nonfinite_run", &p->nonfinite_run}};
+    const struct {
+        const char *key;
+        int64_t *to;
+    } counts[] = {{"step", &p->step},           {"tokens", &p->tokens},
+                  {"updates", &p->updates},     {"window_steps", &p->window_steps},
+                  {"nonfinite", &p->nonfinite}, {"nonfinite_run", &p->nonfinite_run}};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         if (json_int(j, counts[i].key, 0, (int64_t)1 << 52, counts[i].to, dir, e) != 1) {
             err_set(e, ERR_INPUT, "%s: its MANIFEST has no fact \"%s\"", dir, counts[i].key);
             json_free(j);
             return -1;
         }
-    p->evaluated = -1, p->best = json_get(j, "best") ? exact(j, "best") : NAN, p->best_step = p->worse = 0; /* absent in older checkpoints */
+    p->evaluated = -1, p->best = json_get(j, "best") ? exact(j, "best") : NAN,
+    p->best_step = p->worse = 0; /* absent in older checkpoints */
     json_int(j, "evaluated", -1, (int64_t)1 << 52, &p->evaluated, dir, NULL);
-    json_int(j, "best_step", 0, (int64_t)1 << 52, &p->best_step, dir, NULL), json_int(j, "worse", 0, (int64_t)1 << 52, &p->worse, dir, NULL);
+    json_int(j, "best_step", 0, (int64_t)1 << 52, &p->best_step, dir, NULL),
+        json_int(j, "worse", 0, (int64_t)1 << 52, &p->worse, dir, NULL);
     p->plateau = (struct plateau){.best = exact(j, "plateau_best"), .factor = exact(j, "plateau_factor")}; /* absent with other schedules */
-    json_int(j, "plateau_seen", 0, (int64_t)1 << 52, &p->plateau.seen, dir, NULL), json_int(j, "plateau_bad", 0, (int64_t)1 << 52, &p->plateau.bad, dir, NULL);
+    json_int(j, "plateau_seen", 0, (int64_t)1 << 52, &p->plateau.seen, dir, NULL),
+        json_int(j, "plateau_bad", 0, (int64_t)1 << 52, &p->plateau.bad, dir, NULL);
     json_int(j, "plateau_cooling", 0, (int64_t)1 << 52, &p->plateau.cooling, dir, NULL);
-    p->loss_sum = exact(j, "loss_sum"), p->window_sum = exact(j, "window_sum"), p->window_norm = exact(j, "window_norm"), p->seconds = exact(j, "seconds");
+    p->loss_sum = exact(j, "loss_sum"), p->window_sum = exact(j, "window_sum"), p->window_norm = exact(j, "window_norm"),
+    p->seconds = exact(j, "seconds");
     const char *id = "";
     json_str(j, "run", &id, dir, NULL);
     snprintf(run, 33, "%s", id);
@@ -114,10 +123,15 @@ int state_find(struct trainer *t, char *dir, size_t size, struct err *e) {
         else snprintf(dir, size, "%s", path);
     }
     sys_free(steps);
-    if (!r && !dir[0] && machine.code) r = err_set(e, machine.code, "no checkpoint can be resumed, and one could not be read: %s; mend that, or start anew in another output_dir", machine.text);
+    if (!r && !dir[0] && machine.code)
+        r = err_set(e, machine.code,
+                    "no checkpoint can be resumed, and one could not be read: %s; mend that, or start anew in another output_dir",
+                    machine.text);
     if (r) return -1;
     if (dir[0] && !want) log_info("Resuming training from %s. Change output_dir or use overwrite_output_dir to avoid.", dir);
-    if (!dir[0] && want) log_info("no checkpoint to resume from in %s%s; starting from the first step", o->output_dir, others ? " that belongs to this run" : "");
+    if (!dir[0] && want)
+        log_info("no checkpoint to resume from in %s%s; starting from the first step", o->output_dir,
+                 others ? " that belongs to this run" : "");
     return 0;
 }
 
@@ -130,10 +144,15 @@ int state_load(struct trainer *t, const char *dir, struct err *e) {
     json_str(j, "data", &data, dir, NULL);
     json_int(j, "batch", 1, INT32_MAX, &batch, dir, NULL), json_int(j, "accumulate", 1, INT32_MAX, &accumulate, dir, NULL);
     json_int(j, "total_steps", 0, (int64_t)1 << 52, &total, dir, NULL);
-    if (strcmp(data, t->data_hash)) log_warn("the training sequences are not those of the run that wrote %s: the data set, template or cutoff changed", dir);
+    if (strcmp(data, t->data_hash))
+        log_warn("the training sequences are not those of the run that wrote %s: the data set, template or cutoff changed", dir);
     if (batch != t->o->batch || accumulate != t->o->accumulate)
-        log_warn("%s was written with per_device_train_batch_size %lld and gradient_accumulation_steps %lld: the order of the data changes", dir, (long long)batch, (long long)accumulate);
-    if (total != t->total_steps) log_warn("%s was written by a run of %lld steps, this one has %lld: the learning rate changes", dir, (long long)total, (long long)t->total_steps);
+        log_warn("%s was written with per_device_train_batch_size %lld and gradient_accumulation_steps %lld: the order of the "
+                 "data changes",
+                 dir, (long long)batch, (long long)accumulate);
+    if (total != t->total_steps)
+        log_warn("%s was written by a run of %lld steps, this one has %lld: the learning rate changes", dir, (long long)total,
+                 (long long)t->total_steps);
     json_free(j);
     snprintf(path, sizeof path, "%s/optimizer.safetensors", dir);
     if (!path_is_file(path)) {
@@ -148,9 +167,13 @@ int state_load_weights(struct trainer *t, const char *dir, struct err *e) {
     struct lora saved = {0};
     if (lora_load(dir, &t->model.config, &saved, e)) return -1;
     int r = 0;
-    if (saved.layer_floats != t->lora.layer_floats || saved.config.targets != t->lora.config.targets || saved.config.rank != t->lora.config.rank || saved.config.dora != t->lora.config.dora || saved.config.wholes != t->lora.config.wholes)
-        r = err_set(e, ERR_INPUT, "%s holds an adapter of rank %lld, this run has rank %lld, other targets or another kind; resume with the flags of that run", dir,
-                    (long long)saved.config.rank, (long long)t->lora.config.rank);
+    if (saved.layer_floats != t->lora.layer_floats || saved.config.targets != t->lora.config.targets ||
+        saved.config.rank != t->lora.config.rank || saved.config.dora != t->lora.config.dora ||
+        saved.config.wholes != t->lora.config.wholes)
+        r = err_set(e, ERR_INPUT,
+                    "%s holds an adapter of rank %lld, this run has rank %lld, other targets or another kind; resume with the "
+                    "flags of that run",
+                    dir, (long long)saved.config.rank, (long long)t->lora.config.rank);
     for (int64_t g = 0; !r && g < t->params.layers; g++)
         r = pages_write(t->params.value, g, 0, saved.data + g * saved.layer_floats, (size_t)saved.layer_floats * 4, e);
     if (!r && saved.config.wholes) r = model_wholes(&t->model, dir, e);

@@ -19,7 +19,8 @@ static int gather(struct trainer *t, const struct dataset *d, const struct sampl
         for (int64_t i = s->start[m]; i < s->start[m + 1]; i++) {
             struct sequence q;
             if (data_get(d, s->index[i], &q, e)) return -1;
-            t->sequences[i] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions, .documents = q.documents, .n = q.n};
+            t->sequences[i] = (struct batch_sequence){.ids = q.ids, .labels = q.labels, .positions = q.positions,
+                                                      .documents = q.documents, .n = q.n};
             if (q.n > longest) longest = q.n;
             for (int64_t k = 1; k < q.n; k++) counted += batch_counts(&t->sequences[i], k);
         }
@@ -87,9 +88,14 @@ static void name_nonfinite(const struct trainer *t, int64_t step, const struct s
     for (int64_t i = 0; i < s->sequences && shown < SHOWN; i++)
         if (!lost || is_lost(&t->batch, i)) str_printf(&which, "%s%lld", shown++ ? ", " : "", (long long)(passed + s->index[i] + 1));
     if (shown < (lost ? lost : s->sequences)) str_puts(&which, ", ..");
-    log_warn("step %lld: the %s not finite: %lld of %lld gradients (%s%s%s), %s %s of the data set; the step is not applied", (long long)step + 1, lost ? "loss is" : bad ? "gradient is" : "gradient's size is",
-             (long long)bad, (long long)p->count, bad ? p->p[first].name : "only their sum", bad > 1 ? " to " : "", bad > 1 ? p->p[last].name : "",
-             lost ? "with the loss of sequence" : "in a step of the sequences", which.oom ? "?" : which.p);
+    log_warn("step %lld: the %s not finite: %lld of %lld gradients (%s%s%s), %s %s of the data set; the step is not applied",
+             (long long)step + 1,
+             lost  ? "loss is"
+             : bad ? "gradient is"
+                   : "gradient's size is",
+             (long long)bad, (long long)p->count, bad ? p->p[first].name : "only their sum", bad > 1 ? " to " : "",
+             bad > 1 ? p->p[last].name : "", lost ? "with the loss of sequence" : "in a step of the sequences",
+             which.oom ? "?" : which.p);
     str_free(&which);
 }
 
@@ -107,7 +113,8 @@ int train_update(struct trainer *t, int64_t step, int64_t n, struct step_result 
     double norm2 = 0;
     for (int64_t i = 0; i < t->params.count; i++) norm2 += t->params.norms[i];
     for (int64_t i = 0; i < n; i++)
-        for (int64_t k = t->batch.loss_of[i]; k < t->batch.loss_of[i + 1]; k++) r->loss += (double)t->sequences[i].weight * (double)t->batch.nll[k];
+        for (int64_t k = t->batch.loss_of[i]; k < t->batch.loss_of[i + 1]; k++)
+            r->loss += (double)t->sequences[i].weight * (double)t->batch.nll[k];
     r->grad_norm = sqrt(norm2), r->rows = t->batch.N;
     r->finite = isfinite(norm2) && isfinite(r->loss);
     if (!r->finite) return 0;

@@ -118,12 +118,14 @@ static inline double epoch_after(const struct trainer *t, int64_t step, const st
 /* train/setup.c: everything up to the first step. */
 int setup_data(struct trainer *t, struct err *e);
 void setup_shape(struct trainer *t);                 /* in place of data: every step is full of sequences of cutoff_len */
-/* Headers, adapter shapes, what the plan is asked; reads no weights, allocates nothing on the device. config: in place of the headers, or NULL. */
+/* Headers, adapter shapes, what the plan is asked; reads no weights, allocates nothing on the device. config: in place of the
+ * headers, or NULL. */
 int setup_model(struct trainer *t, const struct model_config *config, struct err *e);
 void setup_host(struct trainer *t, int here);        /* the host memory that a plan may use; here: on this machine */
 int setup_plan(struct trainer *t, struct err *e);
 int setup_memory(struct trainer *t, struct err *e);  /* allocates what the plan says, loads weights */
-int setup_run(struct trainer *t, model_reader *read, void *context, struct err *e); /* the part of it behind the weights; masters are read so */
+int setup_run(struct trainer *t, model_reader *read, void *context, struct err *e); /* the part of it behind the weights; masters
+                                                                                     * are read so */
 void setup_close(struct trainer *t);
 /* train/rates.c */
 double rates_known_update(int threads);              /* bytes/s of AdamW on so many; 0: on a machine that is not here */

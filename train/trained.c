@@ -41,7 +41,8 @@ static void announce(const struct train_options *o, const struct params_how *how
     struct str s = {0};
     for (const char *p = o->freeze_modules; how->layers && *p; p += *p == ',') {
         const size_t n = strcspn(p, ","), shown = n == 3 && !strncmp(p, "all", 3) ? 0 : n;
-        for (int64_t l = how->first_layer; l < how->first_layer + how->layers; l++) str_printf(&s, "%s.%lld.%.*s", s.n ? "," : "", (long long)l, (int)shown, p);
+        for (int64_t l = how->first_layer; l < how->first_layer + how->layers; l++)
+            str_printf(&s, "%s.%lld.%.*s", s.n ? "," : "", (long long)l, (int)shown, p);
         p += n;
     }
     if (o->freeze_extra) str_printf(&s, "%s%s", s.n ? "," : "", o->freeze_extra);
@@ -57,11 +58,15 @@ int trained_weights(const struct train_options *o, const struct model_config *c,
     const int64_t n = o->freeze_layers, layers = n < 0 ? -n : n;
     how->tensors = how->outer = 0;
     how->layers = layers < c->L ? layers : c->L, how->first_layer = n > 0 ? c->L - how->layers : 0;
-    if (read_list(o->freeze_modules, hidden, 0, &how->tensors, e) || read_list(o->freeze_extra, outer, c->tied ? BIT(OT_HEAD) : 0, &how->outer, e)) return -1;
+    if (read_list(o->freeze_modules, hidden, 0, &how->tensors, e) ||
+        read_list(o->freeze_extra, outer, c->tied ? BIT(OT_HEAD) : 0, &how->outer, e))
+        return -1;
     if (!how->tensors) how->layers = 0;
     if (!how->layers) how->tensors = 0;
     if (!how->tensors && !how->outer)
-        return err_set(e, ERR_INPUT, "nothing is left to train: freeze_trainable_layers is %lld, and there are no freeze_extra_modules", (long long)n);
+        return err_set(e, ERR_INPUT,
+                       "nothing is left to train: freeze_trainable_layers is %lld, and there are no freeze_extra_modules",
+                       (long long)n);
     announce(o, how);
     return 0;
 }

@@ -28,7 +28,8 @@ static struct adam_tensor adam_of(const struct params *q, const struct param *p,
     else if (p->half) t.copy = value;
     else t.p = (float *)value, t.round = q->how.pure;
     if (p->small_state)
-        t.m8 = (uint8_t *)state + p->m, t.v8 = (uint8_t *)state + p->v, t.m_absmax = (float *)(state + p->m_absmax), t.v_absmax = (float *)(state + p->v_absmax);
+        t.m8 = (uint8_t *)state + p->m, t.v8 = (uint8_t *)state + p->v, t.m_absmax = (float *)(state + p->m_absmax),
+        t.v_absmax = (float *)(state + p->v_absmax);
     else t.m = (float *)(state + p->m), t.v = (float *)(state + p->v);
     return t;
 }
@@ -40,10 +41,12 @@ static void run_update(struct params *q, struct backend *be, int64_t g, char *pa
         struct adam_tensor t[ADAM_MAX];
         int64_t k = 0;
         for (; k < ADAM_MAX && i + k < q->first[g + 1]; k++) t[k] = adam_of(q, &q->p[i + k], page, state, grad);
-        op_adam(be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2, .eps = s->eps, .grad_scale = s->grad_scale});
+        op_adam(be, &(struct adam_args){.tensors = t, .count = k, .t = s->t, .beta1 = s->beta1, .beta2 = s->beta2,
+                                        .eps = s->eps, .grad_scale = s->grad_scale});
     }
     for (int64_t i = q->first[g]; i < q->first[g + 1]; i++)
-        if (q->p[i].has_master && !q->p[i].half) be->copy(be->self, page + q->p[i].place, state + q->p[i].master, (size_t)q->p[i].n * 4, Q_COMPUTE);
+        if (q->p[i].has_master && !q->p[i].half)
+            be->copy(be->self, page + q->p[i].place, state + q->p[i].master, (size_t)q->p[i].n * 4, Q_COMPUTE);
 }
 
 /* ---- the processor's part ---- */
@@ -79,7 +82,8 @@ int update_open(struct params *q, struct err *e) {
     if (!pthread_create(&h->thread, NULL, work, q)) return 0;
     q->aside = NULL;
     sys_free(h->job), sys_free(h);
-    return err_set(e, ERR_RUN, "no thread can be started for the update on the processor; the limit of processes (ulimit -u) may be reached");
+    return err_set(e, ERR_RUN,
+                   "no thread can be started for the update on the processor; the limit of processes (ulimit -u) may be reached");
 }
 
 void update_close(struct params *q) {
@@ -133,7 +137,8 @@ static void update_group(struct params *q, int64_t g) {
         (void)host_done(q, g, 1);
         return;
     }
-    char *page = pages_get(values, i, g < q->layers && params_replaces(q) ? PAGE_WRITE : PAGE_READ_WRITE), *state = pages_get(q->state, g, PAGE_READ_WRITE);
+    char *page = pages_get(values, i, g < q->layers && params_replaces(q) ? PAGE_WRITE : PAGE_READ_WRITE),
+         *state = pages_get(q->state, g, PAGE_READ_WRITE);
     run_update(q, q->be, g, page, state, pages_get(grads, j, PAGE_READ));
     pages_put(values, i, 1), pages_put(grads, j, 0), pages_put(q->state, g, 1);
 }

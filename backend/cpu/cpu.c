@@ -12,7 +12,8 @@ static void cpu_info(void *self, struct backend_info *out) {
     const struct cpu *c = self;
     long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
     /* A core of Zen 3 keeps up 70 GFLOP/s of fp32 products (bench/cpu_ops); memory: two channels of DDR4. */
-    *out = (struct backend_info){.name = "cpu", .activation = DT_F32, .unified = 1, .flops = 7e10 * c->threads, .bandwidth = 4e10, .link = 5e9, .free_bytes = sys_free_memory(),
+    *out = (struct backend_info){.name = "cpu", .activation = DT_F32, .unified = 1, .flops = 7e10 * c->threads,
+                                 .bandwidth = 4e10, .link = 5e9, .free_bytes = sys_free_memory(),
                                  .total_bytes = (int64_t)pages * page_bytes};
     snprintf(out->detail, sizeof out->detail, "%d threads, %s", c->threads, c->k->name);
 }
@@ -108,13 +109,39 @@ static void cpu_close(void *self) {
 
 static const struct backend table = {
     .version = BACKEND_VERSION,
-    .info = cpu_info, .alloc = cpu_alloc, .release = cpu_release, .put = cpu_copy, .get = cpu_copy, .copy = cpu_copy,
-    .zero = cpu_zero, .mark = cpu_mark, .wait = cpu_wait, .wait_host = cpu_wait_host, .sync = cpu_sync,
-    .workspace = cpu_workspace, .reserve = cpu_reserve, .close = cpu_close,
-    .embed = cpu_embed, .embed_bwd = cpu_embed_bwd, .norm = cpu_norm, .norm_bwd = cpu_norm_bwd,
-    .linear = cpu_linear, .linear_bwd = cpu_linear_bwd, .dora = cpu_dora, .dora_bwd = cpu_dora_bwd, .filter = cpu_filter, .filter_bwd = cpu_filter_bwd,
-    .rope = cpu_rope, .attend = cpu_attend, .attend_bwd = cpu_attend_bwd, .gate = cpu_gate, .gate_bwd = cpu_gate_bwd,
-    .loss = cpu_loss, .adam = cpu_adam, .sqsum = cpu_sqsum, .noise = cpu_noise,
+    .info = cpu_info,
+    .alloc = cpu_alloc,
+    .release = cpu_release,
+    .put = cpu_copy,
+    .get = cpu_copy,
+    .copy = cpu_copy,
+    .zero = cpu_zero,
+    .mark = cpu_mark,
+    .wait = cpu_wait,
+    .wait_host = cpu_wait_host,
+    .sync = cpu_sync,
+    .workspace = cpu_workspace,
+    .reserve = cpu_reserve,
+    .close = cpu_close,
+    .embed = cpu_embed,
+    .embed_bwd = cpu_embed_bwd,
+    .norm = cpu_norm,
+    .norm_bwd = cpu_norm_bwd,
+    .linear = cpu_linear,
+    .linear_bwd = cpu_linear_bwd,
+    .dora = cpu_dora,
+    .dora_bwd = cpu_dora_bwd,
+    .filter = cpu_filter,
+    .filter_bwd = cpu_filter_bwd,
+    .rope = cpu_rope,
+    .attend = cpu_attend,
+    .attend_bwd = cpu_attend_bwd,
+    .gate = cpu_gate,
+    .gate_bwd = cpu_gate_bwd,
+    .loss = cpu_loss,
+    .adam = cpu_adam,
+    .sqsum = cpu_sqsum,
+    .noise = cpu_noise,
 };
 
 struct backend *backend_cpu_with(const struct cpu_kernels *k, int threads, struct err *e) {

@@ -48,7 +48,8 @@ void cpu_dora_bwd(void *self, const struct dora_args *a) {
             for (int64_t t = a->rows->seq_start[s], end = t, stop = a->rows->seq_start[s + 1]; t < stop; t = end) {
                 double part[COLUMNS] = {0};
                 end = stop - t < BLOCK_K ? stop : t + BLOCK_K;
-                for (int64_t i = t; i < end; i++) c->k->add_double(1, mat_f32(&a->dy) + i * a->dy.ld + j, mat_f32(&a->y) + i * a->y.ld + j, part, n);
+                for (int64_t i = t; i < end; i++)
+                    c->k->add_double(1, mat_f32(&a->dy) + i * a->dy.ld + j, mat_f32(&a->y) + i * a->y.ld + j, part, n);
                 for (int64_t i = 0; i < n; i++)
                     if (a->lora.m[j + i] != 0) a->lora.dm[j + i] += (float)(part[i] / (double)a->lora.m[j + i]);
             }

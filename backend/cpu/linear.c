@@ -125,8 +125,13 @@ void cpu_filter_bwd(void *self, const struct filter_args *a) {
     if (a->db) cpu_sum_rows(cpu, a->rows, NULL, a->dy, (struct mat){0}, a->db);
     if (!a->dx.data) return;
     int64_t out = a->w1.rows;
-    product_run(cpu, &(struct product){
-        .M = a->dx.rows, .N = a->dx.cols, .c = mat_f32(&a->dx), .ldc = a->dx.ld, .add = a->dx_add.data ? mat_f32(&a->dx_add) : NULL, .ld_add = a->dx_add.ld, .n_terms = 2,
-        .term = {{.a = dy, .b = {.w = &a->w1}, .b_by_k = 1, .K = out, .alpha = 1},
-                 {.a = next, .b = {.w = &a->w0}, .b_by_k = 1, .K = out, .alpha = 1}}});
+    product_run(cpu, &(struct product){.M = a->dx.rows,
+                                       .N = a->dx.cols,
+                                       .c = mat_f32(&a->dx),
+                                       .ldc = a->dx.ld,
+                                       .add = a->dx_add.data ? mat_f32(&a->dx_add) : NULL,
+                                       .ld_add = a->dx_add.ld,
+                                       .n_terms = 2,
+                                       .term = {{.a = dy, .b = {.w = &a->w1}, .b_by_k = 1, .K = out, .alpha = 1},
+                                                {.a = next, .b = {.w = &a->w0}, .b_by_k = 1, .K = out, .alpha = 1}}});
 }

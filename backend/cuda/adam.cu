@@ -41,7 +41,8 @@ __device__ static inline void step(const struct list &l, const struct list::tens
 }
 __device__ static inline float4 four_bf16(const bf16 *x) {
     uint2 u = *(const uint2 *)x;
-    return make_float4(__uint_as_float(u.x << 16), __uint_as_float(u.x & 0xffff0000u), __uint_as_float(u.y << 16), __uint_as_float(u.y & 0xffff0000u));
+    return make_float4(__uint_as_float(u.x << 16), __uint_as_float(u.x & 0xffff0000u), __uint_as_float(u.y << 16),
+                       __uint_as_float(u.y & 0xffff0000u));
 }
 /* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read and 12 (14) written an element: bound by memory. Nothing
  * is read again soon: streamed past the cache. */
@@ -62,7 +63,8 @@ __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         int64_t at = from / 4 + k * THREADS + threadIdx.x;
-        p[k] = t.p ? __ldcs((const float4 *)t.p + at) : four_bf16(t.copy + 4 * at), g[k] = __ldcs((const float4 *)t.g + at), m[k] = __ldcs((const float4 *)t.m + at), v[k] = __ldcs((const float4 *)t.v + at);
+        p[k] = t.p ? __ldcs((const float4 *)t.p + at) : four_bf16(t.copy + 4 * at), g[k] = __ldcs((const float4 *)t.g + at),
+        m[k] = __ldcs((const float4 *)t.m + at), v[k] = __ldcs((const float4 *)t.v + at);
     }
     __syncwarp(); /* keeps the loads ahead of the arithmetic */
 #pragma unroll
@@ -88,7 +90,16 @@ static void run_list(struct cuda *c, struct list *l) {
 
 struct maps { float s[256], u[256]; };
 struct list8 {
-    struct tensor { float *p; const float *g; uint8_t *m, *v; float *m_absmax, *v_absmax; bf16 *copy; int64_t n; struct bw8_adam step; int wide, round; } t[LIST];
+    struct tensor {
+        float *p;
+        const float *g;
+        uint8_t *m, *v;
+        float *m_absmax, *v_absmax;
+        bf16 *copy;
+        int64_t n;
+        struct bw8_adam step;
+        int wide, round;
+    } t[LIST];
     int32_t first[LIST + 1], count;
 };
 
@@ -122,9 +133,13 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             int64_t i = b * 256 + k * 128 + lane * 4;
-            if (t.wide && i + 4 <= t.n) p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i), g[k] = *(const float4 *)(t.g + i), m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
+            if (t.wide && i + 4 <= t.n)
+                p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i), g[k] = *(const float4 *)(t.g + i),
+                m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
             else
-                for (int j = 0; j < 4 && i + j < t.n; j++) (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]), (&g[k].x)[j] = t.g[i + j], (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
+                for (int j = 0; j < 4 && i + j < t.n; j++)
+                    (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]), (&g[k].x)[j] = t.g[i + j],
+                    (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
@@ -136,7 +151,8 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
             if (t.round) (&p[j / 4].x)[j % 4] = as_bf16((&p[j / 4].x)[j % 4]);
             m_top = fmaxf(m_top, fabsf(m[j])), v_top = fmaxf(v_top, v[j]);
         }
-        for (int x = 16; x; x >>= 1) m_top = fmaxf(m_top, __shfl_xor_sync(~0u, m_top, x)), v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, x));
+        for (int x = 16; x; x >>= 1)
+            m_top = fmaxf(m_top, __shfl_xor_sync(~0u, m_top, x)), v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, x));
         if (lane == 0) t.m_absmax[b] = m_top, t.v_absmax[b] = v_top;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
@@ -159,7 +175,9 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
 
 static void run_list8(struct cuda *c, struct list8 *l) {
     int64_t blocks = l->count ? ceil_div(l->first[l->count], WARPS) : 0;
-    if (blocks) adam8<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>(*l, (const struct maps *)c->maps);
+    if (blocks)
+        adam8<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>(
+            *l, (const struct maps *)c->maps);
     CUDA_LAUNCHED(c);
     l->count = 0;
 }
@@ -184,8 +202,10 @@ void cuda_adam(void *self, const struct adam_args *a) {
             l.first[l.count + 1] = l.first[l.count] + (int32_t)ceil_div(x->n, CHUNK), l.count++;
         } else {
             auto &t = l8.t[l8.count];
-            t.p = x->p, t.g = x->g, t.m = x->m8, t.v = x->v8, t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax, t.copy = (bf16 *)x->copy, t.n = x->n;
-            t.step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay, (float)a->grad_scale);
+            t.p = x->p, t.g = x->g, t.m = x->m8, t.v = x->v8, t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax,
+            t.copy = (bf16 *)x->copy, t.n = x->n;
+            t.step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay,
+                                   (float)a->grad_scale);
             t.wide = wide && aligned(x->m8, 4) && aligned(x->v8, 4), t.round = x->round;
             l8.first[l8.count + 1] = l8.first[l8.count] + (int32_t)ceil_div(x->n, 256), l8.count++;
         }
@@ -237,7 +257,8 @@ __global__ __launch_bounds__(THREADS) static void square_pieces(const __grid_con
                     if (i + k * 4 * THREADS + j < s.n[t]) (&v[k].x)[j] = x[i + k * 4 * THREADS + j];
         }
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) sum += ((double)v[k].x * v[k].x + (double)v[k].y * v[k].y) + ((double)v[k].z * v[k].z + (double)v[k].w * v[k].w);
+        for (int k = 0; k < AHEAD; k++)
+            sum += ((double)v[k].x * v[k].x + (double)v[k].y * v[k].y) + ((double)v[k].z * v[k].z + (double)v[k].w * v[k].w);
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) part[blockIdx.x] = sum;

@@ -61,7 +61,9 @@ template <int K, int NT> DEV void times_rows(float acc[NT][4], const bf16 *a, in
 template <int K, int NT> DEV void times_tile(float acc[K / 8][4], const float p[NT][4], const bf16 *tile) {
 #pragma unroll
     for (int k = 0; k < NT / 2; k++) {
-        uint32_t fa[4] = {pack(p[2 * k][0], p[2 * k][1]), pack(p[2 * k][2], p[2 * k][3]), pack(p[2 * k + 1][0], p[2 * k + 1][1]), pack(p[2 * k + 1][2], p[2 * k + 1][3])}, fb[4];
+        uint32_t fa[4] = {pack(p[2 * k][0], p[2 * k][1]), pack(p[2 * k][2], p[2 * k][3]), pack(p[2 * k + 1][0], p[2 * k + 1][1]),
+                          pack(p[2 * k + 1][2], p[2 * k + 1][3])},
+                 fb[4];
 #pragma unroll
         for (int n = 0; n < K / 8; n += 2) {
             frag_bt<K>(fb, tile, k, n);
@@ -84,10 +86,13 @@ template <int K> DEV void put_rows(const struct operand &m, int head, int row, i
 
 /* o = softmax(q kᵀ scale + mask) v, lse.  block: 64 query rows of one head, 16 a warp; key tiles of 64 in turn, the next one on
  * its way while this one is used. 4 T K FLOPs a row and head, half of them masked away by skipping. */
-template <int K> __global__ static void __launch_bounds__(THREADS) attend_fwd(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s) {
+template <int K>
+__global__ static void __launch_bounds__(THREADS)
+    attend_fwd(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s) {
     extern __shared__ __align__(128) bf16 tiles[];
     bf16 *sq = tiles, *sk = sq + TILE * K, *sv = sk + 2 * TILE * K;
-    int tile = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, seq = find_seq(s, tile), warp = threadIdx.x / 32, lane = threadIdx.x % 32; /* long rows first */
+    int tile = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, seq = find_seq(s, tile), warp = threadIdx.x / 32,
+        lane = threadIdx.x % 32; /* long rows first */
     int begin = s.start[seq], end = s.start[seq + 1], q0 = begin + (tile - s.tile[seq]) * TILE, qlast = min(q0 + TILE, end) - 1;
     int k0 = begin + (a.first[q0] - begin) / TILE * TILE, kend = qlast + a.past + 1, steps = (kend - k0 + TILE - 1) / TILE;
     int row[2] = {q0 + warp * 16 + lane / 4, q0 + warp * 16 + lane / 4 + 8}, lo[2], hi[2];
@@ -108,7 +113,8 @@ template <int K> __global__ static void __launch_bounds__(THREADS) attend_fwd(co
         __syncthreads();
         float p[TILE / 8][4] = {};
         times_rows<K, TILE / 8>(p, sq, warp * 16, tk);
-        int free = base >= lo[0] && base >= lo[1] && base + TILE - 1 <= hi[0] && base + TILE - 1 <= hi[1]; /* nothing masked for this lane */
+        int free = base >= lo[0] && base >= lo[1] && base + TILE - 1 <= hi[0] &&
+                   base + TILE - 1 <= hi[1]; /* nothing masked for this lane */
         float most[2] = {top[0], top[1]};
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
@@ -163,12 +169,15 @@ __global__ static void attend_delta(const __grid_constant__ struct problem a, in
 
 /* dv = Pᵀ do, dk = scale dSᵀ q with P = exp(q kᵀ scale - lse), dS = P (do vᵀ - delta).  block: 64 keys of one head, 16 a warp, so
  * all is transposed: rows are keys, columns queries. Query tiles of BQ rows in turn, from the tile of the first key on. */
-template <int K, int BQ> __global__ static void __launch_bounds__(THREADS) attend_dkv(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s) {
+template <int K, int BQ>
+__global__ static void __launch_bounds__(THREADS)
+    attend_dkv(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s) {
     extern __shared__ __align__(128) bf16 tiles[];
     __shared__ float lse[2][BQ], delta[2][BQ];
     __shared__ int32_t low[2][BQ];
     bf16 *sk = tiles, *sv = sk + TILE * K, *sq = sv + TILE * K, *sd = sq + 2 * BQ * K;
-    int tile = blockIdx.x, head = blockIdx.y, seq = find_seq(s, tile), warp = threadIdx.x / 32, lane = threadIdx.x % 32; /* early keys are seen by most */
+    int tile = blockIdx.x, head = blockIdx.y, seq = find_seq(s, tile), warp = threadIdx.x / 32,
+        lane = threadIdx.x % 32; /* early keys are seen by most */
     int begin = s.start[seq], end = s.start[seq + 1], k0 = begin + (tile - s.tile[seq]) * TILE, klast = min(k0 + TILE, end) - 1;
     int q0 = begin + (k0 - begin) / BQ * BQ, steps = (end - q0 + BQ - 1) / BQ;
     int key[2] = {k0 + warp * 16 + lane / 4, k0 + warp * 16 + lane / 4 + 8};
@@ -213,7 +222,9 @@ template <int K, int BQ> __global__ static void __launch_bounds__(THREADS) atten
 }
 
 /* dq = scale dS k.  block: 64 queries of one head; key tiles of BK rows in turn. */
-template <int K, int BK> __global__ static void __launch_bounds__(THREADS) attend_dq(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s) {
+template <int K, int BK>
+__global__ static void __launch_bounds__(THREADS)
+    attend_dq(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s) {
     extern __shared__ __align__(128) bf16 tiles[];
     bf16 *sq = tiles, *sd = sq + TILE * K, *sk = sd + TILE * K, *sv = sk + 2 * BK * K;
     int tile = gridDim.x - 1 - blockIdx.x, head = blockIdx.y, seq = find_seq(s, tile), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -340,7 +351,8 @@ static struct problem problem_of(const struct attend_args *a) {
     struct problem p = {};
     p.q = operand(&a->q, a->q_step), p.k = operand(&a->k, a->k_step), p.v = operand(&a->v, a->v_step), p.o = operand(&a->o, a->K);
     p.d_o = operand(&a->d_o, a->K), p.dq = operand(&a->dq, a->q_step), p.dk = operand(&a->dk, a->k_step), p.dv = operand(&a->dv, a->v_step);
-    p.first = a->rows->first, p.lse = a->lse, p.delta = a->delta, p.H = (int)a->H, p.past = (int)a->past, p.scale = (float)(1 / sqrt((double)a->K));
+    p.first = a->rows->first, p.lse = a->lse, p.delta = a->delta, p.H = (int)a->H, p.past = (int)a->past,
+    p.scale = (float)(1 / sqrt((double)a->K));
     return p;
 }
 static int tiled(const struct attend_args *a) {
@@ -350,7 +362,9 @@ static int tiled(const struct attend_args *a) {
     return (a->K == 64 || a->K == 128) && a->q_step % 8 == 0 && a->k_step % 8 == 0 && a->v_step % 8 == 0;
 }
 /* Tiles in shared memory: `own` of TILE rows and `other` of n rows. More than 48 KiB must be asked for. */
-template <typename F> static void launch(struct cuda *c, F *kernel, int64_t K, int own, int other, int n, const struct problem &p, const struct seqs &s) {
+template <typename F>
+static void launch(struct cuda *c, F *kernel, int64_t K, int own, int other, int n, const struct problem &p,
+                   const struct seqs &s) {
     size_t bytes = (size_t)K * 2 * (size_t)(own * TILE + other * n);
     CUDA_TRY(c, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     kernel<<<dim3((unsigned)s.tile[s.n], (unsigned)p.H), THREADS, bytes, cuda_stream(c)>>>(p, s);

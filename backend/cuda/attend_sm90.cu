@@ -50,12 +50,17 @@ template <int K, int P> struct plan {
 /* ---- pieces ---- */
 
 DEV void bar_init(uint32_t bar, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory"); }
-DEV void bar_expect(uint32_t bar, int bytes) { asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(bytes) : "memory"); }
+DEV void bar_expect(uint32_t bar, int bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+}
 DEV void bar_arrive(uint32_t bar) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory"); }
 DEV void bar_wait(uint32_t bar, uint32_t parity) {
     uint32_t done;
     do
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(bar), "r"(parity)
+                     : "memory");
     while (!done);
 }
 /* 64 rows from `row`, 64 columns of panel `panel`, of a head: 8 KiB. Rows beyond the matrix become 0. */
@@ -93,19 +98,35 @@ enum { SWIZZLE_128 = 1 << 30 | 1024 >> 4 }; /* the high word */
 /* c (64, N) = (first) or += a bᵀ over 16 columns, rows of both in shared memory */
 template <int N> DEV void mma_rows(float (&c)[N / 2], uint32_t a, uint32_t b, int first) {
     if constexpr (N == 64) {
-        if (first) asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
-        else asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
+        if (first)
+            asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 0, 1, 1, 0, 0;}"
+                         : F32("=f", c, 0)
+                         : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
+        else
+            asm volatile(DESC2("%32", "%33", "%34") MMA ".m64n64k16." TYPES " {" S32 "}, x, y, 1, 1, 1, 0, 0;}"
+                         : F32("+f", c, 0)
+                         : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
     } else {
-        if (first) asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 0, 1, 1, 0, 0;}" : F32("=f", c, 0), F32("=f", c, 32) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
-        else asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 1, 1, 1, 0, 0;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
+        if (first)
+            asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 0, 1, 1, 0, 0;}"
+                         : F32("=f", c, 0), F32("=f", c, 32)
+                         : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
+        else
+            asm volatile(DESC2("%64", "%65", "%66") MMA ".m64n128k16." TYPES " {" S64 "}, x, y, 1, 1, 1, 0, 0;}"
+                         : F32("+f", c, 0), F32("+f", c, 32)
+                         : "r"(a), "r"(b), "r"((int)SWIZZLE_128));
     }
 }
 /* c (64, N) += a b, a (64, 16) in registers, b 16 rows of a tile of N columns */
 template <int N> DEV void mma_tile(float (&c)[N / 2], const uint32_t *a, uint32_t b) {
     if constexpr (N == 64)
-        asm volatile(DESC1("%36", "%37") MMA ".m64n64k16." TYPES " {" S32 "}, {%32,%33,%34,%35}, y, 1, 1, 1, 1;}" : F32("+f", c, 0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"((int)SWIZZLE_128));
+        asm volatile(DESC1("%36", "%37") MMA ".m64n64k16." TYPES " {" S32 "}, {%32,%33,%34,%35}, y, 1, 1, 1, 1;}"
+                     : F32("+f", c, 0)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"((int)SWIZZLE_128));
     else
-        asm volatile(DESC1("%68", "%69") MMA ".m64n128k16." TYPES " {" S64 "}, {%64,%65,%66,%67}, y, 1, 1, 1, 1;}" : F32("+f", c, 0), F32("+f", c, 32) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"((int)SWIZZLE_128));
+        asm volatile(DESC1("%68", "%69") MMA ".m64n128k16." TYPES " {" S64 "}, {%64,%65,%66,%67}, y, 1, 1, 1, 1;}"
+                     : F32("+f", c, 0), F32("+f", c, 32)
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"((int)SWIZZLE_128));
 }
 /* s (64, N) = a bᵀ: 64 rows of a tile of A_ROWS, all N of another */
 template <int K, int N, int A_ROWS> DEV void times_rows(float (&s)[N / 2], uint32_t a, uint32_t b) {
@@ -136,20 +157,27 @@ DEV float exp2_of(float x) {
 }
 /* A warp's 16 rows of an accumulator to global memory, times factors of rows r and r + 8; rows from `end` on are left out. On
  * the way they lie in `room`, the same rows of a tile of ROWS, so that stores are whole rows. */
-template <int K, int ROWS> DEV void put_rows(const struct operand &m, int head, int row, int end, const float (&acc)[K / 2], float f0, float f1, uint32_t room) {
+template <int K, int ROWS>
+DEV void put_rows(const struct operand &m, int head, int row, int end, const float (&acc)[K / 2], float f0, float f1,
+                  uint32_t room) {
     int lane = threadIdx.x % 32, r = lane % 16;
 #pragma unroll
     for (int k = 0; k < K / 16; k++)
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
-                     ::"r"(room + k / 4 * ROWS * 128 + r * 128 + ((2 * (k % 4) + lane / 16) ^ r % 8) * 16), "r"(pack(acc[8 * k] * f0, acc[8 * k + 1] * f0)),
-                     "r"(pack(acc[8 * k + 2] * f1, acc[8 * k + 3] * f1)), "r"(pack(acc[8 * k + 4] * f0, acc[8 * k + 5] * f0)), "r"(pack(acc[8 * k + 6] * f1, acc[8 * k + 7] * f1)) : "memory");
+        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                         room + k / 4 * ROWS * 128 + r * 128 + ((2 * (k % 4) + lane / 16) ^ r % 8) * 16),
+                     "r"(pack(acc[8 * k] * f0, acc[8 * k + 1] * f0)), "r"(pack(acc[8 * k + 2] * f1, acc[8 * k + 3] * f1)),
+                     "r"(pack(acc[8 * k + 4] * f0, acc[8 * k + 5] * f0)), "r"(pack(acc[8 * k + 6] * f1, acc[8 * k + 7] * f1))
+                     : "memory");
     __syncwarp();
     bf16 *to = m.p + (int64_t)row * m.ld + head * m.step + lane % 8 * 8;
 #pragma unroll
     for (int i = 0; i < K / 16; i++) {
         uint4 x;
         r = i % 4 * 4 + lane / 8;
-        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(room + i / 4 * ROWS * 128 + r * 128 + (lane % 8 ^ r % 8) * 16) : "memory");
+        asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                     : "r"(room + i / 4 * ROWS * 128 + r * 128 + (lane % 8 ^ r % 8) * 16)
+                     : "memory");
         if (row + r < end) *(uint4 *)(to + r * m.ld + i / 4 * 64) = x;
     }
 }
@@ -194,14 +222,17 @@ template <class L> struct bars {
 struct maps { CUtensorMap own[2], other[2]; };
 
 /* The next item and its own tiles. */
-template <int K, int P> DEV void fetch_own(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items, struct ring own, int &drawn) {
+template <int K, int P>
+DEV void fetch_own(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars,
+                   int items, struct ring own, int &drawn) {
     using L = plan<K, P>;
     int lane = threadIdx.x % 32, i = __shfl_sync(~0u, drawn, 0), buf = own.stage;
     struct item it = {-1, 0, 0, 0, 0, 0};
     if (i < items) it = item_of<K, P>(a, s, i);
     bar_wait(bars.own_empty(buf), own.parity);
     if (P != DKV && i < items)
-        for (int r = lane; r < L::OWN; r += 32) ((int *)(room + L::LOW))[buf * L::OWN + r] = a.first[max(it.begin, min(it.own + r, it.end - 1))];
+        for (int r = lane; r < L::OWN; r += 32)
+            ((int *)(room + L::LOW))[buf * L::OWN + r] = a.first[max(it.begin, min(it.own + r, it.end - 1))];
     if (lane == 0) *(struct item *)(room + L::ITEM + 32 * buf) = it;
     __syncwarp();
     if (lane == 0) {
@@ -216,7 +247,9 @@ template <int K, int P> DEV void fetch_own(const struct problem &a, const struct
     bar_arrive(bars.own_full(buf)); /* every lane: each has written of the room */
 }
 /* The fetching warp: items from the counter until it runs dry; own tiles BUFS - 1 items ahead, other tiles in order. */
-template <int K, int P> DEV void fetch_items(const struct problem &a, const struct seqs &s, const struct maps &m, char *room, struct bars<plan<K, P>> bars, int items) {
+template <int K, int P>
+DEV void fetch_items(const struct problem &a, const struct seqs &s, const struct maps &m, char *room,
+                     struct bars<plan<K, P>> bars, int items) {
     using L = plan<K, P>;
     int lane = threadIdx.x % 32, drawn = lane ? 0 : atomicAdd(&next_item, 1);
     uint32_t base = shared_at(room);
@@ -235,7 +268,8 @@ template <int K, int P> DEV void fetch_items(const struct problem &a, const stru
                 if (lane == 0) {
                     uint32_t full = bars.full(which, at.stage);
                     bar_expect(full, L::TILE_BYTES);
-                    fetch<K, L::N>(base + L::RING + (2 * at.stage + which) * L::TILE_BYTES, &m.other[which], it.other + j * L::N, it.head, full);
+                    fetch<K, L::N>(base + L::RING + (2 * at.stage + which) * L::TILE_BYTES, &m.other[which], it.other + j * L::N,
+                                   it.head, full);
                     bar_arrive(full);
                 }
             }
@@ -257,7 +291,8 @@ template <int K> DEV void fetch_rows(const struct problem &a, char *room, struct
         struct item it = *(const struct item *)(room + L::ITEM + 32 * own.stage);
         if (it.head < 0) return;
         for (int row = it.other + r, left = it.steps; left; left--, row += L::N, advance<L::STAGES>(at)) {
-            int t = min(row, it.end - 1), to = at.stage * L::N + r, low = row < it.end ? a.first[t] : INT32_MAX; /* rows that are not there see no key */
+            int t = min(row, it.end - 1), to = at.stage * L::N + r,
+                low = row < it.end ? a.first[t] : INT32_MAX; /* rows that are not there see no key */
             float lse = a.lse[(int64_t)t * a.H + it.head], delta = a.delta[it.head * rows + t];
             bar_wait(bars.empty(0, at.stage), at.parity);
             ((float *)(room + L::LSE))[to] = lse * LOG2E, ((float *)(room + L::DELTA))[to] = delta, ((int *)(room + L::LOW))[to] = low;
@@ -279,11 +314,13 @@ template <int K> DEV void make_delta(const struct problem &a, char *room, struct
         if (it.head < 0) return;
         float *lse = (float *)(room + L::LSE) + own.stage * L::OWN, *delta = (float *)(room + L::DELTA) + own.stage * L::OWN;
         const char *d_o = room + (2 * own.stage + 1) * L::OWN_BYTES;
-        for (int r = 32 * warp + lane; r < L::OWN; r += 32 * L::HELPERS) lse[r] = a.lse[(int64_t)max(it.begin, min(it.own + r, it.end - 1)) * a.H + it.head] * LOG2E;
+        for (int r = 32 * warp + lane; r < L::OWN; r += 32 * L::HELPERS)
+            lse[r] = a.lse[(int64_t)max(it.begin, min(it.own + r, it.end - 1)) * a.H + it.head] * LOG2E;
 #pragma unroll 4
         for (int r = warp * AT_ONCE + lane / LANES; r < L::OWN; r += L::HELPERS * AT_ONCE) {
             int t = max(it.begin, min(it.own + r, it.end - 1)), piece = lane % LANES;
-            uint4 x = *(const uint4 *)(a.o.p + t * a.o.ld + it.head * a.o.step + piece * 8), y = *(const uint4 *)(d_o + piece / 8 * L::OWN * 128 + r * 128 + (piece % 8 ^ r % 8) * 16);
+            uint4 x = *(const uint4 *)(a.o.p + t * a.o.ld + it.head * a.o.step + piece * 8),
+                  y = *(const uint4 *)(d_o + piece / 8 * L::OWN * 128 + r * 128 + (piece % 8 ^ r % 8) * 16);
             const __nv_bfloat162 *xs = (const __nv_bfloat162 *)&x, *ys = (const __nv_bfloat162 *)&y;
             float sum = 0;
 #pragma unroll
@@ -367,7 +404,8 @@ template <int K> DEV void pass_fwd(const struct problem &a, struct consumer<plan
     const int N = L::N;
     const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
     int q0 = c.it.own + 64 * c.part, qlast = min(q0 + 63, c.it.end - 1), latest = low[63];
-    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end, from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (qlast + a.past - c.it.other) / N + 1;
+    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end,
+        from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (qlast + a.past - c.it.other) / N + 1;
     uint32_t own = shared_at(c.room) + buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], o[K / 2] = {};
     struct softmax m = {{-INFINITY, -INFINITY}, {}, {}, a.scale * LOG2E};
@@ -429,7 +467,8 @@ template <int K> DEV void pass_dq(const struct problem &a, struct consumer<plan<
     const int N = L::N, buf = own_at.stage;
     const int *low = (const int *)(c.room + L::LOW) + buf * L::OWN + c.part * 64;
     int q0 = c.it.own + 64 * c.part, qlast = min(q0 + 63, c.it.end - 1);
-    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end, from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (qlast - c.it.other) / N + 1;
+    int idle = q0 < c.it.begin || q0 >= c.it.end, end = idle ? INT32_MIN : c.it.end,
+        from = idle ? c.it.steps : (low[0] - c.it.other) / N, to = idle ? c.it.steps : (qlast - c.it.other) / N + 1;
     int latest = low[63];
     uint32_t own = shared_at(c.room) + 2 * buf * L::OWN_BYTES + c.part * 64 * 128;
     float s[N / 2], d[N / 2], dq[K / 2] = {}, lse[2], delta[2], scale2 = a.scale * LOG2E;
@@ -488,7 +527,8 @@ template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan
     for (; j < from; j++) c.skip();
     for (; j < c.it.steps; j++) {
         int base = c.it.other + j * N;
-        const float2 *lse = (const float2 *)(c.room + L::LSE) + (c.at[0].stage * N + c.col) / 2, *delta = lse + L::QUERIES / 2; /* of two queries */
+        const float2 *lse = (const float2 *)(c.room + L::LSE) + (c.at[0].stage * N + c.col) / 2,
+                     *delta = lse + L::QUERIES / 2; /* of two queries */
         const int *low = (const int *)(c.room + L::LOW) + c.at[0].stage * N;
         c.wait(0);
         int latest = low[N - 1];
@@ -536,16 +576,22 @@ template <int K> DEV void pass_dkv(const struct problem &a, struct consumer<plan
 /* ---- the kernel ---- */
 
 /* A pass over all items of `s`. Of q, k, v, do only tiles are read, through the maps. */
-template <int K, int P> __global__ static void __launch_bounds__(plan<K, P>::THREADS, 1)
-attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s, const __grid_constant__ struct maps m, int64_t rows) {
+template <int K, int P>
+__global__ static void __launch_bounds__(plan<K, P>::THREADS, 1)
+    attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ struct seqs s,
+                const __grid_constant__ struct maps m, int64_t rows) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     using L = plan<K, P>;
     extern __shared__ __align__(1024) char room[];
     struct bars<L> bars = {shared_at(room) + L::BARS};
     if (threadIdx.x == 0) {
-        for (int i = 0; i < L::BUFS; i++) bar_init(bars.own_full(i), 32), bar_init(bars.own_empty(i), 32 * (4 * L::GROUPS + L::HELPERS)), bar_init(bars.info(i), P == DQ ? 32 * L::HELPERS : 1);
+        for (int i = 0; i < L::BUFS; i++)
+            bar_init(bars.own_full(i), 32), bar_init(bars.own_empty(i), 32 * (4 * L::GROUPS + L::HELPERS)),
+                bar_init(bars.info(i), P == DQ ? 32 * L::HELPERS : 1);
         for (int i = 0; i < L::STAGES; i++)
-            for (int w = 0; w < 2; w++) bar_init(bars.full(w, i), L::BESIDE && w == 0 ? 1 + 32 * L::HELPERS : 1), bar_init(bars.empty(w, i), (L::BESIDE && w == 0 ? 128 : 4) * L::GROUPS);
+            for (int w = 0; w < 2; w++)
+                bar_init(bars.full(w, i), L::BESIDE && w == 0 ? 1 + 32 * L::HELPERS : 1),
+                    bar_init(bars.empty(w, i), (L::BESIDE && w == 0 ? 128 : 4) * L::GROUPS);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
@@ -560,9 +606,12 @@ attend_sm90(const __grid_constant__ struct problem a, const __grid_constant__ st
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"((int)L::REGS));
-        struct consumer<L> c = {room, bars, {}, group, 0, (int)(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), (int)(2 * (threadIdx.x % 4)), {}};
+        struct consumer<L> c = {
+            room, bars, {}, group, 0, (int)(threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4), (int)(2 * (threadIdx.x % 4)), {}
+        };
         struct ring own = {};
-        for (int part = group;; advance<L::BUFS>(own), part = part + 1 == L::GROUPS ? 0 : part + 1) { /* parts differ in length: take turns */
+        for (int part = group;;
+             advance<L::BUFS>(own), part = part + 1 == L::GROUPS ? 0 : part + 1) { /* parts differ in length: take turns */
             bar_wait(bars.own_full(own.stage), own.parity);
             c.it = *(const struct item *)(room + L::ITEM + 32 * own.stage);
             if (c.it.head < 0) return;
@@ -587,11 +636,12 @@ static PFN_cuTensorMapEncodeTiled_v12000 encoder(struct cuda *c) {
 /* Boxes of 64 rows and 64 columns of an operand: dimensions column, row, panel, head. */
 static CUtensorMap map_of(struct cuda *c, const struct operand &m, int64_t K, int64_t rows, int H) {
     CUtensorMap map = {};
-    cuuint64_t sizes[] = {64, (cuuint64_t)rows, (cuuint64_t)K / 64, (cuuint64_t)H}, steps[] = {(cuuint64_t)m.ld * 2, 128, (cuuint64_t)m.step * 2};
+    cuuint64_t sizes[] = {64, (cuuint64_t)rows, (cuuint64_t)K / 64, (cuuint64_t)H},
+               steps[] = {(cuuint64_t)m.ld * 2, 128, (cuuint64_t)m.step * 2};
     cuuint32_t box[] = {64, 64, 1, 1}, every[] = {1, 1, 1, 1};
     PFN_cuTensorMapEncodeTiled_v12000 encode = encoder(c);
-    if (!encode || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, m.p, sizes, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                          CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
+    if (!encode || encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, m.p, sizes, steps, box, every, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE))
         cuda_failed(c, cudaErrorInvalidValue, "cuTensorMapEncodeTiled", __FILE__, __LINE__);
     return map;
 }
@@ -610,7 +660,8 @@ int cuda_attend_sm90(struct cuda *c, const struct attend_args *a, const struct p
     if (c->props.major != 9) return 0;
     int64_t N = a->rows->N, keys = N + a->past;
     struct maps m = {};
-    m.own[0] = map_of(c, p->q, a->K, N, p->H), m.other[0] = map_of(c, p->k, a->K, keys, p->H), m.other[1] = map_of(c, p->v, a->K, keys, p->H);
+    m.own[0] = map_of(c, p->q, a->K, N, p->H), m.other[0] = map_of(c, p->k, a->K, keys, p->H),
+    m.other[1] = map_of(c, p->v, a->K, keys, p->H);
     if (a->K == 64) launch<64, FWD>(c, *p, a->rows, m);
     else launch<128, FWD>(c, *p, a->rows, m);
     return 1;

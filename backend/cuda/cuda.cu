@@ -50,8 +50,13 @@ cudaError_t cuda_fault(struct cuda *c) {
 
 static const char *meaning(cudaError_t code) {
     switch (code) {
-    case cudaErrorECCUncorrectable: return "its memory has an error that it cannot correct; restart the machine, and have the card replaced if it comes back";
-    case cudaErrorIllegalAddress: case cudaErrorMisalignedAddress: case cudaErrorInvalidAddressSpace: case cudaErrorInvalidPc: case cudaErrorIllegalInstruction:
+    case cudaErrorECCUncorrectable:
+        return "its memory has an error that it cannot correct; restart the machine, and have the card replaced if it comes back";
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
     case cudaErrorHardwareStackError: case cudaErrorLaunchFailure: case cudaErrorAssert:
         return "a kernel went astray, by a bug here or a fault of the card; CUDA_LAUNCH_BLOCKING=1 names the kernel";
     case cudaErrorLaunchTimeout: return "the driver ends long kernels on a card that drives a display; use one that does not";
@@ -61,7 +66,8 @@ static const char *meaning(cudaError_t code) {
 }
 
 void cuda_failed(struct cuda *c, cudaError_t code, const char *what, const char *file, int line) {
-    err_set(&c->failure, ERR_RUN, "the card failed: %s (%s) in %.80s at %s:%d; %s", cudaGetErrorString(code), cudaGetErrorName(code), what, file, line, meaning(code));
+    err_set(&c->failure, ERR_RUN, "the card failed: %s (%s) in %.80s at %s:%d; %s", cudaGetErrorString(code),
+            cudaGetErrorName(code), what, file, line, meaning(code));
     c->table.failed = 1;
 }
 
@@ -152,8 +158,11 @@ static int reserve(void *self, const struct backend_limits *l, struct err *e) {
         struct backend_info now;
         char need[24], left[24];
         info(c, &now);
-        return sync(c, e) ? -1 : err_set(e, ERR_RUN, "out of device memory: the workspace of the ops needs %s, only %s are free now. If another program took the rest (`nvidia-smi` lists them), stop it; or plan with less by --vram",
-                                         text_bytes(need, (int64_t)c->work_bytes), text_bytes(left, now.free_bytes));
+        return sync(c, e) ? -1
+                          : err_set(e, ERR_RUN,
+                                    "out of device memory: the workspace of the ops needs %s, only %s are free now. If another "
+                                    "program took the rest (`nvidia-smi` lists them), stop it; or plan with less by --vram",
+                                    text_bytes(need, (int64_t)c->work_bytes), text_bytes(left, now.free_bytes));
     }
     c->limits = *l;
     lay(c, l, (char *)c->work);
@@ -164,7 +173,8 @@ static int reserve(void *self, const struct backend_limits *l, struct err *e) {
 static void destroy(struct cuda *c) {
     for (int i = 0; i < c->plans; i++) {
         cublasLtMatmulDescDestroy(c->plan[i].op);
-        cublasLtMatrixLayoutDestroy(c->plan[i].a), cublasLtMatrixLayoutDestroy(c->plan[i].b), cublasLtMatrixLayoutDestroy(c->plan[i].add), cublasLtMatrixLayoutDestroy(c->plan[i].c);
+        cublasLtMatrixLayoutDestroy(c->plan[i].a), cublasLtMatrixLayoutDestroy(c->plan[i].b),
+            cublasLtMatrixLayoutDestroy(c->plan[i].add), cublasLtMatrixLayoutDestroy(c->plan[i].c);
     }
     release(c, AT_DEVICE, c->work), release(c, AT_DEVICE, c->maps);
     if (c->lt) cublasLtDestroy(c->lt);
@@ -192,29 +202,50 @@ static int refused(struct cuda *c, cudaError_t code, struct err *e) {
     switch (code) {
     case cudaErrorNoDevice:
     case cudaErrorInvalidDevice:
-        if (visible) return err_set(e, ERR_RUN, "no card: CUDA_VISIBLE_DEVICES=\"%.80s\" names none that there is; `nvidia-smi -L` lists them", visible);
+        if (visible)
+            return err_set(e, ERR_RUN,
+                           "no card: CUDA_VISIBLE_DEVICES=\"%.80s\" names none that there is; `nvidia-smi -L` lists them",
+                           visible);
         return err_set(e, ERR_RUN, "no card: the NVIDIA driver finds none (`nvidia-smi -L`); in a container, start it with --gpus all");
     case cudaErrorInsufficientDriver:
         cudaDriverGetVersion(&driver);
         if (!driver) return err_set(e, ERR_RUN, "no NVIDIA driver: `nvidia-smi` must work first; or run with --backend cpu");
-        return err_set(e, ERR_RUN, "the NVIDIA driver knows CUDA up to %d.%d, this program was built with %d.%d: update the driver, or build with an older toolkit (make clean; make NVCC=/path/to/nvcc)",
+        return err_set(e, ERR_RUN,
+                       "the NVIDIA driver knows CUDA up to %d.%d, this program was built with %d.%d: update the driver, or build "
+                       "with an older toolkit (make clean; make NVCC=/path/to/nvcc)",
                        driver / 1000, driver % 1000 / 10, built / 1000, built % 1000 / 10);
     case cudaErrorSystemDriverMismatch:
     case cudaErrorCompatNotSupportedOnDevice:
-        return err_set(e, ERR_RUN, "the NVIDIA driver's library and its kernel module are of different versions: restart the machine after an update of the driver");
-    case cudaErrorSystemNotReady: return err_set(e, ERR_RUN, "the cards are not ready: on a machine with NVSwitch the service nvidia-fabricmanager must run");
+        return err_set(e, ERR_RUN,
+                       "the NVIDIA driver's library and its kernel module are of different versions: restart the machine after "
+                       "an update of the driver");
+    case cudaErrorSystemNotReady:
+        return err_set(e, ERR_RUN,
+                       "the cards are not ready: on a machine with NVSwitch the service nvidia-fabricmanager must run");
     case cudaErrorDevicesUnavailable:
         cudaDeviceGetAttribute(&mode, cudaDevAttrComputeMode, c->device);
-        if (mode == cudaComputeModeProhibited) return err_set(e, ERR_RUN, "%s is closed to programs (compute mode \"prohibited\"): `nvidia-smi -c 0` opens it", name);
-        if (mode == cudaComputeModeExclusiveProcess) return err_set(e, ERR_RUN, "%s is in exclusive-process mode and another program has it (`nvidia-smi` names it): wait for that, or choose another card by CUDA_VISIBLE_DEVICES", name);
-        return err_set(e, ERR_RUN, "%s is busy or unavailable: `nvidia-smi` names the programs on it; choose another card by CUDA_VISIBLE_DEVICES", name);
+        if (mode == cudaComputeModeProhibited)
+            return err_set(e, ERR_RUN, "%s is closed to programs (compute mode \"prohibited\"): `nvidia-smi -c 0` opens it",
+                           name);
+        if (mode == cudaComputeModeExclusiveProcess)
+            return err_set(e, ERR_RUN,
+                           "%s is in exclusive-process mode and another program has it (`nvidia-smi` names it): wait for that, "
+                           "or choose another card by CUDA_VISIBLE_DEVICES",
+                           name);
+        return err_set(
+            e, ERR_RUN,
+            "%s is busy or unavailable: `nvidia-smi` names the programs on it; choose another card by CUDA_VISIBLE_DEVICES",
+            name);
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorInvalidDeviceFunction:
     case cudaErrorUnsupportedPtxVersion:
-        return err_set(e, ERR_RUN, "%s is sm_%d%d, for which this program was not built: make ARCH=%d%d", name, c->props.major, c->props.minor, c->props.major, c->props.minor);
+        return err_set(e, ERR_RUN, "%s is sm_%d%d, for which this program was not built: make ARCH=%d%d", name, c->props.major,
+                       c->props.minor, c->props.major, c->props.minor);
     case cudaErrorMemoryAllocation:
         cudaMemGetInfo(&left, &all);
-        return err_set(e, ERR_RUN, "%s has no room to start, %s of %s are free: another program holds the rest (`nvidia-smi` lists them)", name, text_bytes(a, (int64_t)left), text_bytes(b, (int64_t)all));
+        return err_set(e, ERR_RUN,
+                       "%s has no room to start, %s of %s are free: another program holds the rest (`nvidia-smi` lists them)",
+                       name, text_bytes(a, (int64_t)left), text_bytes(b, (int64_t)all));
     default: return err_set(e, ERR_RUN, "no usable card: %s (%s); %s", cudaGetErrorString(code), cudaGetErrorName(code), meaning(code));
     }
 }
@@ -227,34 +258,44 @@ static int start(struct cuda *c, struct err *e) {
     if ((code = cuda_fault(c)) != cudaSuccess || (code = (call)) != cudaSuccess) return refused(c, code, e)
     TRY(cudaGetDevice(&c->device));
     TRY(cudaGetDeviceProperties(&c->props, c->device));
-    if (c->props.major < 8) return err_set(e, ERR_RUN, "%s is sm_%d%d: bf16 needs sm_80 or later; run with --backend cpu", c->props.name, c->props.major, c->props.minor);
+    if (c->props.major < 8)
+        return err_set(e, ERR_RUN, "%s is sm_%d%d: bf16 needs sm_80 or later; run with --backend cpu", c->props.name,
+                       c->props.major, c->props.minor);
     c->sms = c->props.multiProcessorCount;
     if (cudaDeviceGetAttribute(&c->clock_khz, cudaDevAttrClockRate, c->device) != cudaSuccess) c->clock_khz = 1500000;
     int memory_khz = 0, bits = 0;
-    cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, c->device), cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, c->device);
+    cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, c->device),
+        cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, c->device);
     c->bandwidth = memory_khz && bits ? 2e3 * memory_khz * bits / 8 : 1e12; /* two transfers a cycle */
     TRY(cudaFuncGetAttributes(&code_for_card, trap));
     for (int q = 0; q < 3; q++) TRY(cudaStreamCreateWithFlags(&c->stream[q], cudaStreamNonBlocking));
     for (int i = 0; i < TICKETS; i++) TRY(cudaEventCreateWithFlags(&c->event[i], cudaEventDisableTiming));
     TRY(cuda_adam_start(c));
 #undef TRY
-    if (cublasLtCreate(&c->lt) != CUBLAS_STATUS_SUCCESS) return err_set(e, ERR_RUN, "cublasLt does not start on %s: are its library and the driver of the same age?", c->props.name);
+    if (cublasLtCreate(&c->lt) != CUBLAS_STATUS_SUCCESS)
+        return err_set(e, ERR_RUN, "cublasLt does not start on %s: are its library and the driver of the same age?",
+                       c->props.name);
     return 0;
 }
 
 extern "C" __attribute__((visibility("default"))) struct backend *qlora_backend(int version, struct err *e) {
     if (version != BACKEND_VERSION) {
-        err_set(e, ERR_RUN, "libqlora-cuda.so speaks version %d of the door, the program version %d; build both together", BACKEND_VERSION, version);
+        err_set(e, ERR_RUN, "libqlora-cuda.so speaks version %d of the door, the program version %d; build both together",
+                BACKEND_VERSION, version);
         return NULL;
     }
     struct cuda *c = (struct cuda *)sys_alloc(sizeof *c, "the CUDA backend", e);
     if (!c) return NULL;
     read_fault(c);
     struct backend t = {};
-    t.version = BACKEND_VERSION, t.self = c, t.info = info, t.alloc = alloc, t.release = release, t.put = put, t.get = get, t.copy = copy, t.zero = zero;
-    t.mark = mark, t.wait = wait, t.wait_host = wait_host, t.sync = sync, t.workspace = workspace, t.reserve = reserve, t.close = close_cuda, t.range = range;
-    t.embed = cuda_embed, t.embed_bwd = cuda_embed_bwd, t.norm = cuda_norm, t.norm_bwd = cuda_norm_bwd, t.linear = cuda_linear, t.linear_bwd = cuda_linear_bwd, t.dora = cuda_dora, t.dora_bwd = cuda_dora_bwd;
-    t.join = cuda_join, t.filter = cuda_filter, t.filter_bwd = cuda_filter_bwd, t.rope = cuda_rope, t.attend = cuda_attend, t.attend_bwd = cuda_attend_bwd;
+    t.version = BACKEND_VERSION, t.self = c, t.info = info, t.alloc = alloc, t.release = release, t.put = put, t.get = get,
+    t.copy = copy, t.zero = zero;
+    t.mark = mark, t.wait = wait, t.wait_host = wait_host, t.sync = sync, t.workspace = workspace, t.reserve = reserve,
+    t.close = close_cuda, t.range = range;
+    t.embed = cuda_embed, t.embed_bwd = cuda_embed_bwd, t.norm = cuda_norm, t.norm_bwd = cuda_norm_bwd, t.linear = cuda_linear,
+    t.linear_bwd = cuda_linear_bwd, t.dora = cuda_dora, t.dora_bwd = cuda_dora_bwd;
+    t.join = cuda_join, t.filter = cuda_filter, t.filter_bwd = cuda_filter_bwd, t.rope = cuda_rope, t.attend = cuda_attend,
+    t.attend_bwd = cuda_attend_bwd;
     t.gate = cuda_gate, t.gate_bwd = cuda_gate_bwd, t.loss = cuda_loss, t.adam = cuda_adam, t.sqsum = cuda_sqsum, t.noise = cuda_noise;
     c->table = t;
     if (!start(c, e)) return &c->table;

@@ -117,7 +117,8 @@ static inline struct seq_list seq_list_of(const struct rows *r, int first) {
     return s;
 }
 
-/* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, rows by_row times, or transposed out(R,rows). left (N,rows), right (N,R); all operands must fit. */
+/* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, rows by_row times, or transposed out(R,rows). left (N,rows), right (N,R); all
+ * operands must fit. */
 enum { TALL_JOBS = 4, TALL_TILES = (1 << 16) - 1 };
 struct tall_job { const bf16 *left, *right; int64_t ld_left, ld_right; float *out; int64_t ld_out; int rows, R, transposed; float scale; const float *by_row; }; /* by_row: [rows] factors, or NULL */
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols); /* 16-byte rows */

@@ -11,7 +11,14 @@
 #include <float.h>
 #include <math.h>
 
-enum { ROWS = 8, TILE = 16 /* weight rows of a block */, WARPS_MAX = 16, RESIDENT = 24 /* warps a multiprocessor has registers for */, DEPTH = 2 /* pieces on their way */, TERMS = 2 };
+enum {
+    ROWS = 8,
+    TILE = 16 /* weight rows of a block */,
+    WARPS_MAX = 16,
+    RESIDENT = 24 /* warps a multiprocessor has registers for */,
+    DEPTH = 2 /* pieces on their way */,
+    TERMS = 2
+};
 
 /* What a lane reads at once, a piece: 16 bytes of W_F32, W_BF16, W_INT8, W_Q4; ANY takes four weights of any format one by one,
  * for odd widths and addresses. */
@@ -39,7 +46,9 @@ DEV float value(const struct term &t, int64_t row, int64_t i) {
     case W_F32: return ((const float *)w.data)[i];
     case W_BF16: return __bfloat162float(((const bf16 *)w.data)[i]);
     case W_INT8: return __fmul_rn((float)((const int8_t *)w.data)[i], int8_unit(w.scale[row]));
-    default: return __fmul_rn(w.q4.levels[w.q4.codes[i / 2] >> (i % 2 ? 0 : 4) & 15], q4_scale(&w.q4, i >> t.shift)); /* q4_value without its division */
+    default:
+        return __fmul_rn(w.q4.levels[w.q4.codes[i / 2] >> (i % 2 ? 0 : 4) & 15],
+                         q4_scale(&w.q4, i >> t.shift)); /* q4_value without its division */
     }
 }
 
@@ -127,9 +136,11 @@ template <int F> DEV void inputs(uint32_t out[span(F) / 2], const bf16 *x, int k
 template <int F> __global__ static void __launch_bounds__(32 * RESIDENT) few_rows(const __grid_constant__ struct product j) {
     constexpr int E = span(F);
     __shared__ float part[WARPS_MAX][TILE * ROWS], low[TILE * ROWS];
-    int which = (int)blockIdx.x >= j.tiles0, lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, g = lane / 4, q = lane % 4;
+    int which = (int)blockIdx.x >= j.tiles0, lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32,
+        g = lane / 4, q = lane % 4;
     const struct output &o = j.out[which];
-    int row0 = ((int)blockIdx.x - (which ? j.tiles0 : 0)) * TILE, last = o.rows - 1, upper = min(row0 + g, last), lower = min(row0 + g + 8, last);
+    int row0 = ((int)blockIdx.x - (which ? j.tiles0 : 0)) * TILE, last = o.rows - 1, upper = min(row0 + g, last),
+        lower = min(row0 + g + 8, last);
     int steps = (j.cols + 4 * E - 1) / (4 * E), total = steps * j.terms;
     struct piece ring[DEPTH][2];
     auto start = [&](struct piece to[2], int step) {
@@ -162,7 +173,8 @@ template <int F> __global__ static void __launch_bounds__(32 * RESIDENT) few_row
             float level = F == W_Q4 ? w.q4.levels[lane % 16] : 0.f, fa = factor<F>(a, w), fb = factor<F>(b, w);
 #pragma unroll
             for (int i = 0; i < E / 2; i += 2) {
-                const uint32_t pairs[4] = {pair<F>(a, i, fa, level), pair<F>(b, i, fb, level), pair<F>(a, i + 1, fa, level), pair<F>(b, i + 1, fb, level)};
+                const uint32_t pairs[4] = {pair<F>(a, i, fa, level), pair<F>(b, i, fb, level), pair<F>(a, i + 1, fa, level),
+                                           pair<F>(b, i + 1, fb, level)};
                 mma(acc[i / 2 & 1], pairs, x[i], x[i + 1]);
             }
             start(ring[d], step + DEPTH * warps);
@@ -196,7 +208,8 @@ static void set_weight(struct term *t, const struct weight *w) {
 /* Warps of a block: 12 to 24 a multiprocessor in all have 64 bytes a lane on their way, some 32 KiB each, which is
  * what 3 TB/s at a microsecond of latency need; no more than there are steps. */
 static void launch(struct cuda *c, const struct product &j, int outputs, int f) {
-    int64_t tiles = j.tiles0 + (outputs > 1 ? ceil_div(j.out[1].rows, TILE) : 0), steps = j.terms * ceil_div(j.cols, 4 * span(f)), warps = 4;
+    int64_t tiles = j.tiles0 + (outputs > 1 ? ceil_div(j.out[1].rows, TILE) : 0), steps = j.terms * ceil_div(j.cols, 4 * span(f)),
+            warps = 4;
     while (warps < WARPS_MAX && 2 * warps <= steps && tiles * warps < 12 * c->sms) warps *= 2;
     unsigned blocks = (unsigned)tiles, threads = (unsigned)(32 * warps);
     cudaStream_t q = cuda_stream(c);
@@ -218,7 +231,8 @@ struct low { struct low_out out[LINEAR_MAX]; const bf16 *x; int64_t ldx; int N, 
  * 4 bytes an element of A, read once; x from cache. NR: 1 or 8 sums a thread. */
 template <int NR, int VEC> __global__ static void __launch_bounds__(LOW_THREADS) low_rank(const __grid_constant__ struct low l) {
     __shared__ float part[LOW_THREADS / 32][NR];
-    int which = (int)blockIdx.x >= l.out[0].R, r = (int)blockIdx.x - (which ? l.out[0].R : 0), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int which = (int)blockIdx.x >= l.out[0].R, r = (int)blockIdx.x - (which ? l.out[0].R : 0), lane = threadIdx.x % 32,
+        warp = threadIdx.x / 32;
     const struct low_out &o = l.out[which];
     const float *a = o.A + r * o.lda;
     float sum[NR] = {};
@@ -304,7 +318,8 @@ int cuda_decode_filter(struct cuda *c, const struct filter_args *a) {
     const bf16 *x = (const bf16 *)a->x.data;
     j.N = (int)a->x.rows, j.cols = (int)a->x.cols, j.terms = 2, j.tiles0 = (int)ceil_div(a->w1.rows, TILE);
     set_weight(&o->term[0], &a->w0), set_weight(&o->term[1], &a->w1), o->rows = (int)a->w1.rows;
-    for (int n = 0; n < j.N; n++) o->term[0].x[n] = n ? x + (n - 1) * a->x.ld : (const bf16 *)a->before.data, o->term[1].x[n] = x + n * a->x.ld;
+    for (int n = 0; n < j.N; n++)
+        o->term[0].x[n] = n ? x + (n - 1) * a->x.ld : (const bf16 *)a->before.data, o->term[1].x[n] = x + n * a->x.ld;
     for (int s = 1; s < a->rows->n_seqs; s++) o->term[0].x[a->rows->seq_start[s]] = NULL;
     o->y = (bf16 *)a->y.data, o->ldy = a->y.ld, o->add = (const bf16 *)a->add.data, o->ld_add = a->add.ld;
     if (a->b_type == DT_F32) o->bias32 = (const float *)a->b;
@@ -354,9 +369,12 @@ DEV void unpack8(float f[8], const uint4 &u) {
 template <int NR> __global__ static void __launch_bounds__(THREADS) attend_slice(const __grid_constant__ struct attention a) {
     constexpr int BATCH = NR == 1 ? 4 : 2; /* as registers allow */
     __shared__ __align__(16) float q[NR][HEAD_MAX], p[NR][SLICE], sums[WARPS][HEAD_MAX], top[NR], sum[NR];
-    int slice = blockIdx.x, h = blockIdx.y, K = a.K, base = slice * SLICE, keys = min((int)SLICE, a.N + a.past - base), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int slice = blockIdx.x, h = blockIdx.y, K = a.K, base = slice * SLICE, keys = min((int)SLICE, a.N + a.past - base),
+        lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int each = 32 / a.lanes, own = warp * each + lane / a.lanes, turn = WARPS * each, c = lane % a.lanes * 8;
-    for (int r = 0; r < a.N; r++) q[r][threadIdx.x] = (int)threadIdx.x < K ? __bfloat162float(a.q.p[r * a.q.ld + h * a.q.step + threadIdx.x]) * a.scale : 0.f;
+    for (int r = 0; r < a.N; r++)
+        q[r][threadIdx.x] =
+            (int)threadIdx.x < K ? __bfloat162float(a.q.p[r * a.q.ld + h * a.q.step + threadIdx.x]) * a.scale : 0.f;
     __syncthreads();
     const bf16 *k = a.k.p + (int64_t)base * a.k.ld + h * a.k.step, *v = a.v.p + (int64_t)base * a.v.ld + h * a.v.step;
     for (int u0 = 0; u0 < keys; u0 += BATCH * turn) {
@@ -461,7 +479,8 @@ int cuda_decode_attend(struct cuda *c, const struct attend_args *a) {
     p.wide = a->K % 8 == 0;
     p.q = heads(&a->q, a->q_step, &p.wide), p.k = heads(&a->k, a->k_step, &p.wide), p.v = heads(&a->v, a->v_step, &p.wide);
     p.o = (bf16 *)a->o.data, p.ldo = a->o.ld, p.first = a->rows->first, p.lse = a->lse, p.part = c->slices;
-    p.H = (int)a->H, p.K = (int)a->K, p.N = (int)N, p.past = (int)a->past, p.slices = (int)slices, p.scale = (float)(1 / sqrt((double)a->K));
+    p.H = (int)a->H, p.K = (int)a->K, p.N = (int)N, p.past = (int)a->past, p.slices = (int)slices,
+    p.scale = (float)(1 / sqrt((double)a->K));
     for (p.lanes = 1; p.lanes * 8 < p.K; p.lanes *= 2) {}
     dim3 grid((unsigned)slices, (unsigned)a->H), rows((unsigned)a->H, (unsigned)N);
     if (N == 1) attend_slice<1><<<grid, THREADS, 0, cuda_stream(c)>>>(p);

@@ -21,7 +21,9 @@ __device__ static inline float stored(const struct weight &w, int64_t row, int64
 /* norm[o] = |W_o + s B_o A|, c[o] = m[o] / norm[o].  block: 16 rows of W; a thread goes along two columns of A at a time, whose R
  * elements it reads once for the 16 rows, s B being in shared memory. 2 R FLOPs a weight, bound by them: 8.6 GFLOP for a layer
  * of 2B at rank 64. */
-__global__ static void __launch_bounds__(THREADS) row_norms(const struct weight w, const float *A, int64_t lda, const float *B, int64_t ldb, int R, float scale, const float *m, float *norm, float *c) {
+__global__ static void __launch_bounds__(THREADS)
+    row_norms(const struct weight w, const float *A, int64_t lda, const float *B, int64_t ldb, int R, float scale, const float *m,
+              float *norm, float *c) {
     __shared__ __align__(16) float b[RANKS][ROWS];
     __shared__ float part[WARPS][ROWS];
     const int64_t row0 = (int64_t)blockIdx.x * ROWS;
@@ -53,7 +55,8 @@ __global__ static void __launch_bounds__(THREADS) row_norms(const struct weight 
 #pragma unroll
         for (int o = 0; o < ROWS; o++) {
             if (o >= rows) break;
-            const float v0 = i0 < w.cols ? stored(w, row0 + o, i0) + sum[o][0] : 0.f, v1 = i1 < w.cols ? stored(w, row0 + o, i1) + sum[o][1] : 0.f;
+            const float v0 = i0 < w.cols ? stored(w, row0 + o, i0) + sum[o][0] : 0.f,
+                        v1 = i1 < w.cols ? stored(w, row0 + o, i1) + sum[o][1] : 0.f;
             square[o] += v0 * v0 + v1 * v1;
         }
     }
@@ -75,7 +78,9 @@ __global__ static void __launch_bounds__(THREADS) row_norms(const struct weight 
 void cuda_dora(void *self, const struct dora_args *a) {
     struct cuda *c = (struct cuda *)self;
     const struct adapter *l = &a->lora;
-    row_norms<<<(unsigned)ceil_div(a->w.rows, ROWS), THREADS, 0, cuda_stream(c)>>>(a->w, (const float *)l->A.data, l->A.ld, (const float *)l->B.data, l->B.ld, (int)l->A.rows, l->scale, l->m, a->norm, l->c);
+    row_norms<<<(unsigned)ceil_div(a->w.rows, ROWS), THREADS, 0, cuda_stream(c)>>>(a->w, (const float *)l->A.data, l->A.ld,
+                                                                                   (const float *)l->B.data, l->B.ld,
+                                                                                   (int)l->A.rows, l->scale, l->m, a->norm, l->c);
     CUDA_LAUNCHED(c);
 }
 
@@ -104,7 +109,8 @@ void cuda_scale_rows(struct cuda *c, bf16 *x, int64_t ld, int64_t rows, int64_t 
 
 /* part[s][i] = Σ_t dy[t][i] y[t][i] over sequence s: eight warps take its rows in turn, their sums are added in order. block: 32
  * columns of one sequence; 4 bytes an element, bound by memory. */
-__global__ static void column_products(const bf16 *dy, int64_t ld_dy, const bf16 *y, int64_t ld_y, int64_t cols, const __grid_constant__ struct seq_list s, float *part) {
+__global__ static void column_products(const bf16 *dy, int64_t ld_dy, const bf16 *y, int64_t ld_y, int64_t cols,
+                                       const __grid_constant__ struct seq_list s, float *part) {
     __shared__ float sum[WARPS][32];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64_t i = (int64_t)blockIdx.x * 32 + lane;
@@ -134,7 +140,8 @@ void cuda_dora_bwd(void *self, const struct dora_args *a) {
     for (int first = 0; first < a->rows->n_seqs;) {
         struct seq_list s = seq_list_of(a->rows, first);
         if (s.n > fit) s.n = (int)fit;
-        column_products<<<dim3((unsigned)ceil_div(cols, 32), (unsigned)s.n), THREADS, 0, cuda_stream(c)>>>((const bf16 *)a->dy.data, a->dy.ld, (const bf16 *)a->y.data, a->y.ld, cols, s, c->partial);
+        column_products<<<dim3((unsigned)ceil_div(cols, 32), (unsigned)s.n), THREADS, 0, cuda_stream(c)>>>(
+            (const bf16 *)a->dy.data, a->dy.ld, (const bf16 *)a->y.data, a->y.ld, cols, s, c->partial);
         add_shares<<<(unsigned)ceil_div(cols, THREADS), THREADS, 0, cuda_stream(c)>>>(a->lora.dm, a->lora.m, cols, c->partial, s.n);
         CUDA_LAUNCHED(c);
         first += s.n;

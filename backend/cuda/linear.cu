@@ -31,7 +31,9 @@ __device__ static inline void draw(const struct mask &k, int64_t i, uint32_t tok
 }
 /* to[t][i] (=|+=) kept(t, i) ? from[t][i] / (1-p) : 0.  thread: eight features of a row, two Philox draws; 4 or 6 bytes a feature and
  * some 25 integer operations, which take about as long. */
-template <int ADD> __global__ static void __launch_bounds__(THREADS) drop(struct mask k, const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, int64_t cols, uint32_t token0) {
+template <int ADD>
+__global__ static void __launch_bounds__(THREADS)
+    drop(struct mask k, const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, int64_t cols, uint32_t token0) {
     const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8, t = blockIdx.y;
     if (i >= cols) return;
     uint4 *out = (uint4 *)(to + t * ld_to + i), x = *(const uint4 *)(from + t * ld_from + i), y = ADD ? *out : x;
@@ -49,7 +51,9 @@ template <int ADD> __global__ static void __launch_bounds__(THREADS) drop(struct
     *out = y;
 }
 /* The same for rows of any length at any address. thread: four features. */
-template <int ADD> __global__ static void drop_any(struct mask k, const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, int64_t cols, uint32_t token0) {
+template <int ADD>
+__global__ static void drop_any(struct mask k, const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, int64_t cols,
+                                uint32_t token0) {
     const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 4, t = blockIdx.y;
     if (i >= cols) return;
     uint32_t word[4];
@@ -60,13 +64,15 @@ template <int ADD> __global__ static void drop_any(struct mask k, const bf16 *fr
         *out = __float2bfloat16_rn(ADD ? __bfloat162float(*out) + v : v);
     }
 }
-static void dropped(struct cuda *c, const struct rows *rows, const struct dropout *d, int add, const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, int64_t n, int64_t cols) {
+static void dropped(struct cuda *c, const struct rows *rows, const struct dropout *d, int add, const bf16 *from, int64_t ld_from,
+                    bf16 *to, int64_t ld_to, int64_t n, int64_t cols) {
     const struct mask k = mask_of(d);
     const int fits = ((uintptr_t)from | (uintptr_t)to) % 16 == 0 && (ld_from | ld_to | cols) % 8 == 0;
     const auto kernel = fits ? (add ? drop<1> : drop<0>) : (add ? drop_any<1> : drop_any<0>);
     for (int64_t t = 0; t < n; t += 65535) {
         dim3 grid((unsigned)ceil_div(cols, THREADS * (fits ? 8 : 4)), (unsigned)(n - t < 65535 ? n - t : 65535));
-        kernel<<<grid, THREADS, 0, cuda_stream(c)>>>(k, from + t * ld_from, ld_from, to + t * ld_to, ld_to, cols, (uint32_t)(rows->token0 + t));
+        kernel<<<grid, THREADS, 0, cuda_stream(c)>>>(k, from + t * ld_from, ld_from, to + t * ld_to, ld_to, cols,
+                                                     (uint32_t)(rows->token0 + t));
         CUDA_LAUNCHED(c);
     }
 }
@@ -92,7 +98,8 @@ static struct frozen frozen(struct cuda *c, const struct linear_args *a) {
         j.part[i].w = o->w, j.part[i].lora = o->lora;
     }
     const struct weight *w = &a->out[0].w;
-    if (!a->joint.data && !f.rank && w->format == W_BF16 && (a->n == 1 || (a->out[1].w.format == W_BF16 && (const bf16 *)a->out[1].w.data == (const bf16 *)w->data + w->rows * in))) {
+    if (!a->joint.data && !f.rank && w->format == W_BF16 &&
+        (a->n == 1 || (a->out[1].w.format == W_BF16 && (const bf16 *)a->out[1].w.data == (const bf16 *)w->data + w->rows * in))) {
         f.ld = in, f.joint = 1; /* nothing to make */
         f.W[0] = (const bf16 *)w->data, f.W[1] = f.W[0] + w->rows * in;
         return f;
@@ -101,7 +108,8 @@ static struct frozen frozen(struct cuda *c, const struct linear_args *a) {
         struct mat to = {c->w16, 0, 0, 0, DT_BF16};
         join_shape(&j, &to.rows, &to.cols);
         to.ld = (to.cols + 7) / 8 * 8;
-        ASSERT((size_t)(to.rows * to.ld) <= c->w16_elements, "(%lld,%lld) of %zu elements", (long long)to.rows, (long long)to.cols, c->w16_elements);
+        ASSERT((size_t)(to.rows * to.ld) <= c->w16_elements, "(%lld,%lld) of %zu elements", (long long)to.rows,
+               (long long)to.cols, c->w16_elements);
         j.to = to;
         cuda_join(c, &j);
     }
@@ -117,16 +125,19 @@ static struct frozen frozen(struct cuda *c, const struct linear_args *a) {
 /* ---- products ---- */
 
 /* y(N,out) = alpha x(N,in) w(out,in)ᵀ (+ add) */
-static void forward(struct cuda *c, const bf16 *x, int64_t ldx, const bf16 *w, int64_t ldw, bf16 *y, int64_t ldy, const struct mat *add, int64_t N, int64_t in, int64_t out) {
+static void forward(struct cuda *c, const bf16 *x, int64_t ldx, const bf16 *w, int64_t ldw, bf16 *y, int64_t ldy,
+                    const struct mat *add, int64_t N, int64_t in, int64_t out) {
     struct gemm g = {};
     g.a = x, g.lda = ldx, g.b = w, g.ldb = ldw, g.tb = 1, g.c = y, g.ldc = ldy, g.m = N, g.n = out, g.k = in, g.alpha = 1;
     if (add && add->data) g.add = add->data, g.ld_add = add->ld;
     cuda_gemm(c, &g);
 }
 /* dx(N,in) (=|+=) dy(N,out) w(out,in) */
-static void backward(struct cuda *c, const bf16 *dy, int64_t ldy, const bf16 *w, int64_t ldw, bf16 *dx, int64_t ldx, int64_t N, int64_t out, int64_t in, int add) {
+static void backward(struct cuda *c, const bf16 *dy, int64_t ldy, const bf16 *w, int64_t ldw, bf16 *dx, int64_t ldx, int64_t N,
+                     int64_t out, int64_t in, int add) {
     struct gemm g = {};
-    g.a = dy, g.lda = ldy, g.b = w, g.ldb = ldw, g.c = dx, g.ldc = ldx, g.add = add ? dx : NULL, g.ld_add = ldx, g.m = N, g.n = in, g.k = out, g.alpha = 1;
+    g.a = dy, g.lda = ldy, g.b = w, g.ldb = ldw, g.c = dx, g.ldc = ldx, g.add = add ? dx : NULL, g.ld_add = ldx, g.m = N,
+    g.n = in, g.k = out, g.alpha = 1;
     cuda_gemm(c, &g);
 }
 
@@ -141,13 +152,15 @@ __global__ static void add_parts(float *sum, int64_t ld, int64_t cols, const flo
 
 static void add_up(struct cuda *c, const struct mat *dW, int parts, const float *by_row) {
     const int64_t n = dW->rows * dW->cols, blocks = ceil_div(n, THREADS);
-    add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>((float *)dW->data, dW->ld, dW->cols, c->partial, n, parts, by_row);
+    add_parts<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>(
+        (float *)dW->data, dW->ld, dW->cols, c->partial, n, parts, by_row);
     CUDA_LAUNCHED(c);
 }
 
 /* dW(rows,cols) += alpha Σ_t a[t]ᵀ b[t]. Sequence by sequence: one batched product when all are of one length and the parts fit
  * the workspace, else one after the other. by_row: see add_parts. */
-static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *dW, float alpha, const float *by_row) {
+static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right,
+                            int64_t ld_right, const struct mat *dW, float alpha, const float *by_row) {
     struct gemm g = {};
     int64_t n = dW->rows * dW->cols, length = r->seq_start[1], fit = (int64_t)c->partial_elements / n;
     g.lda = ld_left, g.ta = 1, g.ldb = ld_right, g.m = dW->rows, g.n = dW->cols, g.alpha = alpha, g.c_f32 = 1;
@@ -174,8 +187,8 @@ static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *le
 
 /* Gradients of adapters gather here and run together (tall.cu); what does not fit runs at once. */
 struct adapter_gradients { struct tall_job job[TALL_JOBS]; int n; };
-static void gradient(struct cuda *c, struct adapter_gradients *q, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right, int64_t ld_right, const struct mat *d, int transposed,
-                     float scale, const float *by_row) {
+static void gradient(struct cuda *c, struct adapter_gradients *q, const struct rows *r, const bf16 *left, int64_t ld_left,
+                     const bf16 *right, int64_t ld_right, const struct mat *d, int transposed, float scale, const float *by_row) {
     int64_t rows = transposed ? d->cols : d->rows, R = transposed ? d->rows : d->cols;
     if (!cuda_tall_fits(left, ld_left, rows) || !cuda_tall_fits(right, ld_right, R)) {
         if (transposed) weight_gradient(c, r, right, ld_right, left, ld_left, d, scale, NULL);
@@ -216,7 +229,8 @@ static int behind(const struct linear_args *a, const struct mat *first, int64_t 
 static int side_by_side(const struct linear_args *a, int gradient) {
     if (a->n == 1) return 1;
     const struct mat *y0 = gradient ? &a->out[0].dy : &a->out[0].y, *y1 = gradient ? &a->out[1].dy : &a->out[1].y;
-    return y0->data && y1->data && y0->ld == y1->ld && data16(y1) == data16(y0) + y0->cols && (gradient || (!a->out[0].add.data && !a->out[1].add.data));
+    return y0->data && y1->data && y0->ld == y1->ld && data16(y1) == data16(y0) + y0->cols &&
+           (gradient || (!a->out[0].add.data && !a->out[1].add.data));
 }
 
 void cuda_linear(void *self, const struct linear_args *a) {
@@ -226,7 +240,8 @@ void cuda_linear(void *self, const struct linear_args *a) {
     int64_t N = a->x.rows, in = a->x.cols, ld;
     const bf16 *x = data16(&a->x);
     int tail = behind(a, &a->x, in, 0);
-    if (f.rank && tail && !drops(a)) forward(c, x, a->x.ld, f.A[0], f.ld, (bf16 *)x + in, a->x.ld, NULL, N, in, f.rank); /* all xa at once */
+    if (f.rank && tail && !drops(a))
+        forward(c, x, a->x.ld, f.A[0], f.ld, (bf16 *)x + in, a->x.ld, NULL, N, in, f.rank); /* all xa at once */
     else
         for (int i = 0; i < a->n; i++)
             if (f.R[i]) {
@@ -262,10 +277,13 @@ void cuda_linear_bwd(void *self, const struct linear_args *a) {
                 g[i] = c->rank + i * c->limits.R;
                 backward(c, data16(&o[i].dy), o[i].dy.ld, f.B[i], f.ld, g[i], ld_g, N, o[i].w.rows, f.R[i], 0);
             }
-    if (dx && fold) backward(c, data16(&o[0].dy), o[0].dy.ld, f.W[0], f.ld, dx, a->dx.ld, N, f.out + f.rank, in, a->accumulate); /* [dy | g] [W; A] */
+    if (dx && fold)
+        backward(c, data16(&o[0].dy), o[0].dy.ld, f.W[0], f.ld, dx, a->dx.ld, N, f.out + f.rank, in,
+                 a->accumulate); /* [dy | g] [W; A] */
     else if (dx) {
         int add = a->accumulate;
-        for (int i = 0; i < a->n; i++, add = 1) backward(c, data16(&o[i].dy), o[i].dy.ld, f.W[i], f.ld, dx, a->dx.ld, N, o[i].w.rows, in, add);
+        for (int i = 0; i < a->n; i++, add = 1)
+            backward(c, data16(&o[i].dy), o[i].dy.ld, f.W[i], f.ld, dx, a->dx.ld, N, o[i].w.rows, in, add);
         for (int i = 0; i < a->n; i++) {
             if (!f.R[i]) continue;
             if (o[i].drop.p <= 0) backward(c, g[i], ld_g, f.A[i], f.ld, dx, a->dx.ld, N, f.R[i], in, 1);
@@ -280,7 +298,9 @@ void cuda_linear_bwd(void *self, const struct linear_args *a) {
         const struct adapter *l = &o[i].lora;
         if (o[i].dW.data) weight_gradient(c, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&a->x), a->x.ld, &o[i].dW, 1, NULL);
         if (!f.R[i]) continue;
-        if (l->dB.data) gradient(c, &q, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&o[i].xa), o[i].xa.ld, &l->dB, 0, l->scale, l->m ? l->c : NULL);
+        if (l->dB.data)
+            gradient(c, &q, a->rows, data16(&o[i].dy), o[i].dy.ld, data16(&o[i].xa), o[i].xa.ld, &l->dB, 0, l->scale,
+                     l->m ? l->c : NULL);
         if (!l->dA.data) continue;
         const bf16 *x = input(c, a, i, &ld);
         gradient(c, &q, a->rows, x, ld, g[i], ld_g, &l->dA, 1, 1, NULL);
@@ -294,16 +314,19 @@ void cuda_linear_bwd(void *self, const struct linear_args *a) {
 /* Rows of y at the edge of a sequence (or part), which no neighbour reaches: y = add, or 0. last: its last row, else its first.
  * block: looks at EDGE rows, and all its threads copy those it finds. */
 enum { EDGE = 16 };
-__global__ static void edge_rows(bf16 *y, int64_t ld, const bf16 *add, int64_t ld_add, int64_t cols, const int32_t *offset, int64_t N, int last) {
+__global__ static void edge_rows(bf16 *y, int64_t ld, const bf16 *add, int64_t ld_add, int64_t cols, const int32_t *offset,
+                                 int64_t N, int last) {
     __shared__ int at_edge[EDGE];
     int64_t first = (int64_t)blockIdx.x * EDGE, mine = first + threadIdx.x;
     if (threadIdx.x < EDGE) at_edge[threadIdx.x] = mine < N && (last ? mine + 1 == N || !offset[mine + 1] : !offset[mine]);
     __syncthreads();
     for (int k = 0; k < EDGE; k++)
-        for (int64_t t = first + k, i = threadIdx.x; at_edge[k] && i < cols; i += THREADS) y[t * ld + i] = add ? add[t * ld_add + i] : __float2bfloat16_rn(0.f);
+        for (int64_t t = first + k, i = threadIdx.x; at_edge[k] && i < cols; i += THREADS)
+            y[t * ld + i] = add ? add[t * ld_add + i] : __float2bfloat16_rn(0.f);
 }
 static void edges(struct cuda *c, const struct rows *r, const struct mat *y, const struct mat *add, int last) {
-    edge_rows<<<(unsigned)ceil_div(r->N, EDGE), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols, r->offset, r->N, last);
+    edge_rows<<<(unsigned)ceil_div(r->N, EDGE), THREADS, 0, cuda_stream(c)>>>(data16(y), y->ld, data16(add), add->ld, y->cols,
+                                                                              r->offset, r->N, last);
     CUDA_LAUNCHED(c);
 }
 /* part[s][i] = Σ_t dy[t][i] over sequence s: eight warps take its rows in turn, their sums are added in order.
@@ -315,7 +338,8 @@ __global__ static void column_sums(const bf16 *dy, int64_t ld, int64_t cols, con
     int64_t i = (int64_t)blockIdx.x * COLUMNS + lane;
     float x = 0;
 #pragma unroll 8
-    for (int t = s.at[blockIdx.y] + warp; t < s.at[blockIdx.y + 1]; t += THREADS / 32) x += i < cols ? __bfloat162float(dy[t * ld + i]) : 0.f;
+    for (int t = s.at[blockIdx.y] + warp; t < s.at[blockIdx.y + 1]; t += THREADS / 32)
+        x += i < cols ? __bfloat162float(dy[t * ld + i]) : 0.f;
     sum[warp][lane] = x;
     __syncthreads();
     if (warp || i >= cols) return;
@@ -327,8 +351,10 @@ static void bias_gradient(struct cuda *c, const struct rows *r, const struct mat
     for (int first = 0; first < r->n_seqs; first += SEQ_LIST) {
         struct seq_list s = seq_list_of(r, first);
         ASSERT((size_t)(s.n * dy->cols) <= c->partial_elements, "%d sequences of %lld columns", s.n, (long long)dy->cols);
-        column_sums<<<dim3((unsigned)ceil_div(dy->cols, COLUMNS), (unsigned)s.n), THREADS, 0, cuda_stream(c)>>>(data16(dy), dy->ld, dy->cols, s, c->partial);
-        add_parts<<<(unsigned)ceil_div(dy->cols, THREADS), THREADS, 0, cuda_stream(c)>>>(db, dy->cols, dy->cols, c->partial, dy->cols, s.n, NULL);
+        column_sums<<<dim3((unsigned)ceil_div(dy->cols, COLUMNS), (unsigned)s.n), THREADS, 0, cuda_stream(c)>>>(
+            data16(dy), dy->ld, dy->cols, s, c->partial);
+        add_parts<<<(unsigned)ceil_div(dy->cols, THREADS), THREADS, 0, cuda_stream(c)>>>(db, dy->cols, dy->cols, c->partial,
+                                                                                         dy->cols, s.n, NULL);
         CUDA_LAUNCHED(c);
     }
 }
@@ -353,7 +379,8 @@ void cuda_filter(void *self, const struct filter_args *a) {
     edges(c, a->rows, &a->y, &a->add, 0);
     if (a->before.data) forward(c, data16(&a->before), a->before.ld, w0, in, data16(&a->y), a->y.ld, &a->add, 1, in, out);
     struct gemm g = {};
-    g.a = x, g.lda = a->x.ld, g.b = w1, g.ldb = in, g.tb = 1, g.c = a->y.data, g.ldc = a->y.ld, g.add = a->y.data, g.ld_add = a->y.ld, g.m = N, g.n = out, g.k = in, g.alpha = 1, g.bias = b;
+    g.a = x, g.lda = a->x.ld, g.b = w1, g.ldb = in, g.tb = 1, g.c = a->y.data, g.ldc = a->y.ld, g.add = a->y.data,
+    g.ld_add = a->y.ld, g.m = N, g.n = out, g.k = in, g.alpha = 1, g.bias = b;
     cuda_gemm(c, &g);
 }
 
@@ -378,7 +405,8 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
     if (!a->dx.data) return;
     taps(c, a, &w0, &w1);
     struct gemm g = {};
-    g.a = dy + a->dy.ld, g.lda = a->dy.ld, g.b = w0, g.ldb = in, g.c = a->dx.data, g.ldc = a->dx.ld, g.add = a->dx_add.data, g.ld_add = a->dx_add.ld, g.m = N - 1, g.n = in, g.k = out, g.alpha = 1;
+    g.a = dy + a->dy.ld, g.lda = a->dy.ld, g.b = w0, g.ldb = in, g.c = a->dx.data, g.ldc = a->dx.ld, g.add = a->dx_add.data,
+    g.ld_add = a->dx_add.ld, g.m = N - 1, g.n = in, g.k = out, g.alpha = 1;
     cuda_gemm(c, &g); /* dx[t] = dy[t+1] W0 (+ dx_add[t]) */
     edges(c, a->rows, &a->dx, &a->dx_add, 1);
     if (a->after.data) backward(c, data16(&a->after), a->after.ld, w0, in, data16(&a->dx) + (N - 1) * a->dx.ld, a->dx.ld, 1, out, in, 1);

@@ -19,7 +19,8 @@ __global__ static void gather(const bf16 *from, int64_t ld_from, bf16 *to, int64
 struct peak { float top, sum; }; /* Σ exp(x - top) */
 __device__ static inline struct peak join(struct peak a, struct peak b) {
     float top = fmaxf(a.top, b.top);
-    struct peak r = {top, (a.top > -INFINITY ? a.sum * __expf(a.top - top) : 0.f) + (b.top > -INFINITY ? b.sum * __expf(b.top - top) : 0.f)};
+    struct peak r = {top, (a.top > -INFINITY ? a.sum * __expf(a.top - top) : 0.f) +
+                              (b.top > -INFINITY ? b.sum * __expf(b.top - top) : 0.f)};
     return r;
 }
 
@@ -52,10 +53,13 @@ __global__ static void means(const bf16 *logits, int64_t V, float *mean) {
     mean[blockIdx.x] = sum / (float)V;
 }
 
-/* One row of logits: nll, the largest logit's id, and with weight the gradient in place. block: one row; logits are read from memory once and, for the
- * gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16 bytes at a time. With smoothing, nll holds the row's
+/* One row of logits: nll, the largest logit's id, and with weight the gradient in place. block: one row; logits are read from
+ * memory once and, for the
+ * gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16 bytes at a time. With
+ * smoothing, nll holds the row's
  * mean at first. */
-__global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float smoothing, float *nll, int32_t *best) {
+__global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float smoothing, float *nll,
+                               int32_t *best) {
     __shared__ struct peak part[THREADS / 32];
     bf16 *x = logits + blockIdx.x * V;
     struct peak p = {-INFINITY, 0};
@@ -97,10 +101,12 @@ __global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, co
         uint4 u = *(const uint4 *)(x + i);
         bf16 *h = (bf16 *)&u;
 #pragma unroll
-        for (int k = 0; k < 8; k++) h[k] = __float2bfloat16_rn(scale * __expf(__bfloat162float(h[k]) - p.top) - (i + k == own ? at_own : spread));
+        for (int k = 0; k < 8; k++)
+            h[k] = __float2bfloat16_rn(scale * __expf(__bfloat162float(h[k]) - p.top) - (i + k == own ? at_own : spread));
         *(uint4 *)(x + i) = u;
     }
-    for (int64_t i = whole + threadIdx.x; i < V; i += THREADS) x[i] = __float2bfloat16_rn(scale * __expf(__bfloat162float(x[i]) - p.top) - (i == own ? at_own : spread));
+    for (int64_t i = whole + threadIdx.x; i < V; i += THREADS)
+        x[i] = __float2bfloat16_rn(scale * __expf(__bfloat162float(x[i]) - p.top) - (i == own ? at_own : spread));
 }
 
 static size_t align256(size_t n) { return (n + 255) / 256 * 256; }
@@ -121,7 +127,8 @@ void cuda_loss(void *self, const struct loss_args *a) {
         g.a = y, g.lda = D, g.b = E, g.ldb = D, g.tb = 1, g.c = logits, g.ldc = V, g.m = n, g.n = V, g.k = D, g.alpha = 1;
         cuda_gemm(c, &g);
         if (a->smoothing > 0) means<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->nll + i);
-        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->label + i, backward ? a->weight + i : NULL, a->smoothing, a->nll + i, a->best ? a->best + i : NULL);
+        softmax<<<(unsigned)n, THREADS, 0, cuda_stream(c)>>>(logits, V, a->label + i, backward ? a->weight + i : NULL,
+                                                             a->smoothing, a->nll + i, a->best ? a->best + i : NULL);
         CUDA_LAUNCHED(c);
         if (a->dE.data) {
             struct gemm d = {};

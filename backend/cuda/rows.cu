@@ -17,10 +17,14 @@ __device__ static inline uint4 load16(const bf16 *p) {
     asm volatile("ld.global.cs.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(p) : "memory");
     return u;
 }
-__device__ static inline void store16(bf16 *p, uint4 u) { asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(u.x), "r"(u.y), "r"(u.z), "r"(u.w) : "memory"); }
+__device__ static inline void store16(bf16 *p, uint4 u) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(u.x), "r"(u.y), "r"(u.z), "r"(u.w) : "memory");
+}
 
 /* VEC neighbouring elements, as stored and as fp32. VEC = WIDE: 16-byte accesses; VEC = 1: any address and any width. */
-template <int VEC> __device__ static inline uint4 fetch(const bf16 *p) { return VEC == WIDE ? load16(p) : make_uint4(*(const unsigned short *)p, 0, 0, 0); }
+template <int VEC> __device__ static inline uint4 fetch(const bf16 *p) {
+    return VEC == WIDE ? load16(p) : make_uint4(*(const unsigned short *)p, 0, 0, 0);
+}
 template <int VEC> __device__ static inline void floats(uint4 u, float v[VEC]) {
     const unsigned word[4] = {u.x, u.y, u.z, u.w};
 #pragma unroll
@@ -57,7 +61,8 @@ template <int VEC, typename T> __global__ static void embed(const int32_t *ids, 
 template <typename T> static void embed_rows(struct cuda *c, const struct embed_args *a) {
     bf16 *y = (bf16 *)a->y.data;
     unsigned n = (unsigned)a->y.rows;
-    if (wide(&a->E) && wide(&a->y)) embed<WIDE><<<n, THREADS, 0, cuda_stream(c)>>>(a->ids, (const T *)a->E.data, a->E.ld, y, a->y.ld, a->y.cols);
+    if (wide(&a->E) && wide(&a->y))
+        embed<WIDE><<<n, THREADS, 0, cuda_stream(c)>>>(a->ids, (const T *)a->E.data, a->E.ld, y, a->y.ld, a->y.cols);
     else embed<1><<<n, THREADS, 0, cuda_stream(c)>>>(a->ids, (const T *)a->E.data, a->E.ld, y, a->y.ld, a->y.cols);
     CUDA_LAUNCHED(c);
 }
@@ -70,7 +75,8 @@ void cuda_embed(void *self, const struct embed_args *a) {
  * ids: no two write the same number, and the order is the tokens'. grid: columns, residues. 2 N D bytes in, 8 N D through cache,
  * and every id read by every warp: only full fine-tuning comes here. */
 enum { EMBED_COLUMNS = 4 /* a lane */, EMBED_BLOCKS = 16 };
-__global__ static void embed_bwd(const int32_t *ids, const bf16 *dy, int64_t ldy, float *dE, int64_t lde, int64_t N, int64_t D, int32_t skip) {
+__global__ static void embed_bwd(const int32_t *ids, const bf16 *dy, int64_t ldy, float *dE, int64_t lde, int64_t N, int64_t D,
+                                 int32_t skip) {
     int lane = threadIdx.x % 32, residue = blockIdx.y * (THREADS / 32) + threadIdx.x / 32, residues = gridDim.y * (THREADS / 32);
     int64_t first = (int64_t)blockIdx.x * 32 * EMBED_COLUMNS + lane;
     for (int64_t base = 0; base < N; base += 32) {
@@ -90,8 +96,8 @@ __global__ static void embed_bwd(const int32_t *ids, const bf16 *dy, int64_t ldy
 }
 void cuda_embed_bwd(void *self, const struct embed_args *a) {
     struct cuda *c = (struct cuda *)self;
-    embed_bwd<<<dim3((unsigned)ceil_div(a->dy.cols, 32 * EMBED_COLUMNS), EMBED_BLOCKS), THREADS, 0, cuda_stream(c)>>>(a->ids, (const bf16 *)a->dy.data, a->dy.ld, (float *)a->dE.data, a->dE.ld, a->dy.rows,
-                                                                                                                      a->dy.cols, a->skip);
+    embed_bwd<<<dim3((unsigned)ceil_div(a->dy.cols, 32 * EMBED_COLUMNS), EMBED_BLOCKS), THREADS, 0, cuda_stream(c)>>>(
+        a->ids, (const bf16 *)a->dy.data, a->dy.ld, (float *)a->dE.data, a->dE.ld, a->dy.rows, a->dy.cols, a->skip);
     CUDA_LAUNCHED(c);
 }
 
@@ -121,7 +127,9 @@ template <int WARPS> __device__ static inline float group_sum(float x) {
 /* y = bf16(g * bf16(x r)), r = 1/sqrt(mean x² + eps). WARPS warps a row, PIECES 16-byte pieces a thread, held in registers
  * between the two passes: D <= 1024 WARPS. 4 D bytes a row. */
 enum { PIECES = 4 };
-template <int WARPS> __global__ __launch_bounds__(THREADS) static void norm(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y, int64_t ldy, float *r_out, int64_t N, int D, float eps) {
+template <int WARPS>
+__global__ __launch_bounds__(THREADS) static void norm(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y,
+                                                       int64_t ldy, float *r_out, int64_t N, int D, float eps) {
     const int lanes = 32 * WARPS, at = threadIdx.x % lanes * WIDE;
     int64_t t = (int64_t)blockIdx.x * (THREADS / lanes) + threadIdx.x / lanes;
     uint4 raw[PIECES] = {};
@@ -151,7 +159,8 @@ template <int WARPS> __global__ __launch_bounds__(THREADS) static void norm(cons
     }
 }
 /* Any row: block: one row, read twice. */
-__global__ static void norm_any(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y, int64_t ldy, float *r_out, int64_t D, float eps) {
+__global__ static void norm_any(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y, int64_t ldy, float *r_out,
+                                int64_t D, float eps) {
     const bf16 *row = x + blockIdx.x * ldx;
     float sum = 0;
     for (int64_t i = threadIdx.x; i < D; i += THREADS) sum += __bfloat162float(row[i]) * __bfloat162float(row[i]);
@@ -164,8 +173,10 @@ __global__ static void norm_any(const bf16 *x, int64_t ldx, const float *g32, co
 }
 
 /* dx (=|+=) r (dy g) - x r³ mean(dy g x). As norm: x, dy and dx are read once, all before the sum. 6 or 8 D bytes a row. */
-template <int WARPS> __global__ __launch_bounds__(THREADS) static void norm_bwd(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *g32, const bf16 *g16, const float *r_in,
-                                                                               bf16 *dx, int64_t lddx, int64_t N, int D, int add) {
+template <int WARPS>
+__global__ __launch_bounds__(THREADS) static void norm_bwd(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy,
+                                                           const float *g32, const bf16 *g16, const float *r_in, bf16 *dx,
+                                                           int64_t lddx, int64_t N, int D, int add) {
     const int lanes = 32 * WARPS, at = threadIdx.x % lanes * WIDE;
     int64_t t = (int64_t)blockIdx.x * (THREADS / lanes) + threadIdx.x / lanes;
     uint4 x16[PIECES] = {}, dy16[PIECES] = {}, dx16[PIECES] = {};
@@ -200,7 +211,8 @@ template <int WARPS> __global__ __launch_bounds__(THREADS) static void norm_bwd(
     }
 }
 /* Any row: block: one row, read twice. */
-__global__ static void norm_bwd_any(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *g32, const bf16 *g16, const float *r_in, bf16 *dx, int64_t lddx, int64_t D, int add) {
+__global__ static void norm_bwd_any(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *g32, const bf16 *g16,
+                                    const float *r_in, bf16 *dx, int64_t lddx, int64_t D, int add) {
     const bf16 *xr = x + blockIdx.x * ldx, *dr = dy + blockIdx.x * ldy;
     float sum = 0, r = r_in[blockIdx.x];
     for (int64_t i = threadIdx.x; i < D; i += THREADS)
@@ -216,7 +228,8 @@ __global__ static void norm_bwd_any(const bf16 *x, int64_t ldx, const bf16 *dy, 
 /* dg[i] += Σ_t dy[t][i] x[t][i] r[t] over one sequence; sequence after sequence, so chunks do not matter. block: 32 columns by
  * DG_ROWS rows at a time; a thread sums every DG_ROWS-th row, DG_AHEAD of them under way, then those sums are added in order. */
 enum { DG_ROWS = 32, DG_AHEAD = 8 };
-__global__ __launch_bounds__(32 * DG_ROWS) static void norm_dg(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy, const float *r, float *dg, int64_t rows, int64_t D) {
+__global__ __launch_bounds__(32 * DG_ROWS) static void norm_dg(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy,
+                                                               const float *r, float *dg, int64_t rows, int64_t D) {
     __shared__ float part[DG_ROWS][32];
     int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.x, i = column < D ? column : D - 1, t = threadIdx.y;
     float sum = 0;
@@ -266,7 +279,8 @@ void cuda_norm_bwd(void *self, const struct norm_args *a) {
     int64_t N = a->x.rows, D = a->x.cols;
     for (int s = 0; a->dg && s < a->rows->n_seqs; s++) { /* before dx: it may be dy */
         int64_t first = a->rows->seq_start[s], n = a->rows->seq_start[s + 1] - first;
-        norm_dg<<<(unsigned)ceil_div(D, 32), dim3(32, DG_ROWS), 0, cuda_stream(c)>>>(x + first * a->x.ld, a->x.ld, dy + first * a->dy.ld, a->dy.ld, a->r + first, a->dg, n, D);
+        norm_dg<<<(unsigned)ceil_div(D, 32), dim3(32, DG_ROWS), 0, cuda_stream(c)>>>(
+            x + first * a->x.ld, a->x.ld, dy + first * a->dy.ld, a->dy.ld, a->r + first, a->dg, n, D);
         CUDA_LAUNCHED(c);
     }
     int fast = wide(&a->x) && wide(&a->dy) && wide(&a->dx) && (uintptr_t)a->g % 16 == 0;
@@ -295,9 +309,12 @@ __device__ static inline void sine_cosine(float a, float *sine, float *cosine) {
 }
 
 /* In place: pairs (i, i+K/2) of every K columns turn by position * theta[i]. thread: VEC neighbouring i of HEADS_A_THREAD
- * heads, which share their sines: 20 instructions each instead of the hundreds of powf and sincosf; groups of heads lie `groups` apart, so that neighbouring threads are neighbours in memory.
+ * heads, which share their sines: 20 instructions each instead of the hundreds of powf and sincosf; groups of heads lie `groups`
+ * apart, so that neighbouring threads are neighbours in memory.
  * 4 bytes an element. */
-template <int VEC> __global__ __launch_bounds__(THREADS) static void rope(bf16 *x, int64_t ld, int64_t N, unsigned heads, unsigned K, const int32_t *position, float sign, const struct angles f) {
+template <int VEC>
+__global__ __launch_bounds__(THREADS) static void rope(bf16 *x, int64_t ld, int64_t N, unsigned heads, unsigned K,
+                                                       const int32_t *position, float sign, const struct angles f) {
     unsigned half = K / 2, parts = half / VEC, groups = (heads + HEADS_A_THREAD - 1) / HEADS_A_THREAD;
     int64_t t = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
     unsigned at = blockIdx.y * blockDim.x + threadIdx.x, head = at / parts, i = at % parts * VEC;
@@ -336,9 +353,14 @@ void cuda_rope(void *self, const struct rope_args *a) {
     for (int64_t i = 0; i < a->K / 2; i++) f.theta[i] = 1 / powf(10000, (float)(2 * i) / (float)a->K); /* as backend/cpu: same bits */
     int64_t heads = a->x.cols / a->K, across = a->K / 2 / vec * ceil_div(heads, HEADS_A_THREAD), lanes = 32;
     while (lanes < across && lanes < THREADS) lanes *= 2;
-    dim3 block((unsigned)lanes, (unsigned)(THREADS / lanes)), grid((unsigned)ceil_div(a->x.rows, block.y), (unsigned)ceil_div(across, lanes));
-    if (vec == WIDE) rope<WIDE><<<grid, block, 0, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.rows, (unsigned)heads, (unsigned)a->K, a->rows->position, (float)a->sign, f);
-    else rope<1><<<grid, block, 0, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.rows, (unsigned)heads, (unsigned)a->K, a->rows->position, (float)a->sign, f);
+    dim3 block((unsigned)lanes, (unsigned)(THREADS / lanes)),
+        grid((unsigned)ceil_div(a->x.rows, block.y), (unsigned)ceil_div(across, lanes));
+    if (vec == WIDE)
+        rope<WIDE><<<grid, block, 0, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.rows, (unsigned)heads, (unsigned)a->K,
+                                                       a->rows->position, (float)a->sign, f);
+    else
+        rope<1><<<grid, block, 0, cuda_stream(c)>>>((bf16 *)a->x.data, a->x.ld, a->x.rows, (unsigned)heads, (unsigned)a->K,
+                                                    a->rows->position, (float)a->sign, f);
     CUDA_LAUNCHED(c);
 }
 
@@ -357,7 +379,9 @@ enum { GATE_ROWS = 2 };
     i = inside ? i : F - VEC
 
 /* y = g silu(u). 6 bytes an element. */
-template <int VEC> __global__ __launch_bounds__(THREADS) static void gate(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, bf16 *y, int64_t ldy, int64_t N, int64_t F, unsigned tiles) {
+template <int VEC>
+__global__ __launch_bounds__(THREADS) static void gate(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, bf16 *y,
+                                                       int64_t ldy, int64_t N, int64_t F, unsigned tiles) {
     GATE_PLACE;
     uint4 g16[GATE_ROWS], u16[GATE_ROWS];
 #pragma unroll
@@ -376,8 +400,10 @@ template <int VEC> __global__ __launch_bounds__(THREADS) static void gate(const 
     }
 }
 /* dg = dy silu(u), du = dy g σ(u)(1 + u(1 - σ(u))), dg and y if asked. 8 to 12 bytes an element; dg may be g, du may be u. */
-template <int VEC> __global__ __launch_bounds__(THREADS) static void gate_bwd(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, const bf16 *dy, int64_t lddy, bf16 *dg, int64_t lddg, bf16 *du, int64_t lddu,
-                                                                              bf16 *y, int64_t ldy, int64_t N, int64_t F, unsigned tiles) {
+template <int VEC>
+__global__ __launch_bounds__(THREADS) static void gate_bwd(const bf16 *g, int64_t ldg, const bf16 *u, int64_t ldu, const bf16 *dy,
+                                                           int64_t lddy, bf16 *dg, int64_t lddg, bf16 *du, int64_t lddu, bf16 *y,
+                                                           int64_t ldy, int64_t N, int64_t F, unsigned tiles) {
     GATE_PLACE;
     uint4 g16[GATE_ROWS], u16[GATE_ROWS], dy16[GATE_ROWS];
 #pragma unroll
@@ -417,12 +443,19 @@ void cuda_gate(void *self, const struct gate_args *a) {
 }
 void cuda_gate_bwd(void *self, const struct gate_args *a) {
     struct cuda *c = (struct cuda *)self;
-    int v = wide(&a->g) && wide(&a->u) && wide(&a->dy) && (!a->dg.data || wide(&a->dg)) && wide(&a->du) && (!a->y.data || wide(&a->y)) ? WIDE : 1;
+    int v =
+        wide(&a->g) && wide(&a->u) && wide(&a->dy) && (!a->dg.data || wide(&a->dg)) && wide(&a->du) && (!a->y.data || wide(&a->y))
+            ? WIDE
+            : 1;
     int64_t N = a->g.rows, F = a->g.cols, tiles = ceil_div(F, THREADS * v);
     unsigned blocks = (unsigned)(tiles * ceil_div(N, GATE_ROWS));
     const bf16 *g = (const bf16 *)a->g.data, *u = (const bf16 *)a->u.data, *dy = (const bf16 *)a->dy.data;
     bf16 *dg = (bf16 *)a->dg.data, *du = (bf16 *)a->du.data, *y = (bf16 *)a->y.data;
-    if (v == WIDE) gate_bwd<WIDE><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, dy, a->dy.ld, dg, a->dg.ld, du, a->du.ld, y, a->y.ld, N, F, (unsigned)tiles);
-    else gate_bwd<1><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, dy, a->dy.ld, dg, a->dg.ld, du, a->du.ld, y, a->y.ld, N, F, (unsigned)tiles);
+    if (v == WIDE)
+        gate_bwd<WIDE><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, dy, a->dy.ld, dg, a->dg.ld, du, a->du.ld,
+                                                               y, a->y.ld, N, F, (unsigned)tiles);
+    else
+        gate_bwd<1><<<blocks, THREADS, 0, cuda_stream(c)>>>(g, a->g.ld, u, a->u.ld, dy, a->dy.ld, dg, a->dg.ld, du, a->du.ld, y,
+                                                            a->y.ld, N, F, (unsigned)tiles);
     CUDA_LAUNCHED(c);
 }

@@ -27,7 +27,9 @@ template <int COLS> DEV void fetch(bf16 *to, const bf16 *from, int64_t ld, int f
 /* block: 128 columns of the long matrix by SHORT of the other, over one sequence: a warp 32 by SHORT. Per token 2 (128 + SHORT)
  * bytes and 256 SHORT FLOPs: bound by the long matrices' bytes. A block takes its number when it starts, tiles first, then
  * sequences: the one that it will wait for has started before it, in whatever order the card starts blocks. */
-template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct seq_list s, uint32_t *turn) {
+template <int SHORT>
+__global__ static void __launch_bounds__(THREADS)
+    tall(const __grid_constant__ struct jobs jobs, const __grid_constant__ struct seq_list s, uint32_t *turn) {
     extern __shared__ __align__(128) bf16 tiles[];
     __shared__ uint32_t started;
     if (threadIdx.x == 0) {
@@ -61,7 +63,8 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
         for (int h = 0; h < STEP / 16; h++) {
             uint32_t a[2][4];
 #pragma unroll
-            for (int m = 0; m < 2; m++) ld4t(a[m], left + place<LONG>(16 * h + lane / 16 * 8 + lane % 8, (32 * warp + 16 * m) / 8 + lane / 8 % 2));
+            for (int m = 0; m < 2; m++)
+                ld4t(a[m], left + place<LONG>(16 * h + lane / 16 * 8 + lane % 8, (32 * warp + 16 * m) / 8 + lane / 8 % 2));
 #pragma unroll
             for (int n = 0; n < SHORT / 8; n += 2) {
                 uint32_t b[4];
@@ -109,7 +112,8 @@ template <int SHORT> __global__ static void __launch_bounds__(THREADS) tall(cons
     }
     __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) *(volatile uint32_t *)(turn + place_in_all) = sequence + 1 == gridDim.y ? 0 : sequence + 1; /* zero for the next launch */
+    if (threadIdx.x == 0)
+        *(volatile uint32_t *)(turn + place_in_all) = sequence + 1 == gridDim.y ? 0 : sequence + 1; /* zero for the next launch */
 }
 
 int cuda_tall_fits(const bf16 *p, int64_t ld, int64_t cols) { return (uintptr_t)p % 16 == 0 && ld % 8 == 0 && cols % 8 == 0; }

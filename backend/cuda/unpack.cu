@@ -41,7 +41,10 @@ template <int FORMAT> __device__ static inline struct piece fetch(const struct s
 /* The same eight in bf16. */
 template <int FORMAT> __device__ static inline uint4 decode(const struct source &s, const struct piece &p, const float *levels) {
     if (FORMAT == W_BF16) return p.a;
-    float scale = FORMAT == DOUBLE_Q4 ? __fadd_rn(__fmul_rn(s.map[p.a.y], p.scale), s.offset) : FORMAT == W_INT8 ? int8_unit(p.scale) : FORMAT == W_Q4 ? p.scale : s.factor;
+    float scale = FORMAT == DOUBLE_Q4 ? __fadd_rn(__fmul_rn(s.map[p.a.y], p.scale), s.offset)
+                  : FORMAT == W_INT8  ? int8_unit(p.scale)
+                  : FORMAT == W_Q4    ? p.scale
+                                      : s.factor;
     const uint32_t word[8] = {p.a.x, p.a.y, p.a.z, p.a.w, p.b.x, p.b.y, p.b.z, p.b.w};
     float v[PIECE];
 #pragma unroll
@@ -72,7 +75,8 @@ struct parts { struct part part[PARTS]; int n; unsigned blocks; };
 template <int FORMAT> __device__ static inline void unpack_block(const struct part &t, const float *levels, unsigned block) {
     const struct source &s = t.s;
     unsigned band = block / t.tiles, tile = block % t.tiles, rows = THREADS >> t.lane_bits;
-    unsigned row = band * (rows * ROWS) + (threadIdx.x >> t.lane_bits), col = (tile << t.lane_bits) + (threadIdx.x & ((1u << t.lane_bits) - 1));
+    unsigned row = band * (rows * ROWS) + (threadIdx.x >> t.lane_bits),
+             col = (tile << t.lane_bits) + (threadIdx.x & ((1u << t.lane_bits) - 1));
     struct piece p[ROWS];
 #pragma unroll
     for (unsigned k = 0; FORMAT != ZERO && k < ROWS; k++) p[k] = fetch<FORMAT>(s, min(row + k * rows, s.rows - 1), min(col, s.pieces - 1));
@@ -160,12 +164,15 @@ static void add(struct cuda *c, struct parts *a, const struct weight *w, float f
     t.dst = dst, t.ld = ld, t.format = w ? (int)w->format : (int)ZERO;
     if (t.format == W_INT8) t.s.scale = w->scale;
     if (t.format == W_Q4) {
-        t.s.scale = v->absmax ? v->absmax : v->nested_absmax, t.s.scale_q = v->absmax_q, t.s.map = v->nested_map, t.s.levels = v->levels, t.s.offset = v->nested_offset;
+        t.s.scale = v->absmax ? v->absmax : v->nested_absmax, t.s.scale_q = v->absmax_q, t.s.map = v->nested_map,
+        t.s.levels = v->levels, t.s.offset = v->nested_offset;
         t.s.block_bits = log2_up(v->block / PIECE);
         if (!v->absmax) t.format = DOUBLE_Q4;
     }
     for (int i = 0; i < a->n; i++) /* one format of weights a launch */
-        if (t.format != ZERO && t.format != W_F32 && a->part[i].format != ZERO && a->part[i].format != W_F32 && a->part[i].format != t.format) launch(c, a);
+        if (t.format != ZERO && t.format != W_F32 && a->part[i].format != ZERO && a->part[i].format != W_F32 &&
+            a->part[i].format != t.format)
+            launch(c, a);
     t.lane_bits = t.s.pieces < THREADS ? log2_up(t.s.pieces) : log2_up(THREADS);
     t.tiles = (unsigned)ceil_div(t.s.pieces, 1 << t.lane_bits);
     t.first = a->blocks;
