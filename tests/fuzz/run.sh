@@ -29,8 +29,8 @@ fuzz() {
     [[ -f $here/$name.dict ]] && extra+=("-dict=$here/$name.dict")
     if [[ -n ${RUNS-} ]]; then # the seeds in an order that no file system has a say in, and nothing is read back
         find "$here/corpus/$name" -type f 2>/dev/null | LC_ALL=C sort | paste -sd, >"$work/$name.seeds"
-        extra+=(-seed=1 -runs="$RUNS")
-        setarch -R true 2>/dev/null && steady=(setarch -R) # libFuzzer's choices look at addresses
+        extra+=(-seed=1 -runs="$RUNS" -use_cmp=0)
+        setarch -R true 2>/dev/null && steady=(setarch -R) # what was compared, and where, is not the same each time
         [[ -s $work/$name.seeds ]] && extra+=(-seed_inputs="@$work/$name.seeds")
     else
         mkdir -p "$work/$name"
