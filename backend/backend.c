@@ -380,6 +380,12 @@ int backend_find_plugin(char *path, size_t size) {
     return -1;
 }
 
+int backend_has_driver(void) {
+    void *driver = sys_library("libcuda.so.1");
+    if (driver) dlclose(driver);
+    return driver != NULL;
+}
+
 static struct backend *open_plugin(const char *path, struct err *e) {
     void *library = sys_library(path);
     if (!library) {

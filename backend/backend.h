@@ -324,6 +324,8 @@ struct backend {
 struct backend *backend_open(const char *name, struct err *e);
 /* The path of the plugin of "cuda": beside the program, or in ../lib/qlora. -1 if there is none. */
 int backend_find_plugin(char *path, size_t size);
+/* Whether the driver's library is on the machine, without which there is no card. */
+int backend_has_driver(void);
 void backend_close(struct backend *b);
 struct backend *backend_cpu(struct err *e);
 /* Memory, or NULL with a sentence that says what it was for, what is free, and what to do. */
