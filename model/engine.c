@@ -33,8 +33,7 @@ void engine_pages(const struct model *m, const struct engine_config *c, struct p
 static struct backend_limits limits(const struct model *m, const struct engine_config *c) {
     const struct model_config *k = &m->config;
     return (struct backend_limits){.rows = capacity(c).window, .sequence = c->longest, .D = k->D, .F = k->F, .H = k->H,
-                                   .K = k->K, .V = k->V,
-                                   .R = rank(c), .trains_weights = c->training && m->trainable_weights,
+                                   .K = k->K, .V = k->V, .R = rank(c), .trains_weights = c->training && m->trainable_weights,
                                    .head_f32 = m->outer_format == W_F32 && m->info.activation == DT_BF16, .drops = c->drops,
                                    .joined = joins(m, c) || engine_stacked(m, c->lora)};
 }
@@ -178,6 +177,16 @@ static struct dropout dropout_of(const struct dropout *d, int64_t l) {
     return k;
 }
 
+/* Layer l at work on chunk c. */
+static struct block block_of(struct engine *g, const struct batch *b, int64_t c, int64_t l, const struct layer *w,
+                             const struct adapter *lora, const struct joints *joints, const struct dropout *drop,
+                             struct saved *store) {
+    const struct chunk *k = &b->chunk[c];
+    return (struct block){.be = g->be, .config = &g->m->config, .rows = &k->rows, .n_windows = k->n_windows, .window = k->window,
+                          .w = w, .lora = lora, .joints = joints, .drop = dropout_of(drop, l), .s = saved_of(g, l, c, store),
+                          .t = &g->scratch};
+}
+
 /* The embedding for a chunk: the page, or a table of the chunk's own rows in the order in which they are asked for. */
 static struct weight embedding(struct engine *g, const struct chunk *k, const int32_t **ids) {
     struct model *m = g->m;
@@ -246,17 +255,7 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
             pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : page_of(g, l + 1, 0));
             if (!brought) pages_want_part(m->layers, l + 1, c + 1, b->n_chunks);
             struct saved store;
-            struct block k = {.be = g->be,
-                              .config = &m->config,
-                              .rows = &b->chunk[c].rows,
-                              .n_windows = b->chunk[c].n_windows,
-                              .window = b->chunk[c].window,
-                              .w = &w,
-                              .lora = value ? lora : NULL,
-                              .joints = joints,
-                              .drop = dropout_of(drop, l),
-                              .s = saved_of(g, l, c, &store),
-                              .t = &g->scratch};
+            struct block k = block_of(g, b, c, l, &w, value ? lora : NULL, joints, drop, &store);
             block_forward(&k, x, y);
             pages_put(g->x, in, 0), pages_put(g->x, to, 1);
         }
@@ -315,18 +314,8 @@ void engine_backward_layer(struct engine *g, const struct batch *b, const struct
         pages_want(g->x, c + 1 < b->n_chunks ? page_of(g, l, c + 1) : l > g->c.lowest ? page_of(g, l - 1, 0) : -1);
         if (l > g->c.lowest) pages_want_part(m->layers, l - 1, c + 1, b->n_chunks);
         struct saved store;
-        struct block k = {.be = g->be,
-                          .config = &m->config,
-                          .rows = &b->chunk[c].rows,
-                          .n_windows = b->chunk[c].n_windows,
-                          .window = b->chunk[c].window,
-                          .w = &w,
-                          .lora = value ? lora : NULL,
-                          .joints = joints,
-                          .grads = lg,
-                          .drop = dropout_of(drop, l),
-                          .s = saved_of(g, l, c, &store),
-                          .t = &g->scratch};
+        struct block k = block_of(g, b, c, l, &w, value ? lora : NULL, joints, drop, &store);
+        k.grads = lg;
         int kept = k.s != &g->saved;
         block_backward(&k, x, dx, kept, need_dx);
         pages_put(g->x, page, 0), pages_put(g->dx, c, 1);
