@@ -1,12 +1,6 @@
-# tests/run/evaluate.bash - sourced behind check.bash by what evaluates: a small model and data set in $work, runs on them, numbers of their files.
-tools=${TOOLS:-build/examples/demo}
-export OMP_NUM_THREADS=2
-"$tools/make_data" "$work/data" >"$work/.log" && "$tools/make_tokenizer" "$work/tok" 600 "$work/data/corpus.txt" >>"$work/.log" 2>&1 ||
-    { cat "$work/.log"; failed=1; finish; }
-ids=$(printf '{"text":"<empty_output>"}\n{"text":"<eod>"}\n' | "$QLORA" tokenize --model_name_or_path "$work/tok" --file - --quiet | tr -dc '0-9\n')
-last=${ids%%$'\n'*} eod=${ids##*$'\n'}
-"$QLORA" new --config yuan2-tiny --tokenizer "$work/tok" --output_dir "$work/m" --override vocab_size=$((last + 1)) \
-    --override eod_token="$eod" --override pad_token_id="$eod" --quiet
+# tests/run/evaluate.bash - sourced behind check.bash by what evaluates: runs on the tiny model, numbers of their files.
+. tests/run/tiny.bash
+tiny_model
 data="--model_name_or_path $work/m --dataset_dir $work/data --template yuan --cutoff_len 64 --compat new --quiet"
 base="--do_train $data --dataset questions --max_samples 64 --val_size 16 --per_device_train_batch_size 4 --per_device_eval_batch_size 3
     --num_train_epochs 2 --lora_target all --lora_rank 4 --learning_rate 2e-3 --logging_steps 4 --save_strategy no"

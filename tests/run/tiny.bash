@@ -1,5 +1,5 @@
 # tests/run/tiny.bash - sourced behind check.bash: a small data set, tokenizer and model, and a short run on them.
-# tiny_model makes them in $work (its arguments are more flags of `qlora new`); $lora are the flags of the run; need_card ends the script where there is no card, and
+# tiny_model makes them in $work (its arguments are more flags of `qlora new`; $last and $eod are the last id and that of <eod>); $lora are the flags of the run; need_card ends the script where there is no card, and
 # says in $backend where it is.
 tools=${TOOLS:-build/examples/demo}
 export OMP_NUM_THREADS=2
@@ -14,8 +14,9 @@ tiny_model() {
     "$tools/make_data" "$work/data" >"$work/.log" && "$tools/make_tokenizer" "$work/tok" 600 "$work/data/corpus.txt" >>"$work/.log" 2>&1 ||
         { cat "$work/.log"; failed=1; finish; }
     ids=$(printf '{"text":"<empty_output>"}\n{"text":"<eod>"}\n' | "$QLORA" tokenize --model_name_or_path "$work/tok" --file - --quiet | tr -dc '0-9\n')
-    ok "a tiny model" "$QLORA" new --config yuan2-tiny --tokenizer "$work/tok" --output_dir "$work/m" --override vocab_size=$((${ids%%$'\n'*} + 1)) \
-        --override eod_token="${ids##*$'\n'}" --override pad_token_id="${ids##*$'\n'}" "$@" --quiet
+    last=${ids%%$'\n'*} eod=${ids##*$'\n'}
+    ok "a tiny model" "$QLORA" new --config yuan2-tiny --tokenizer "$work/tok" --output_dir "$work/m" --override vocab_size=$((last + 1)) \
+        --override eod_token="$eod" --override pad_token_id="$eod" "$@" --quiet
 }
 need_card() {
     local why
