@@ -1,10 +1,9 @@
 /* datasets/feed.c - records of several data sets as they come from their files: one set after the other, or interleaved.
  *
  * Interleaving is that of the library under LLaMA-Factory (datasets, IterableDataset): sets take turns, or are drawn by
- * interleave_probs as in mix.c; a set is
- * exhausted when its last record has gone, so the next one of each waits here. `under` ends a pass with the first exhausted set,
- * in the middle of a
- * round, `over` begins a set again until all were exhausted, `once` passes over those that are. Every pass has the same order. */
+ * interleave_probs as in mix.c; a set is exhausted when its last record has gone, so the next one of each waits here. `under`
+ * ends a pass with the first exhausted set, in the middle of a round, `over` begins a set again until all were exhausted,
+ * `once` passes over those that are. Every pass has the same order. */
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
 #include <string.h>
@@ -79,9 +78,10 @@ static int begin_mixed(struct feed *f, struct err *e) {
 }
 
 static int choose(struct feed *f) {
-    if (!f->sum) return f->turn++ % f->count;
+    int k = f->turn;
+    if (!f->sum) return f->turn = (k + 1) % f->count, k;
     const double u = pcg_double(&f->g);
-    int k = 0;
+    k = 0;
     while (k < f->count - 1 && f->sum[k] <= u) k++;
     return k;
 }
