@@ -194,9 +194,10 @@ struct gate_args {
     struct mat dy, dg, du;
 };
 
-/* Loss head: for the n rows listed in `row` (without dy a row may be listed several times), logits = y[row] Eᵀ, nll = -log
- * softmax(logits)[label], and (dy present)
- * dy[row] = weight * (softmax - onehot) E; other rows of dy become 0. dE += Σ weight (softmax - onehot)ᵀ y.
+/* Loss head. For the n rows listed in `row` (without dy a row may be listed several times):
+ *     logits = y[row] Eᵀ;  nll = -log softmax(logits)[label]
+ *     dy present:  dy[row] = weight (softmax - onehot) E; other rows of dy become 0
+ *     dE present:  dE += Σ weight (softmax - onehot)ᵀ y
  * With smoothing s the target is (1 - s) onehot + s / V in place of onehot, and nll = -Σ target log softmax(logits).
  * Walks in slices as large as `work` allows; no (N,V) tensor. Ids >= `valid` take part in the softmax like all others. */
 struct loss_args {

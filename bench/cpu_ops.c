@@ -4,8 +4,8 @@
  *
  * One JSON line an op: shape, best time of several runs (one thread: CPU time, so that a busy machine may be measured too),
  * GFLOP/s and GB/s by the wrappers' counts, and the share of what the threads' multiply-add units give, measured first with
- * sums that never leave the registers. Built with a CBLAS, the plain
- * products are timed through it too ("openblas_gflops"; it is used nowhere else). */
+ * sums that never leave the registers. Built with a CBLAS, the plain products are timed through it too ("openblas_gflops"; it
+ * is used nowhere else). */
 #include "backend/backend.h"
 #include "backend/cpu/cpu_internal.h"
 #include "base/half.h"

@@ -5,6 +5,7 @@
 # tokens on the sets alpaca_en and alpaca_zh of DATA, but for 500 records of the latter; quantised to NF4; and fine-tuned (QLoRA, rank 64) for two epochs on
 # what of alpaca_zh is left. Before and after that: the loss on the 500 records, and answers to the same prompts. In OUT:
 # full.jsonl, qlora.jsonl (logs), full.png, qlora.png (loss), transcript.md, summary.jsonl. $SHAPE: other --override flags.
+# Needs python3, to part the records.
 set -eu
 cd "$(dirname "$0")/.."
 tokenizer=$(realpath "$1") data=$(realpath "$2") steps=${STEPS:-900} packing=${CUTOFF:-1024}

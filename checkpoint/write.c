@@ -3,11 +3,10 @@
  * Everything is declared first, so that the headers can be written before the payloads, which then stream
  * through: memory holds names and shapes only, and of a large model 16 MB that a thread writes (queue.c) while
  * the caller makes the next; injected faults are counted, so then everything is written at once. Files grow under temporary
- * names (base/file.h), each synced
- * when it is full. ckpt_commit renames them, the index last, once all of them are on the disk. Between two
- * renames of a sharded model there can be a moment without a complete one, but never an index that mixes old
- * shards with new: an index whose shards are about to be replaced goes first. A NAME in the other form (one
- * file, or index) is removed, so that no reader picks the old one. */
+ * names (base/file.h), each synced when it is full. ckpt_commit renames them, the index last, once all of them are on the disk.
+ * Between two renames of a sharded model there can be a moment without a complete one, but never an index that mixes old shards
+ * with new: an index whose shards are about to be replaced goes first. A NAME in the other form (one file, or index) is
+ * removed, so that no reader picks the old one. */
 #include "base/str.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint_internal.h"

@@ -57,7 +57,7 @@ void cli_confine(enum command_id cmd, const struct options *o, struct confined *
     *c = (struct confined){.n = 0};
     if (o->sandbox_off || cmd == CMD_DOCTOR || (off && !strcmp(off, "off")) || !sandbox_version()) return;
     const int card = !(t->backend && !strcmp(t->backend, "cpu")) && (t->backend || !backend_find_plugin(plugin, sizeof plugin));
-    if (card && !path_exists("/dev/nvidia-uvm") && backend_has_driver()) return; /* it may have to start a helper that makes its devices */
+    if (card && !path_exists("/dev/nvidia-uvm") && backend_has_driver()) return; /* who may start a helper to make its devices */
     if (card) add_card(&s);
     add_output(&s, c, cmd == CMD_TRAIN || cmd == CMD_QUANTIZE || cmd == CMD_NEW ? t->output_dir : NULL);
     add_output(&s, c, cmd == CMD_EXPORT ? o->export_dir : NULL);

@@ -41,8 +41,7 @@ static void problem(struct report *r, const char *text) {
 }
 
 /* The first line near the beginning of a file of /proc or /sys that begins with `key`, from behind it and its ":"; NULL without
- * one. Such files
- * have no length, and base/file.h reads files that do. */
+ * one. Such files have no length, and base/file.h reads files that do. */
 static const char *line_of(const char *path, const char *key, char line[400]) {
     char text[8192];
     int fd = sys_open(path, O_RDONLY, 0);

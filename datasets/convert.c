@@ -210,8 +210,7 @@ static int is_response(const struct work *w, const struct cJSON *m) {
 }
 
 /* formatting openai: responses of tools from *m on are one message, joined as LLaMA-Factory joins them; *m becomes the last of
- * them. Behind the
- * last answer they are left out, as there. */
+ * them. Behind the last answer they are left out, as there. */
 static int add_responses(struct work *w, const struct cJSON **m, int *left, int *number) {
     struct str s = {0};
     for (int first = 1;; first = 0, *m = (*m)->next, --*left, ++*number) {

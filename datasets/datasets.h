@@ -79,8 +79,7 @@ int data_is_saved(const char *folder);
 int data_save(const struct data_config *c, const struct tok *t, const struct dataset *train, const struct dataset *eval, int64_t records,
               struct err *e);
 /* The data sets of a list, each loaded by itself; data_part tells the name of each and where it lies. data_parts is 0 of a data
- * set that was
- * not loaded so. */
+ * set that was not loaded so. */
 int data_load_parts(const struct data_config *c, const struct tok *t, const char *names, struct dataset **out,
                     struct data_report *r, struct err *e);
 int data_parts(const struct dataset *d);

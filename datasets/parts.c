@@ -1,6 +1,5 @@
 /* datasets/parts.c - several data sets as one that remembers where each begins (--eval_on_each_dataset). Each is loaded, cut and
- * packed by itself, so
- * that its sequences are those it has alone; then their rows move into one store. */
+ * packed by itself, so that its sequences are those it has alone; then their rows move into one store. */
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
 #include <string.h>

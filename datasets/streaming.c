@@ -4,8 +4,7 @@
  * The order is that of the library under LLaMA-Factory (datasets, IterableDataset.shuffle): the buffer is filled with buffer_size records;
  * then each record that is read takes the place of one drawn at random, which goes on; at the end of the files what is
  * left in the buffer goes on in random order, and the next pass begins with another seed. Draws are numpy's. With val_size the
- * first records
- * of every pass are kept out of it; which they are, feed.c decides, and alike for every pass.
+ * first records of every pass are kept out of it; which they are, feed.c decides, and alike for every pass.
  *
  * Everything is a function of the configuration and of how many sequences were taken: to resume is to skip. */
 #include "base/file.h"

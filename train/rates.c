@@ -30,7 +30,8 @@ static double link_rate(struct backend *be) {
     return slower;
 }
 
-/* Bytes a second of the processor's update, as the plan counts them (params_moves), on more than its caches hold; 0: not measured. */
+/* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies that its caches
+ * do not hold; 0: not measured. */
 static double update_rate(const struct params *q) {
     const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
     const size_t page = (size_t)(4 * n + 4 * n + 2 * n + 2 * (state * n + blocks)),
@@ -58,10 +59,10 @@ static double update_rate(const struct params *q) {
     return best;
 }
 
-/* *rate, or the one of rate * 1.5^k next to what was measured. */
+/* Whether *rate is far from what was measured (> 0); it then becomes the rate * 1.5^k that is next to that. */
 static int far_off(double *rate, double measured) {
     const double known = *rate;
-    while (measured > 0 && *rate > 1.25 * measured) *rate /= 1.5;
+    while (*rate > 1.25 * measured) *rate /= 1.5;
     while (*rate < measured / 1.25) *rate *= 1.5;
     return *rate < known || *rate > known;
 }

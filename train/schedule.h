@@ -22,8 +22,8 @@ struct schedule_curve {
     int64_t stable, decay;   /* warmup_stable_decay: updates at the top, updates from there to the floor */
     int warm_form, decay_form; /* its warmup_type, decay_type: 0 linear, 1 cosine, 2 1-sqrt */
     /* reduce_lr_on_plateau: what a reduction multiplies by, the least reduction that is made (eps / learning_rate), the least
-     * gain that counts and whether
-     * it is absolute, whether more is better, evaluations without one that are borne, evaluations after a reduction that are not counted */
+     * gain that counts and whether it is absolute, whether more is better, evaluations without one that are borne, evaluations
+     * after a reduction that are not counted */
     double cut, eps, threshold;
     int absolute, more;
     int64_t patience, cooldown;

@@ -54,10 +54,8 @@ __global__ static void means(const bf16 *logits, int64_t V, float *mean) {
 }
 
 /* One row of logits: nll, the largest logit's id, and with weight the gradient in place. block: one row; logits are read from
- * memory once and, for the
- * gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16 bytes at a time. With
- * smoothing, nll holds the row's
- * mean at first. */
+ * memory once and, for the gradient, again from cache (2 V bytes in, 2 V out). The tree of joins is fixed. V % 8 == 0 goes 16
+ * bytes at a time. With smoothing, nll holds the row's mean at first. */
 __global__ static void softmax(bf16 *logits, int64_t V, const int32_t *label, const float *weight, float smoothing, float *nll,
                                int32_t *best) {
     __shared__ struct peak part[THREADS / 32];

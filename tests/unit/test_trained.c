@@ -92,7 +92,6 @@ static int train(struct run *r, struct err *e) {
         t.request.host_bandwidth = 1e12;
         if (rates_measure(&t, e)) goto out;
         CHECK(t.request.host_bandwidth > 1e8 && t.request.host_bandwidth < 1e12, "the processor's update moves %g bytes/s", t.request.host_bandwidth);
-        printf("update on the processor: %.3g GB/s\n", t.request.host_bandwidth * 1e-9);
         t.request.host_bandwidth = 1e18;
         if (setup_plan(&t, e)) goto out;
     }
