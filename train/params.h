@@ -94,11 +94,16 @@ int params_outer_grads(struct params *q, struct head_grads *g);
  * state travels behind that pass's compute; the processor begins with its groups at once. Reading values or state carries out what
  * is left. (train/update.c) */
 void params_update(struct params *q, const struct adam_settings *s);
+/* All of the backward pass is queued, and an update will follow: its first pages come meanwhile. */
+void params_expect(struct params *q);
 /* Before layer l (-1: the embedding) is read: its group is brought up to date. */
 void params_reach(struct params *q, int64_t l);
 /* That update will bring the layer's page, or change it in host memory: nothing of it is to be fetched before. */
 int params_brings(struct params *q, int64_t l);
 void params_settle(struct params *q);
+/* Since the run began: layers that the processor has updated, seconds that it took, and that the pass waited for it. */
+struct update_times { int64_t layers; double worked, waited; };
+struct update_times params_times(struct params *q);
 /* Gradient views of a group's page; what is not trained is absent. */
 void params_layer_grads(const struct params *q, int64_t group, float *grad, struct layer_grads *g);
 

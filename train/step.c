@@ -66,6 +66,7 @@ static void backward(struct trainer *t, const struct dropout *drop, const struct
     for (int64_t l = t->model.config.L - 1; l >= lowest; l--) backward_layer(t, drop, l, below || l > lowest);
     engine_embed_backward(&t->engine, &t->batch, outer);
     params_outer_norms(&t->params);
+    params_expect(&t->params);
 }
 
 static int is_lost(const struct batch *b, int64_t i) {
