@@ -39,13 +39,13 @@ static void occupy(struct backend *be, char *device, char *host, size_t bytes, d
     }
 }
 
-/* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies that its caches
- * do not hold, in the memory that it will work on and beside copies at `link` bytes/s each way, which share that memory; 0: not
+/* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies and gradients
+ * that its caches do not hold, in the memory that it will work on and beside copies at `link` bytes/s each way, which share that memory; 0: not
  * measured. */
 static double update_rate(struct backend *be, const struct params *q, double link) {
     const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
-    const size_t page = (size_t)(4 * n + 4 * n + 2 * n + 2 * (state * n + blocks)), copy = 16 << 20,
-                 moved = (size_t)(4 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
+    const size_t page = (size_t)(4 * n + 2 * n + 2 * n + 2 * (state * n + blocks)), copy = 16 << 20,
+                 moved = (size_t)(2 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
     struct backend *host = backend_cpu(NULL);
     char *at = be->alloc(be->self, AT_HOST, page + 2 * copy), *device = be->alloc(be->self, AT_DEVICE, 2 * copy), *next = at;
     double best = 0, last = 0;
@@ -53,7 +53,7 @@ static double update_rate(struct backend *be, const struct params *q, double lin
         memset(at, 0, page);
         struct adam_tensor x = {.n = n, .lr = 1e-3};
         x.p = (float *)next, next += 4 * n;
-        x.g = (float *)next, next += 4 * n;
+        x.g16 = (const uint16_t *)next, next += 2 * n;
         x.copy = next, next += 2 * n;
         if (q->how.bits8) x.m8 = (uint8_t *)next, x.v8 = x.m8 + n, x.m_absmax = (float *)(next + 2 * n), x.v_absmax = x.m_absmax + n / 256;
         else x.m = (float *)next, x.v = x.m + n;

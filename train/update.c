@@ -10,7 +10,7 @@
 enum { ADAM_MAX = 32 };
 
 /* A group whose pages are in host memory, and nobody else's until it is done. */
-struct host_job { int64_t group; char *page, *state; const float *grad; };
+struct host_job { int64_t group; char *page, *state; const void *grad; };
 struct host_update {
     pthread_t thread;
     pthread_mutex_t lock;
@@ -21,10 +21,12 @@ struct host_update {
     struct update_times times;
 };
 
-static struct adam_tensor adam_of(const struct params *q, const struct param *p, char *page, char *state, const float *grad) {
+static struct adam_tensor adam_of(const struct params *q, const struct param *p, char *page, char *state, const void *grad) {
     const struct adam_settings *s = &q->due;
     char *value = page + p->place;
-    struct adam_tensor t = {.g = grad + p->offset, .n = p->n, .lr = s->lr * p->lr_ratio, .weight_decay = p->decay ? s->weight_decay : 0};
+    struct adam_tensor t = {.n = p->n, .lr = s->lr * p->lr_ratio, .weight_decay = p->decay ? s->weight_decay : 0};
+    if (q->half_grads && p->group < q->layers) t.g16 = (const uint16_t *)grad + p->offset;
+    else t.g = (const float *)grad + p->offset;
     if (p->has_master) t.p = (float *)(state + p->master), t.copy = p->half ? value : NULL;
     else if (p->half) t.copy = value;
     else t.p = (float *)value, t.round = q->how.pure;
@@ -36,7 +38,7 @@ static struct adam_tensor adam_of(const struct params *q, const struct param *p,
 }
 
 /* AdamW over a group in memory of `be`; then what a layer's page holds in fp32 follows its master. */
-static void run_update(struct params *q, struct backend *be, int64_t g, char *page, char *state, const float *grad) {
+static void run_update(struct params *q, struct backend *be, int64_t g, char *page, char *state, const void *grad) {
     const struct adam_settings *s = &q->due;
     for (int64_t i = q->first[g]; i < q->first[g + 1]; i += ADAM_MAX) {
         struct adam_tensor t[ADAM_MAX];
