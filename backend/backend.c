@@ -342,8 +342,9 @@ void op_adam(struct backend *b, const struct adam_args *a) {
     for (int64_t i = 0; i < a->count; i++) {
         const struct adam_tensor *t = &a->tensors[i];
         ASSERT(t->p || (t->copy && !t->round), "tensor %lld has no values", (long long)i);
+        ASSERT(!t->n || (t->g != NULL) != (t->g16 != NULL), "tensor %lld has no gradient, or two", (long long)i);
         ASSERT(t->m ? t->v != NULL : t->m8 && t->v8 && t->m_absmax && t->v_absmax, "tensor %lld has no state", (long long)i);
-        n += (double)t->n, moved += (double)t->n * ((t->m ? 28 : 16) + (!t->p ? -4 : t->copy ? 2 : 0));
+        n += (double)t->n, moved += (double)t->n * ((t->m ? 28 : 16) - (t->g16 ? 2 : 0) + (!t->p ? -4 : t->copy ? 2 : 0));
     }
     ASSERT(a->t >= 1, "step %lld", (long long)a->t);
     CALL(b, ADAM, adam, a, 12 * n, moved);
@@ -352,7 +353,7 @@ void op_adam(struct backend *b, const struct adam_args *a) {
 void op_sqsum(struct backend *b, const struct sqsum_args *a) {
     double n = 0;
     for (int64_t i = 0; i < a->count; i++) n += (double)a->n[i];
-    CALL(b, SQSUM, sqsum, a, 2 * n, 4 * n);
+    CALL(b, SQSUM, sqsum, a, 2 * n, (a->half ? 6 : 4) * n);
 }
 
 void op_noise(struct backend *b, const struct noise_args *a) {

@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BACKEND_VERSION = 5 };
+enum { BACKEND_VERSION = 6 };
 enum queue { Q_COMPUTE, Q_IN, Q_OUT }; /* in order within, concurrent between. Ops run on Q_COMPUTE */
 enum place { AT_DEVICE, AT_HOST };     /* AT_HOST: host memory the device copies to and from at full speed (pinned) */
 
@@ -222,7 +222,8 @@ struct loss_args {
  * operation is rounded to fp32 on its own, so that the bits are the same on every backend: an update may run on either side. */
 struct adam_tensor {
     float *p;                  /* values, updated in place, or NULL: the values are `copy` */
-    const float *g;
+    const float *g;            /* gradient, or NULL with */
+    const uint16_t *g16;       /* the same in bf16 */
     float *m, *v;              /* 32-bit state, or NULL with */
     uint8_t *m8, *v8;          /* 8-bit state and its scales per 256 */
     float *m_absmax, *v_absmax;
@@ -239,8 +240,14 @@ struct adam_args {
 };
 
 /* out[i] = Σ x_i² of tensor i in a fixed order (double). out is memory of alloc(AT_HOST), filled when Q_COMPUTE gets
- * there: read it after sync or wait_host. x and n are host arrays. */
-struct sqsum_args { const float *const *x; const int64_t *n; int64_t count; double *out; };
+ * there: read it after sync or wait_host. x, half and n are host arrays. */
+struct sqsum_args {
+    const float *const *x;
+    uint16_t *const *half;     /* = x in bf16, or NULL */
+    const int64_t *n;
+    int64_t count;
+    double *out;
+};
 
 /* y[t] += size[t] * u, u uniform in (-1,1).                                            Jain et al. 2023 (NEFTune)
  * u of (token, feature) is rng_signed of word feature%4 of Philox4x32-10 with counter = {feature/4, token, NOISE_SITE, step},

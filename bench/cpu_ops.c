@@ -285,7 +285,7 @@ int main(int argc, char **argv) {
     adam.tensors = &t8;
     report("adam", "1M 8-bit state", run_adam, &adam, "");
     double sum;
-    report("sqsum", "1M", run_sqsum, &(struct sqsum_args){(const float *[]){t.g}, (int64_t[]){P}, 1, &sum}, "");
+    report("sqsum", "1M", run_sqsum, &(struct sqsum_args){.x = (const float *[]){t.g}, .n = (int64_t[]){P}, .count = 1, .out = &sum}, "");
     backend_close(b);
     return 0;
 }

@@ -2,8 +2,8 @@
 # bench/guide_row.sh MODEL DATA [FLAGS..] - the guide's QLoRA command as a user runs it, and where its time goes.
 #
 # MODEL is a checkpoint with tokenizer files, DATA a folder with dataset_info.json. What examples/qlora.sh types, with FLAGS added. Prints one
-# JSON line: seconds from the command to tokenised data, to weights in place (loaded, quantised), to the last step, to the saved
-# adapter. The whole log with the time in front of each line goes to $LOG, if that is set.
+# JSON line: seconds from the command to tokenised data, to weights in place (loaded, quantised), to the first logged step and the
+# last, to the saved adapter. The whole log with the time in front of each line goes to $LOG, if that is set.
 set -eu
 cd "$(dirname "$0")/.."
 model=$(realpath "$1") data=$(realpath "$2")
@@ -21,7 +21,7 @@ tr ',' '.' <"$log" | awk -v flags="$*" '
     / start$/ { t0 = at }
     / of which .* count in the loss/ { t1 = at }
     / Running training / { t2 = at }
-    / loss [0-9.]* +lr / { if (!first) first = at; t3 = at; steps++; loss = $0; sub(/.* loss /, "", loss); sub(/ .*/, "", loss) }
+    / loss [0-9.]+ .* lr / { if (!first) first = at; t3 = at; loss = $0; sub(/.* loss /, "", loss); sub(/ .*/, "", loss); split($0, of, "/"); steps = of[1]; sub(/.* /, "", steps) }
     / steps: .* tokens in all/ { tokens = $0; sub(/.* steps: [0-9.]*, /, "", tokens); sub(/ tokens.*/, "", tokens) }
     / end$/ { t4 = at }
     / total .* of / { plan = $3 " " $4 }

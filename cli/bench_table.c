@@ -110,6 +110,10 @@ static void json_measured(const struct bench_row *x, struct str *s) {
                "%.5g,\"flops\":%.4g,\"load_seconds\":%.3g,\"loss\":%.6g,",
                r->tokens_per_second, r->slowest, r->fastest, (long long)r->warm_steps, (long long)r->steps, r->step_seconds,
                r->flops, r->load_seconds, r->loss);
+    const struct plan_choice *c = &r->predicted.plan.choice;
+    if (c->by_host)
+        str_printf(s, "\"processor\":{\"layers\":%lld,\"seconds\":%.4g,\"waited\":%.4g,\"rate\":%.4g},", (long long)c->by_host, r->updating,
+                   r->waiting, r->predicted.request.host_bandwidth);
     str_printf(s, "\"device_bytes_taken\":%lld,", (long long)r->device_bytes);
     if (r->device_bytes) str_printf(s, "\"taken_minus_planned\":%lld,", (long long)(r->device_bytes - r->predicted.plan.device));
     number_or_null(s, "resident_set", r->host.resident), number_or_null(s, "resident_set_peak", r->host.most_resident);

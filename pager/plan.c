@@ -1,5 +1,6 @@
 /* pager/plan.c - see plan.h */
 #include "pager/plan.h"
+#include <math.h>
 #include <stdlib.h>
 
 static int64_t price(plan_cost *cost, void *context, struct plan *p) {
@@ -30,14 +31,17 @@ static void most_that_fits(plan_cost *cost, void *context, struct plan *p, int64
  * The sum runs over forward, the recomputed share of `again`, backward, the rest, and the unpacking of weights. The host queues
  * ops ahead of the device; where chunks are so small that it cannot, it sets the pace. Copies run beside both. The constants
  * are fitted to the runs of bench/results/h100.jsonl; docs/MEMORY.md sets prediction and measurement side by side. */
-static const double ATTENTION = 0.38; /* of the rate of products; the causal half is counted */
+static const double ATTENTION = 0.38; /* of the rate of products, the causal half counted, up to SHORT rows; beyond, the fifth root
+                                       * of the length more: 0.57 at 32,768 */
+static const double SHORT = 4096;
 static const double BANDWIDTH = 0.65; /* of the memory's own */
 static const double EXPOSED = 0.05;   /* share of the copies that nothing hides */
 static const double WINDOWS = 1.0 / 9; /* of a forward pass: what comes before attention but for its products, made a second time */
 enum { LEAST_WINDOW = 256 };
 
 static double work(const struct plan_request *r, const struct plan_work *w, double tail) {
-    return w->products / r->flops * tail + w->attention / (ATTENTION * r->flops) + w->bytes / (BANDWIDTH * r->bandwidth);
+    const double times = (double)r->longest / SHORT, attention = ATTENTION * (times > 1 ? pow(times < 8 ? times : 8, 0.2) : 1);
+    return w->products / r->flops * tail + w->attention / (attention * r->flops) + w->bytes / (BANDWIDTH * r->bandwidth);
 }
 
 static double larger_of(double a, double b) { return a > b ? a : b; }

@@ -48,10 +48,11 @@ static double counted_flops(void) {
 static int run(struct trainer *t, struct bench_result *r, struct err *e) {
     double *seconds = sys_alloc_array(MOST_STEPS, sizeof *seconds, "step times", e), flops = 0, sum = 0;
     int64_t wanted = t->o->max_steps > 0 ? t->o->max_steps : 0, n = 0;
+    struct update_times before = {0};
     int status = seconds ? 0 : -1;
     for (int64_t step = 0; !status; step++) {
         struct step_result s = {0};
-        if (step == WARM_STEPS) op_counts_reset();
+        if (step == WARM_STEPS) op_counts_reset(), before = params_times(&t->params);
         const double start = sys_seconds();
         if ((status = train_update(t, step, t->max_seqs, &s, e))) break;
         const double took = sys_seconds() - start;
@@ -72,6 +73,8 @@ static int run(struct trainer *t, struct bench_result *r, struct err *e) {
         r->tokens_per_second = (double)t->batch.N / r->step_seconds;
         r->slowest = (double)t->batch.N / seconds[n - 1], r->fastest = (double)t->batch.N / seconds[0];
         r->flops = flops / (double)n / r->step_seconds;
+        const struct update_times after = params_times(&t->params);
+        r->updating = (after.worked - before.worked) / (double)n, r->waiting = (after.waited - before.waited) / (double)n;
     }
     sys_free(seconds);
     return status;

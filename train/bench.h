@@ -14,6 +14,7 @@ struct bench_result {
     double step_seconds;           /* the median of the timed ones */
     double tokens_per_second, slowest, fastest; /* of that step, and of the extremes */
     double flops;                  /* FLOP/s of all ops: what is recomputed counts, too */
+    double updating, waiting;      /* seconds of a step in which the processor updated its layers, and the card's pass waited for that */
     int64_t device_bytes;          /* taken from the card behind its context, by the card's own count; 0: no card */
     struct sys_memory host;        /* as the kernel counts the process behind the last step */
     double load_seconds;           /* to make the weights */

@@ -127,12 +127,15 @@ int params_describe(struct params *q, struct model *m, struct lora *lora, const 
     q->p = sys_alloc_array(most, sizeof *q->p, "parameter table", e);
     q->first = sys_alloc_array(groups, sizeof *q->first, "parameter table", e);
     q->value_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
+    q->grad_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
     q->state_bytes = sys_alloc_array(groups, sizeof(size_t), "parameter table", e);
-    if (!q->p || !q->first || !q->value_bytes || !q->state_bytes) return params_close(q), -1;
+    if (!q->p || !q->first || !q->value_bytes || !q->grad_bytes || !q->state_bytes) return params_close(q), -1;
+    q->half_grads = !lora && m->outer_format == W_BF16;
     if (lora) describe_adapters(q);
     else describe_layers(q);
     outer_groups(q, m, q->how.outer);
     q->first[q->groups] = q->count;
+    for (int64_t g = 0; g < q->groups; g++) q->grad_bytes[g] = q->value_bytes[g] / (q->half_grads ? 2 : 1);
     return 0;
 }
 
@@ -166,7 +169,9 @@ void params_pages(const struct params *q, const struct params_place *w, struct p
     p->value = p->grad = (struct pages_config){.name = "adapters", .count = q->layers, .bytes = q->value_bytes,
                                                .resident = values, .slots = values < q->layers ? slots : 0};
     if (!q->lora) p->value.count = 0;
-    p->grad.name = "gradients";
+    p->grad.name = "gradients", p->grad.bytes = q->grad_bytes, p->sums = 0;
+    for (int64_t g = 0; q->half_grads && g < q->layers; g++)
+        if (q->value_bytes[g] > p->sums) p->sums = q->value_bytes[g];
     p->outer_grad = (struct pages_config){.name = "gradients of the embedding", .count = q->outer_bytes != 0,
                                           .page_bytes = q->outer_bytes, .resident = 1};
     p->state = (struct pages_config){.name = params_masters(q) ? "master weights and moments" : "optimizer state",
@@ -190,7 +195,7 @@ void params_moves(const struct params *q, const struct params_place *w, struct p
     for (int64_t g = 0; g < q->groups; g++) {
         const int by_host = params_by_host(q, w, g), layer = g < q->layers,
                   streamed = layer && !q->lora && q->how.first_layer + g >= w->layers;
-        const double grad = layer && g >= w->values ? (double)q->value_bytes[g] : 0,
+        const double grad = layer && g >= w->values ? (double)q->grad_bytes[g] : 0,
                      state = g >= w->state ? (double)q->state_bytes[g] : 0, page = streamed ? (double)q->m->lay.bytes : 0;
         v->grad_out += grad;
         if (by_host) v->by_host += grad + 2 * state + page;
@@ -213,6 +218,7 @@ int params_open(struct params *q, const struct params_place *w, struct err *e) {
     params_pages(q, w, &p);
     if (p.value.count && !(q->value = pages_open(q->be, &p.value, e))) return -1;
     if (p.grad.count && !(q->grad = pages_open(q->be, &p.grad, e))) return -1;
+    if (p.sums && !(q->sums = backend_alloc(q->be, AT_DEVICE, p.sums, "a layer's gradients", e))) return -1;
     if (p.outer_grad.count && !(q->outer_grad = pages_open(q->be, &p.outer_grad, e))) return -1;
     if (!(q->state = pages_open(q->be, &p.state, e))) return -1;
     q->done = q->groups;
@@ -247,8 +253,9 @@ void params_close(struct params *q) {
     update_close(q); /* its thread works on pages */
     pages_close(q->value), pages_close(q->grad), pages_close(q->outer_grad), pages_close(q->state);
     if (q->norms) q->be->release(q->be->self, AT_HOST, q->norms);
+    if (q->sums) q->be->release(q->be->self, AT_DEVICE, q->sums);
     backend_close(q->host);
-    sys_free(q->p), sys_free(q->first), sys_free(q->value_bytes), sys_free(q->state_bytes);
+    sys_free(q->p), sys_free(q->first), sys_free(q->value_bytes), sys_free(q->grad_bytes), sys_free(q->state_bytes);
     *q = (struct params){0};
 }
 
@@ -263,20 +270,29 @@ struct pages *params_home(const struct params *q, int64_t group, int64_t *page) 
     return q->m->outer_page;
 }
 
-static void norms(struct params *q, int64_t first, int64_t end, const float *grad) {
+static void norms(struct params *q, int64_t first, int64_t end, const float *grad, uint16_t *page) {
     const float *x[SUMS];
+    uint16_t *half[SUMS];
     int64_t n[SUMS], k = 0, from = first;
     for (int64_t i = first; i <= end; i++) {
         const int cut = k == SUMS || i == end || q->p[i].at; /* pieces: the tensor's sum stands with the first */
-        if (cut && k) op_sqsum(q->be, &(struct sqsum_args){.x = x, .n = n, .count = k, .out = q->norms + from}), k = 0;
+        if (cut && k) op_sqsum(q->be, &(struct sqsum_args){.x = x, .half = page ? half : NULL, .n = n, .count = k, .out = q->norms + from}), k = 0;
         if (i == end || q->p[i].at) continue;
         if (!k) from = i;
+        if (page) half[k] = page + q->p[i].offset;
         x[k] = grad + q->p[i].offset, n[k++] = q->p[i].whole;
     }
 }
-void params_norms(struct params *q, int64_t group, const float *grad) { norms(q, q->first[group], q->first[group + 1], grad); }
+float *params_sums(struct params *q, int64_t group, void *page) {
+    float *sums = q->sums ? q->sums : page;
+    q->be->zero(q->be->self, sums, q->value_bytes[group], Q_COMPUTE);
+    return sums;
+}
+void params_norms(struct params *q, int64_t group, const float *sums, void *page) {
+    norms(q, q->first[group], q->first[group + 1], sums, q->half_grads ? page : NULL);
+}
 void params_outer_norms(struct params *q) {
-    if (q->outer_grad) norms(q, q->first[q->layers], q->count, pages_get(q->outer_grad, 0, PAGE_READ));
+    if (q->outer_grad) norms(q, q->first[q->layers], q->count, pages_get(q->outer_grad, 0, PAGE_READ), NULL);
 }
 
 int params_outer_grads(struct params *q, struct head_grads *g) {
@@ -290,7 +306,7 @@ int params_outer_grads(struct params *q, struct head_grads *g) {
     return 1;
 }
 
-void params_layer_grads(const struct params *q, int64_t group, float *grad, struct layer_grads *g) {
+void params_layer_grads(const struct params *q, int64_t group, float *sums, struct layer_grads *g) {
     struct mat *const m[] = {&g->proj[0], &g->proj[1], &g->proj[2], &g->proj[3], &g->proj[4], &g->proj[5], &g->proj[6],
                              &g->conv1[0], &g->conv1[1], &g->conv2[0], &g->conv2[1]};
     float **const v[] = {&g->conv1_b, &g->conv2_b, &g->norm1, &g->norm_f, &g->norm2};
@@ -298,8 +314,8 @@ void params_layer_grads(const struct params *q, int64_t group, float *grad, stru
     for (int64_t i = q->first[group]; i < q->first[group + 1]; i++) {
         const struct param *p = &q->p[i];
         const struct tensor_place *t = &q->m->lay.t[p->which];
-        if (p->which < MATRICES) *m[p->which] = (struct mat){grad + p->offset, t->rows, t->cols, t->cols, DT_F32};
-        else *v[p->which - MATRICES] = grad + p->offset;
+        if (p->which < MATRICES) *m[p->which] = (struct mat){sums + p->offset, t->rows, t->cols, t->cols, DT_F32};
+        else *v[p->which - MATRICES] = sums + p->offset;
     }
 }
 

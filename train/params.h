@@ -50,7 +50,10 @@ struct params {
     int64_t layers;             /* the first so many groups are layers, from how.first_layer on */
     struct param *p;
     int64_t *first;             /* [groups + 1] into p */
-    size_t *value_bytes, *state_bytes; /* [groups]; value_bytes: of gradients, 0 behind the layers */
+    size_t *value_bytes, *grad_bytes, *state_bytes; /* [groups]; of values (gradients) in fp32 and of gradients as a page holds
+                                                     * them, 0 behind the layers */
+    int half_grads;             /* in bf16, where the weights are: summed in fp32 and then rounded */
+    float *sums;                /* a layer's, fp32; NULL: in its page */
     size_t outer_bytes;         /* of the gradients of embedding, head and norm */
     struct pages *value;        /* adapters: own pages, else NULL */
     struct pages *grad, *outer_grad, *state;
@@ -67,7 +70,7 @@ void params_loraplus(struct params *q, double ratio);
 /* Bytes that a step copies, and what for. update_*: of all those to and from the device, what an update moves, behind the next
  * forward pass; by_host: bytes that the processor reads and writes for its part. */
 struct params_moves { double grad_out, update_grad_in, update_state_in, update_state_out, update_weights_in, update_weights_out, by_host; };
-struct params_pages { struct pages_config value, grad, outer_grad, state; };
+struct params_pages { struct pages_config value, grad, outer_grad, state; size_t sums; };
 void params_pages(const struct params *q, const struct params_place *w, struct params_pages *p);
 void params_moves(const struct params *q, const struct params_place *w, struct params_moves *v);
 /* Whether the processor updates a group. */
@@ -85,8 +88,11 @@ int64_t params_lowest(const struct params *q, int *below);
 /* DoRA at its start: the magnitudes become the norms of the model's rows, as its pages hold them. B is zero. */
 void params_magnitudes(struct params *q);
 
-/* Queues the squared norms of a layer's gradients, or of those of embedding, head and norm, into q->norms. */
-void params_norms(struct params *q, int64_t group, const float *grad);
+/* Where a layer's gradients are summed, and zeros there: the page itself, or memory of its own. */
+float *params_sums(struct params *q, int64_t group, void *page);
+/* They are whole: queues their squared norms into q->norms, and what the page holds of them. */
+void params_norms(struct params *q, int64_t group, const float *sums, void *page);
+/* The squared norms of the gradients of embedding, head and norm. */
 void params_outer_norms(struct params *q);
 /* The latter gradients, cleared. Returns 0 if none of them is trained. */
 int params_outer_grads(struct params *q, struct head_grads *g);
@@ -94,13 +100,18 @@ int params_outer_grads(struct params *q, struct head_grads *g);
  * state travels behind that pass's compute; the processor begins with its groups at once. Reading values or state carries out what
  * is left. (train/update.c) */
 void params_update(struct params *q, const struct adam_settings *s);
+/* All of the backward pass is queued, and an update will follow: its first pages come meanwhile. */
+void params_expect(struct params *q);
 /* Before layer l (-1: the embedding) is read: its group is brought up to date. */
 void params_reach(struct params *q, int64_t l);
 /* That update will bring the layer's page, or change it in host memory: nothing of it is to be fetched before. */
 int params_brings(struct params *q, int64_t l);
 void params_settle(struct params *q);
-/* Gradient views of a group's page; what is not trained is absent. */
-void params_layer_grads(const struct params *q, int64_t group, float *grad, struct layer_grads *g);
+/* Since the run began: layers that the processor has updated, seconds that it took, and that the pass waited for it. */
+struct update_times { int64_t layers; double worked, waited; };
+struct update_times params_times(struct params *q);
+/* Views of a group's sums; what is not trained is absent. */
+void params_layer_grads(const struct params *q, int64_t group, float *sums, struct layer_grads *g);
 
 /* Optimizer state and trained weights of the model as they are between two steps: saving from a copy needs nothing else of the
  * run, so that it may go on meanwhile. */

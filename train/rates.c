@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/sys.h"
 #include "train/train_internal.h"
+#include <string.h>
 
 /* Bytes/s of AdamW: so many a core, as long as its memory keeps up. A card that is not here is taken to have 16 cores. */
 double rates_known_update(int threads) {
@@ -30,31 +31,43 @@ static double link_rate(struct backend *be) {
     return slower;
 }
 
-/* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies that its caches
- * do not hold; 0: not measured. */
-static double update_rate(const struct params *q) {
+/* Queues copies both ways between `host` and `device`, as long as `seconds` at `link` bytes/s. */
+static void occupy(struct backend *be, char *device, char *host, size_t bytes, double link, double seconds) {
+    for (double busy = 0; link > 0 && busy < seconds; busy += (double)bytes / link) {
+        be->put(be->self, device, host, bytes, Q_IN);
+        be->get(be->self, host + bytes, device + bytes, bytes, Q_OUT);
+    }
+}
+
+/* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies and gradients
+ * that its caches do not hold, in the memory that it will work on and beside copies at `link` bytes/s each way, which share that memory; 0: not
+ * measured. */
+static double update_rate(struct backend *be, const struct params *q, double link) {
     const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
-    const size_t page = (size_t)(4 * n + 4 * n + 2 * n + 2 * (state * n + blocks)),
-                 moved = (size_t)(4 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
+    const size_t page = (size_t)(4 * n + 2 * n + 2 * n + 2 * (state * n + blocks)), copy = 16 << 20,
+                 moved = (size_t)(2 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
     struct backend *host = backend_cpu(NULL);
-    char *at = host ? sys_alloc(page, "measuring the processor", NULL) : NULL, *next = at;
-    double best = 0;
-    if (at) {
+    char *at = be->alloc(be->self, AT_HOST, page + 2 * copy), *device = be->alloc(be->self, AT_DEVICE, 2 * copy), *next = at;
+    double best = 0, last = 0;
+    if (host && at && device) {
+        memset(at, 0, page);
         struct adam_tensor x = {.n = n, .lr = 1e-3};
         x.p = (float *)next, next += 4 * n;
-        x.g = (float *)next, next += 4 * n;
+        x.g16 = (const uint16_t *)next, next += 2 * n;
         x.copy = next, next += 2 * n;
         if (q->how.bits8) x.m8 = (uint8_t *)next, x.v8 = x.m8 + n, x.m_absmax = (float *)(next + 2 * n), x.v_absmax = x.m_absmax + n / 256;
         else x.m = (float *)next, x.v = x.m + n;
-        for (int i = 0; i < 3; i++) { /* the first finds no pages */
+        for (int i = 0; i < 4; i++) { /* the first wakes the threads, and says how long the copies must go on */
+            occupy(be, device, at + page, copy, link, 1.5 * last);
             const double start = sys_seconds();
             op_adam(host, &(struct adam_args){.tensors = &x, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
                                               .grad_scale = 1});
-            const double rate = (double)moved / (sys_seconds() - start);
-            if (i && rate > best) best = rate;
+            last = sys_seconds() - start;
+            if (be->sync(be->self, NULL)) break;
+            if (i && (double)moved / last > best) best = (double)moved / last;
         }
     }
-    sys_free(at);
+    be->release(be->self, AT_DEVICE, device), be->release(be->self, AT_HOST, at);
     backend_close(host);
     return best;
 }
@@ -70,7 +83,7 @@ static int far_off(double *rate, double measured) {
 int rates_measure(struct trainer *t, struct err *e) {
     struct plan_request *r = &t->request;
     const double known = r->link, link = t->model.info.unified ? 0 : link_rate(t->be),
-                 update = r->host_layers ? update_rate(&t->params) : 0;
+                 update = r->host_layers ? update_rate(t->be, &t->params, link) : 0;
     int anew = update > 0 && far_off(&r->host_bandwidth, update);
     if (link > 0 && link < known / 1.5) {
         while (r->link > 1.5 * link) r->link /= 2;

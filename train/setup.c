@@ -300,7 +300,7 @@ static int cost(void *context, const struct plan_choice *c, struct plan_item *it
     items[n++] = full ? weights_item(t, &layers, &v) : layers_item(&layers);
     items[n++] = pages_item(&outer, outer.name, 0, 0);
     items[n++] = pages_item(&p.value, "adapters", 3, 1);
-    items[n++] = pages_item(&p.grad, "gradients", 1, 1);
+    items[n++] = pages_item(&p.grad, "gradients", 1, 1), items[n - 1].device += (int64_t)p.sums;
     if (full) items[n - 1].in = items[n - 1].update_in = v.update_grad_in, items[n - 1].out = v.grad_out;
     items[n++] = pages_item(&p.outer_grad, p.outer_grad.name, 0, 0);
     items[n++] = pages_item(&p.state, p.state.name, 1, 1);

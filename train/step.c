@@ -49,13 +49,14 @@ static void backward_layer(struct trainer *t, const struct dropout *drop, int64_
     struct pages *weights = t->model.layers;
     const int64_t g = params_group(p, l), next = l > t->engine.c.lowest ? l - 1 : -1;
     void *w = pages_get(weights, l, PAGE_READ);
-    float *value = p->value ? pages_get(p->value, l, PAGE_READ) : NULL, *grad = g >= 0 ? pages_get(p->grad, g, PAGE_WRITE) : NULL;
+    float *value = p->value ? pages_get(p->value, l, PAGE_READ) : NULL;
+    void *page = g >= 0 ? pages_get(p->grad, g, PAGE_WRITE) : NULL;
+    float *grad = page ? params_sums(p, g, page) : NULL;
     if (value) pages_want(p->value, next);
     struct layer_grads lg;
     if (!value && grad) params_layer_grads(p, g, grad, &lg);
-    if (grad) t->be->zero(t->be->self, grad, pages_bytes(p->grad, g), Q_COMPUTE);
     engine_backward_layer(&t->engine, &t->batch, drop, l, w, value, value ? grad : NULL, !value && grad ? &lg : NULL, below);
-    if (grad) params_norms(p, g, grad), pages_put(p->grad, g, 1);
+    if (grad) params_norms(p, g, grad, page), pages_put(p->grad, g, 1);
     if (value) pages_put(p->value, l, 0);
     pages_put(weights, l, 0);
 }
@@ -66,6 +67,7 @@ static void backward(struct trainer *t, const struct dropout *drop, const struct
     for (int64_t l = t->model.config.L - 1; l >= lowest; l--) backward_layer(t, drop, l, below || l > lowest);
     engine_embed_backward(&t->engine, &t->batch, outer);
     params_outer_norms(&t->params);
+    params_expect(&t->params);
 }
 
 static int is_lost(const struct batch *b, int64_t i) {

@@ -10,7 +10,7 @@
 enum { ADAM_MAX = 32 };
 
 /* A group whose pages are in host memory, and nobody else's until it is done. */
-struct host_job { int64_t group; char *page, *state; const float *grad; };
+struct host_job { int64_t group; char *page, *state; const void *grad; };
 struct host_update {
     pthread_t thread;
     pthread_mutex_t lock;
@@ -18,12 +18,15 @@ struct host_update {
     struct host_job *job;          /* of the update under way, in its order */
     int64_t jobs, done;
     int end;
+    struct update_times times;
 };
 
-static struct adam_tensor adam_of(const struct params *q, const struct param *p, char *page, char *state, const float *grad) {
+static struct adam_tensor adam_of(const struct params *q, const struct param *p, char *page, char *state, const void *grad) {
     const struct adam_settings *s = &q->due;
     char *value = page + p->place;
-    struct adam_tensor t = {.g = grad + p->offset, .n = p->n, .lr = s->lr * p->lr_ratio, .weight_decay = p->decay ? s->weight_decay : 0};
+    struct adam_tensor t = {.n = p->n, .lr = s->lr * p->lr_ratio, .weight_decay = p->decay ? s->weight_decay : 0};
+    if (q->half_grads && p->group < q->layers) t.g16 = (const uint16_t *)grad + p->offset;
+    else t.g = (const float *)grad + p->offset;
     if (p->has_master) t.p = (float *)(state + p->master), t.copy = p->half ? value : NULL;
     else if (p->half) t.copy = value;
     else t.p = (float *)value, t.round = q->how.pure;
@@ -35,7 +38,7 @@ static struct adam_tensor adam_of(const struct params *q, const struct param *p,
 }
 
 /* AdamW over a group in memory of `be`; then what a layer's page holds in fp32 follows its master. */
-static void run_update(struct params *q, struct backend *be, int64_t g, char *page, char *state, const float *grad) {
+static void run_update(struct params *q, struct backend *be, int64_t g, char *page, char *state, const void *grad) {
     const struct adam_settings *s = &q->due;
     for (int64_t i = q->first[g]; i < q->first[g + 1]; i += ADAM_MAX) {
         struct adam_tensor t[ADAM_MAX];
@@ -64,9 +67,10 @@ static void *work(void *params) {
         }
         const struct host_job *j = &h->job[h->done];
         pthread_mutex_unlock(&h->lock);
+        const double start = sys_seconds();
         run_update(q, q->host, j->group, j->page, j->state, j->grad);
         pthread_mutex_lock(&h->lock);
-        h->done++;
+        h->done++, h->times.layers++, h->times.worked += sys_seconds() - start;
         pthread_cond_signal(&h->less);
     }
     pthread_mutex_unlock(&h->lock);
@@ -121,7 +125,9 @@ static int is_done(struct host_update *h, int64_t g) { return h->done == h->jobs
 static int host_done(struct params *q, int64_t g, int wait) {
     struct host_update *h = q->aside;
     pthread_mutex_lock(&h->lock);
+    const double start = wait && !is_done(h, g) ? sys_seconds() : 0;
     while (wait && !is_done(h, g)) pthread_cond_wait(&h->less, &h->lock);
+    if (start > 0) h->times.waited += sys_seconds() - start;
     const int done = is_done(h, g);
     pthread_mutex_unlock(&h->lock);
     return done;
@@ -146,17 +152,21 @@ static void update_group(struct params *q, int64_t g) {
 /* The order of an update is that of the next forward pass: the outer groups, then the layers. */
 static int64_t nth(const struct params *q, int64_t i) { return i < q->groups - q->layers ? q->layers + i : i - (q->groups - q->layers); }
 
-/* Starts the copies for the next group that the device updates, if there is one from position i of the order on. */
-static void want_from(struct params *q, int64_t i) {
+/* Starts the copies for the next group that the device updates, if there is one from position i of the order on; returns its
+ * position. What is ready goes first: copies in are made in this order, and a gradient may still have to be copied out. */
+static int64_t want_from(struct params *q, int64_t i) {
     int64_t page;
     while (i < q->groups && of_host(q, nth(q, i))) i++;
-    if (i >= q->groups) return;
+    if (i >= q->groups) return i;
     const int64_t g = nth(q, i);
     struct pages *values = params_home(q, g, &page);
+    pages_want(q->state, g);
     if (g >= q->layers || !params_replaces(q)) pages_want(values, page);
     if (g < q->layers) pages_want(q->grad, g);
-    pages_want(q->state, g);
+    return i;
 }
+
+void params_expect(struct params *q) { want_from(q, want_from(q, 0) + 1); }
 
 void params_update(struct params *q, const struct adam_settings *s) {
     params_settle(q);
@@ -178,6 +188,15 @@ void params_reach(struct params *q, int64_t l) {
     advance(q, q->groups - q->layers + (layers < q->layers ? layers : q->layers));
 }
 void params_settle(struct params *q) { advance(q, q->groups); }
+
+struct update_times params_times(struct params *q) {
+    struct update_times t = {0};
+    if (!q->aside) return t;
+    pthread_mutex_lock(&q->aside->lock);
+    t = q->aside->times;
+    pthread_mutex_unlock(&q->aside->lock);
+    return t;
+}
 
 int params_brings(struct params *q, int64_t l) {
     const int64_t g = params_group(q, l);

@@ -23,7 +23,7 @@ __device__ static inline int tensor_of(const int32_t *first, int count, int64_t 
 
 enum { CHUNK = 2 * 4 * THREADS }; /* elements a block: two of 16 bytes of each array a thread */
 struct list {
-    struct tensor { float *p; const float *g; float *m, *v; bf16 *copy; int64_t n; float decay, rate; int wide, round; } t[LIST];
+    struct tensor { float *p; const float *g; const bf16 *g16; float *m, *v; bf16 *copy; int64_t n; float decay, rate; int wide, round; } t[LIST];
     int32_t first[LIST + 1], count;
     float beta1, beta2, rest1, rest2, eps, grad_scale, v_scale;
 };
@@ -44,6 +44,10 @@ __device__ static inline float4 four_bf16(const bf16 *x) {
     return make_float4(__uint_as_float(u.x << 16), __uint_as_float(u.x & 0xffff0000u), __uint_as_float(u.y << 16),
                        __uint_as_float(u.y & 0xffff0000u));
 }
+__device__ static inline uint2 as_four_bf16(float4 v) {
+    __nv_bfloat162 half[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
+    return *(const uint2 *)half;
+}
 /* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read and 12 (14) written an element: bound by memory. Nothing
  * is read again soon: streamed past the cache. */
 __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__ struct list l) {
@@ -53,7 +57,7 @@ __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__
     if (!t.wide || from + CHUNK > t.n) {
         for (int64_t k = from + threadIdx.x; k < from + CHUNK && k < t.n; k += THREADS) {
             float p = t.p ? t.p[k] : __bfloat162float(t.copy[k]);
-            step(l, t, t.g[k], &p, &t.m[k], &t.v[k]);
+            step(l, t, t.g ? t.g[k] : __bfloat162float(t.g16[k]), &p, &t.m[k], &t.v[k]);
             if (t.p) t.p[k] = p;
             if (t.copy) t.copy[k] = __float2bfloat16_rn(p);
         }
@@ -63,7 +67,8 @@ __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__
 #pragma unroll
     for (int k = 0; k < 2; k++) {
         int64_t at = from / 4 + k * THREADS + threadIdx.x;
-        p[k] = t.p ? __ldcs((const float4 *)t.p + at) : four_bf16(t.copy + 4 * at), g[k] = __ldcs((const float4 *)t.g + at),
+        p[k] = t.p ? __ldcs((const float4 *)t.p + at) : four_bf16(t.copy + 4 * at);
+        g[k] = t.g ? __ldcs((const float4 *)t.g + at) : four_bf16(t.g16 + 4 * at);
         m[k] = __ldcs((const float4 *)t.m + at), v[k] = __ldcs((const float4 *)t.v + at);
     }
     __syncwarp(); /* keeps the loads ahead of the arithmetic */
@@ -74,9 +79,7 @@ __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__
         step(l, t, g[k].z, &p[k].z, &m[k].z, &v[k].z), step(l, t, g[k].w, &p[k].w, &m[k].w, &v[k].w);
         if (t.p) __stcs((float4 *)t.p + at, p[k]);
         __stcs((float4 *)t.m + at, m[k]), __stcs((float4 *)t.v + at, v[k]);
-        if (!t.copy) continue;
-        __nv_bfloat162 half[2] = {__floats2bfloat162_rn(p[k].x, p[k].y), __floats2bfloat162_rn(p[k].z, p[k].w)};
-        ((uint2 *)t.copy)[at] = *(const uint2 *)half;
+        if (t.copy) ((uint2 *)t.copy)[at] = as_four_bf16(p[k]);
     }
 }
 
@@ -93,6 +96,7 @@ struct list8 {
     struct tensor {
         float *p;
         const float *g;
+        const bf16 *g16;
         uint8_t *m, *v;
         float *m_absmax, *v_absmax;
         bf16 *copy;
@@ -134,11 +138,11 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
         for (int k = 0; k < 2; k++) {
             int64_t i = b * 256 + k * 128 + lane * 4;
             if (t.wide && i + 4 <= t.n)
-                p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i), g[k] = *(const float4 *)(t.g + i),
+                p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i), g[k] = t.g ? *(const float4 *)(t.g + i) : four_bf16(t.g16 + i),
                 m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
             else
                 for (int j = 0; j < 4 && i + j < t.n; j++)
-                    (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]), (&g[k].x)[j] = t.g[i + j],
+                    (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]), (&g[k].x)[j] = t.g ? t.g[i + j] : __bfloat162float(t.g16[i + j]),
                     (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
         }
 #pragma unroll
@@ -193,16 +197,16 @@ void cuda_adam(void *self, const struct adam_args *a) {
     l.eps = (float)a->eps, l.grad_scale = (float)a->grad_scale, l.v_scale = (float)(1 / sqrt(c2));
     for (int64_t i = 0; i < a->count; i++) {
         const struct adam_tensor *x = &a->tensors[i];
-        int wide = aligned(x->p, 16) && aligned(x->g, 16) && (x->p || aligned(x->copy, 8));
+        int wide = aligned(x->p, 16) && aligned(x->g, 16) && aligned(x->g16, 8) && (x->p || aligned(x->copy, 8));
         if (x->m) {
             auto &t = l.t[l.count];
-            t.p = x->p, t.g = x->g, t.m = x->m, t.v = x->v, t.copy = (bf16 *)x->copy, t.n = x->n;
+            t.p = x->p, t.g = x->g, t.g16 = (const bf16 *)x->g16, t.m = x->m, t.v = x->v, t.copy = (bf16 *)x->copy, t.n = x->n;
             t.decay = (float)(1 - x->lr * x->weight_decay), t.rate = (float)(x->lr / c1);
             t.wide = wide && aligned(x->m, 16) && aligned(x->v, 16) && aligned(x->copy, 8), t.round = x->round;
             l.first[l.count + 1] = l.first[l.count] + (int32_t)ceil_div(x->n, CHUNK), l.count++;
         } else {
             auto &t = l8.t[l8.count];
-            t.p = x->p, t.g = x->g, t.m = x->m8, t.v = x->v8, t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax,
+            t.p = x->p, t.g = x->g, t.g16 = (const bf16 *)x->g16, t.m = x->m8, t.v = x->v8, t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax,
             t.copy = (bf16 *)x->copy, t.n = x->n;
             t.step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay,
                                    (float)a->grad_scale);
@@ -220,6 +224,7 @@ void cuda_adam(void *self, const struct adam_args *a) {
 enum { PIECE = 8192, PIECES_MAX = SQSUM_PIECES / LIST };
 struct squares { /* tensor i is cut into pieces of PIECE << bits[i] elements, PIECES_MAX at most: by its size alone */
     const float *x[LIST];
+    bf16 *half[LIST]; /* or NULL */
     int64_t n[LIST];
     int32_t first[LIST + 1], bits[LIST], count;
 };
@@ -235,13 +240,14 @@ __device__ static inline double block_sum(double x) {
 }
 
 /* part[piece] = Σ x² of a piece, in double. A thread has four neighbours of every 4 * THREADS, whatever the address: same bits.
- * block: one piece. 4 bytes an element. */
+ * block: one piece. 4 bytes an element, 6 with its rounded copy. */
 __global__ __launch_bounds__(THREADS) static void square_pieces(const __grid_constant__ struct squares s, double *part) {
     enum { AHEAD = PIECE / (4 * THREADS) };
     int t = tensor_of(s.first, s.count, blockIdx.x);
     const float *x = s.x[t];
+    bf16 *half = s.half[t];
     int64_t at = (int64_t)(blockIdx.x - s.first[t]) << s.bits[t], end = at + (1ll << s.bits[t]);
-    bool wide = (uintptr_t)x % 16 == 0;
+    bool wide = (uintptr_t)x % 16 == 0 && (uintptr_t)half % 8 == 0;
     double sum = 0;
     for (; at < end && at * PIECE < s.n[t]; at++) {
         float4 v[AHEAD] = {};
@@ -249,12 +255,17 @@ __global__ __launch_bounds__(THREADS) static void square_pieces(const __grid_con
         if (wide && (at + 1) * PIECE <= s.n[t]) {
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) v[k] = __ldcs((const float4 *)(x + i + k * 4 * THREADS));
+#pragma unroll
+            for (int k = 0; half && k < AHEAD; k++) *(uint2 *)(half + i + k * 4 * THREADS) = as_four_bf16(v[k]);
         } else {
 #pragma unroll
             for (int k = 0; k < AHEAD; k++)
 #pragma unroll
                 for (int j = 0; j < 4; j++)
-                    if (i + k * 4 * THREADS + j < s.n[t]) (&v[k].x)[j] = x[i + k * 4 * THREADS + j];
+                    if (int64_t e = i + k * 4 * THREADS + j; e < s.n[t]) {
+                        (&v[k].x)[j] = x[e];
+                        if (half) half[e] = __float2bfloat16_rn(x[e]);
+                    }
         }
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
@@ -276,7 +287,7 @@ void cuda_sqsum(void *self, const struct sqsum_args *a) {
         struct squares s = {};
         for (; s.count < LIST && i + s.count < a->count; s.count++) {
             int k = s.count;
-            s.x[k] = a->x[i + k], s.n[k] = a->n[i + k];
+            s.x[k] = a->x[i + k], s.n[k] = a->n[i + k], s.half[k] = a->half ? (bf16 *)a->half[i + k] : NULL;
             while (ceil_div(s.n[k], (int64_t)PIECE << s.bits[k]) > PIECES_MAX) s.bits[k]++;
             s.first[k + 1] = s.first[k] + (int32_t)ceil_div(s.n[k], (int64_t)PIECE << s.bits[k]);
         }

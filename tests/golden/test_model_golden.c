@@ -2,6 +2,7 @@
  * generation, document masks, all file layouts.  Goldens: goldens/yuan2-tiny-a, tolerances of its README.
  * QLORA_BACKEND=cuda: the same on the card, which computes in bf16, with tolerances for that (struct tolerance). */
 #include "tests/test.h"
+#include "base/half.h"
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include "model/engine.h"
@@ -195,12 +196,12 @@ static double gradients(struct world *w) {
     engine_head(&w->g, &w->b, 1, outer ? &hg : NULL);
     for (int64_t l = w->m.config.L - 1; l >= 0; l--) {
         void *weights = pages_get(w->m.layers, l, PAGE_READ);
-        float *value_page = p->lora ? pages_get(p->value, l, PAGE_READ) : NULL, *g = pages_get(p->grad, l, PAGE_WRITE);
+        void *page = pages_get(p->grad, l, PAGE_WRITE);
+        float *value_page = p->lora ? pages_get(p->value, l, PAGE_READ) : NULL, *g = params_sums(p, l, page);
         struct layer_grads lg;
-        w->be->zero(w->be->self, g, pages_bytes(p->grad, l), Q_COMPUTE);
         if (!p->lora) params_layer_grads(p, l, g, &lg);
         engine_backward_layer(&w->g, &w->b, NULL, l, weights, value_page, p->lora ? g : NULL, p->lora ? NULL : &lg, !p->lora || l > 0);
-        params_norms(p, l, g);
+        params_norms(p, l, g, page);
         if (p->lora) pages_put(p->value, l, 0);
         pages_put(p->grad, l, 1), pages_put(w->m.layers, l, 0);
     }
@@ -218,7 +219,12 @@ static float *page_of(struct world *w, const struct param *p, int gradient) {
     float *x = sys_alloc((size_t)p->whole * 4, "copy", &e);
     struct params_reading r = {.q = q};
     params_settle(q);
-    if (gradient) pages_read(p->group < q->layers ? q->grad : q->outer_grad, p->group < q->layers ? p->group : 0, (size_t)p->offset * 4, x, (size_t)p->whole * 4, &e);
+    if (gradient && q->half_grads && p->group < q->layers) {
+        uint16_t *half = sys_alloc((size_t)p->whole * 2, "copy", &e);
+        pages_read(q->grad, p->group, (size_t)p->offset * 2, half, (size_t)p->whole * 2, &e);
+        for (int64_t i = 0; i < p->whole; i++) x[i] = bf16_to_f32(half[i]);
+        sys_free(half);
+    } else if (gradient) pages_read(p->group < q->layers ? q->grad : q->outer_grad, p->group < q->layers ? p->group : 0, (size_t)p->offset * 4, x, (size_t)p->whole * 4, &e);
     else if (q->lora) pages_read(q->value, p->group, (size_t)p->offset * 4, x, (size_t)p->n * 4, &e);
     else params_read(&r, p->layer, p->which, 0, p->whole, x, &e);
     return x;

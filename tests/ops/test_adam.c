@@ -97,6 +97,37 @@ TEST(adam_of_values_in_bf16) {
     }
 }
 
+/* A gradient rounded to bf16 is a gradient. */
+TEST(adam_takes_gradients_in_bf16) {
+    enum { N = 20001 };
+    FOR_KERNELS(k)
+    for (int bits8 = 0; bits8 < 2; bits8++) {
+        struct backend *b = backend_for(*k, 2, 1, 64);
+        struct mat p[2] = {mat_random(1, N, 0, 1), mat_new(1, N, 0)}, g = mat_new(1, N, 0), m[2], v[2], am[2], av[2];
+        uint16_t *half = malloc(N * 2);
+        memcpy(p[1].data, p[0].data, N * 4);
+        for (int i = 0; i < 2; i++) {
+            struct mat *const all[] = {&m[i], &v[i], &am[i], &av[i]};
+            for (int j = 0; j < 4; j++) *all[j] = mat_new(1, N, 0), memset(all[j]->data, 0, N * 4);
+        }
+        for (int t = 1; t <= 3; t++) {
+            struct adam_tensor x[2] = {{.g = g.data}, {.g16 = half}};
+            floats_random(g.data, N, 2);
+            for (int64_t i = 0; i < N; i++) half[i] = f32_to_bf16(*at(&g, 0, i)), *at(&g, 0, i) = bf16_to_f32(half[i]);
+            for (int i = 0; i < 2; i++) {
+                x[i].p = p[i].data, x[i].n = N, x[i].lr = 1e-2, x[i].weight_decay = 0.1;
+                if (bits8) x[i].m8 = m[i].data, x[i].v8 = v[i].data, x[i].m_absmax = am[i].data, x[i].v_absmax = av[i].data;
+                else x[i].m = m[i].data, x[i].v = v[i].data;
+            }
+            op_adam(b, &(struct adam_args){.tensors = x, .count = 2, .t = t, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .grad_scale = 0.5});
+        }
+        CHECK(!memcmp(p[0].data, p[1].data, N * 4) && !memcmp(v[0].data, v[1].data, N * 4), "%d bits", bits8 ? 8 : 32);
+        for (int i = 0; i < 2; i++) mat_free(&p[i]), mat_free(&m[i]), mat_free(&v[i]), mat_free(&am[i]), mat_free(&av[i]);
+        mat_free(&g), free(half);
+        backend_close(b);
+    }
+}
+
 TEST(squares_are_summed_in_a_fixed_order) {
     enum { COUNT = 6 };
     int64_t n[COUNT] = {1, 0, 16384, 16385, 50001, 3};
@@ -106,21 +137,26 @@ TEST(squares_are_summed_in_a_fixed_order) {
     floats_random(data, 100000, 1);
     for (int i = 0; i < COUNT; i++) x[i] = data + used, used += n[i];
     FOR_KERNELS(k) {
-        double one[COUNT], three[COUNT];
+        double one[COUNT], three[COUNT], rounding[COUNT];
+        uint16_t *half = calloc(100000, 2), *halves[COUNT];
+        for (int i = 0; i < COUNT; i++) halves[i] = half + (x[i] - data);
         struct backend *b = backend_for(*k, 1, 1, 64), *b3 = backend_for(*k, 3, 1, 64);
-        op_sqsum(b, &(struct sqsum_args){x, n, COUNT, one});
-        op_sqsum(b3, &(struct sqsum_args){x, n, COUNT, three});
+        op_sqsum(b, &(struct sqsum_args){.x = x, .n = n, .count = COUNT, .out = one});
+        op_sqsum(b3, &(struct sqsum_args){.x = x, .n = n, .count = COUNT, .out = three});
+        op_sqsum(b3, &(struct sqsum_args){.x = x, .half = halves, .n = n, .count = COUNT, .out = rounding});
+        for (int64_t i = 0; i < 100000; i++) CHECK(half[i] == (i < used ? f32_to_bf16(data[i]) : 0), "rounded copy %lld: %04x", (long long)i, half[i]);
         for (int i = 0; i < COUNT; i++) {
             double s = 0;
             for (int64_t j = 0; j < n[i]; j++) s += (double)x[i][j] * (double)x[i][j];
-            CHECK(fabs(one[i] - s) <= 1e-12 * s && one[i] == three[i], "tensor %d: %g, %g, expected %g", i, one[i], three[i], s);
+            CHECK(fabs(one[i] - s) <= 1e-12 * s && one[i] == three[i] && one[i] == rounding[i], "tensor %d: %g, %g, expected %g", i, one[i], three[i], s);
         }
+        free(half);
         backend_close(b), backend_close(b3);
     }
     n[0] = 0, n[5] = 0; /* the last tensors may be empty */
     struct backend *b = backend_for(cpu_kernels_best(), 1, 1, 64);
     double out[COUNT];
-    op_sqsum(b, &(struct sqsum_args){x, n, COUNT, out});
+    op_sqsum(b, &(struct sqsum_args){.x = x, .n = n, .count = COUNT, .out = out});
     CHECK(out[0] == 0 && out[5] == 0 && out[4] > 0, "%g %g %g", out[0], out[5], out[4]);
     backend_close(b);
     free(data);
@@ -134,7 +170,7 @@ TEST(squares_of_many_small_tensors) { /* more of them than are summed at once */
     static const float data[3] = {1, 2, 3};
     for (int i = 0; i < COUNT; i++) x[i] = data, n[i] = 1 + i % 3;
     struct backend *b = backend_for(cpu_kernels_best(), 2, 1, 64);
-    op_sqsum(b, &(struct sqsum_args){x, n, COUNT, out});
+    op_sqsum(b, &(struct sqsum_args){.x = x, .n = n, .count = COUNT, .out = out});
     for (int i = 0; i < COUNT; i++) {
         const double sum = i % 3 == 0 ? 1 : i % 3 == 1 ? 5 : 14;
         CHECK(fabs(out[i] - sum) < 1e-9, "tensor %d: %g", i, out[i]);

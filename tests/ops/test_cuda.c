@@ -699,6 +699,39 @@ TEST(values_in_bf16) { /* without a master, or rounded at every step: the CPU's 
     }
 }
 
+/* Sums of squares that round on the way, and steps with what was rounded, at odd sizes and addresses: the CPU's bits. */
+TEST(gradients_in_bf16) {
+    NEED_CARD();
+    limits(8, 64, 64, 1, 64, 64, 4);
+    for (int k = 0; k < 6 * 2 * 2; k++) {
+        const int64_t n = (int64_t[]){1, 5, 4096, 8193, 70001, 300000}[k / 4], nb = (n + 255) / 256, off = k / 2 & 1;
+        const int bits8 = k & 1;
+        struct pair p = make(n, 1, DT_F32, 1), g = make(n + 1, 1, DT_F32, 1), half = make(n + 1, 1, DT_BF16, 0), m = make(n, 1, DT_F32, 1), v = make(n, 1, DT_F32, 1), am = make(nb, 1, DT_F32, 1), av = make(nb, 1, DT_F32, 1);
+        uint16_t *own = calloc((size_t)n + 1, 2);
+        double *sum = gpu->alloc(gpu->self, AT_HOST, 8), want;
+        clear(&m), clear(&v), clear(&am), clear(&av), clear(&half);
+        for (int t = 1; t <= 2; t++)
+            for (int s = 0; s < 2; s++) {
+                uint16_t *to = (s ? (uint16_t *)half.g.data : own) + off;
+                op_sqsum(s ? gpu : cpu, &(struct sqsum_args){.x = (const float *[]){(float *)side(&g, s).data + off}, .half = (uint16_t *[]){to}, .n = &n, .count = 1, .out = s ? sum : &want});
+                struct adam_tensor x = {.p = side(&p, s).data, .g16 = to, .n = n, .lr = 1e-2, .weight_decay = 0.1};
+                if (bits8) x.m8 = side(&m, s).data, x.v8 = side(&v, s).data, x.m_absmax = side(&am, s).data, x.v_absmax = side(&av, s).data;
+                else x.m = side(&m, s).data, x.v = side(&v, s).data;
+                op_adam(s ? gpu : cpu, &(struct adam_args){.tensors = &x, .count = 1, .t = t, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .grad_scale = 0.5});
+            }
+        gpu->sync(gpu->self, &e);
+        char where[40];
+        snprintf(where, sizeof where, "%lld%s%s", (long long)n, bits8 ? ", 8 bits" : "", off ? ", odd" : "");
+        for (int64_t i = 0; i <= n; i++) ((float *)half.c.data)[i] = bf16_to_f32(own[i]);
+        CHECK(fabs(*sum - want) <= 1e-12 * want, "%s: %.17g, %.17g", where, *sum, want);
+        compare("rounded", where, &half, 0), compare("p", where, &p, 0);
+        if (!bits8) compare("m", where, &m, 0), compare("v", where, &v, 0);
+        free(own), gpu->release(gpu->self, AT_HOST, sum);
+        struct pair *all[] = {&p, &g, &half, &m, &v, &am, &av};
+        for (int i = 0; i < 7; i++) drop(all[i]);
+    }
+}
+
 TEST(lists_of_tensors) { /* many, odd, empty, at odd addresses, both kinds of state: as the CPU, and the same bits again */
     NEED_CARD();
     enum { TENSORS = 75 };
