@@ -40,43 +40,42 @@ static void occupy(struct backend *be, char *device, char *host, size_t bytes, d
 }
 
 /* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies and gradients
- * that its caches do not hold, in the memory that it will work on and beside copies at `link` bytes/s each way, which share that memory; 0: not
- * measured. */
+ * that its caches do not hold, in memory of the kind that it will work on and beside copies at `link` bytes/s each way, which
+ * share that memory; 0: not measured. */
 static double update_rate(struct backend *be, const struct params *q, double link) {
     const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
     const size_t page = (size_t)(4 * n + 2 * n + 2 * n + 2 * (state * n + blocks)), copy = 16 << 20,
                  moved = (size_t)(2 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
     struct backend *host = backend_cpu(NULL);
     char *at = be->alloc(be->self, AT_HOST, page + 2 * copy), *device = be->alloc(be->self, AT_DEVICE, 2 * copy), *next = at;
-    double best = 0, last = 0;
+    double last = 0;
     if (host && at && device) {
-        memset(at, 0, page);
+        memset(at, 0, page), be->zero(be->self, device, 2 * copy, Q_IN);
         struct adam_tensor x = {.n = n, .lr = 1e-3};
         x.p = (float *)next, next += 4 * n;
         x.g16 = (const uint16_t *)next, next += 2 * n;
         x.copy = next, next += 2 * n;
         if (q->how.bits8) x.m8 = (uint8_t *)next, x.v8 = x.m8 + n, x.m_absmax = (float *)(next + 2 * n), x.v_absmax = x.m_absmax + n / 256;
         else x.m = (float *)next, x.v = x.m + n;
-        for (int i = 0; i < 4; i++) { /* the first wakes the threads, and says how long the copies must go on */
+        for (int i = 0; i < 4; i++) { /* the first wakes the threads; each says how long the next one's copies must go on */
             occupy(be, device, at + page, copy, link, 1.5 * last);
             const double start = sys_seconds();
             op_adam(host, &(struct adam_args){.tensors = &x, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
                                               .grad_scale = 1});
             last = sys_seconds() - start;
             if (be->sync(be->self, NULL)) break;
-            if (i && (double)moved / last > best) best = (double)moved / last;
         }
     }
     be->release(be->self, AT_DEVICE, device), be->release(be->self, AT_HOST, at);
     backend_close(host);
-    return best;
+    return last > 0 ? (double)moved / last : 0;
 }
 
-/* Whether *rate is far from what was measured (> 0); it then becomes the rate * 1.5^k that is next to that. */
+/* Whether *rate is far from what was measured (> 0); it then becomes the rate * 1.2^k that is next to that. */
 static int far_off(double *rate, double measured) {
     const double known = *rate;
-    while (*rate > 1.25 * measured) *rate /= 1.5;
-    while (*rate < measured / 1.25) *rate *= 1.5;
+    while (*rate > 1.1 * measured) *rate /= 1.2;
+    while (*rate < measured / 1.1) *rate *= 1.2;
     return *rate < known || *rate > known;
 }
 
