@@ -117,6 +117,12 @@ static int remember(struct report *r, const struct report_event *ev, struct err 
     return 0;
 }
 
+static void forget(struct report *r) {
+    for (int64_t i = 0; i < r->n; i++) sys_free((void *)r->events[i].part);
+    sys_free(r->events);
+    r->events = NULL, r->n = r->cap = 0;
+}
+
 /* Calls put for each number of the parts of an event, by its key. */
 static void each_part(const struct report_event *ev, void put(void *context, const char *key, double x), void *context) {
     char key[REPORT_NAME_MAX + 20];
@@ -242,8 +248,7 @@ fail:
 void report_close(struct report *r) {
     if (!r) return;
     tfevents_close(r->tf);
-    for (int64_t i = 0; i < r->n; i++) sys_free((void *)r->events[i].part);
-    sys_free(r->events);
+    forget(r);
     sys_free(r);
 }
 

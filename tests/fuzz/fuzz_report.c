@@ -13,7 +13,7 @@ static void history(void) {
     if (rc != (e.code ? -1 : 0)) abort();
     for (int64_t i = 0; !rc && i < r.n; i++)
         if (r.events[i].step < 0 || r.events[i].step > FROM || (isnan(r.events[i].loss) && isnan(r.events[i].eval_loss))) abort();
-    sys_free(r.events);
+    forget(&r);
 }
 
 static void log_lines(const char *path) {
