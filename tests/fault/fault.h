@@ -192,10 +192,10 @@ static inline void fault_torch(const char *from, const char *to) {
     free(all), str_free(&pickle), bin_free(&b), ckpt_close(c);
 }
 
-/* `points` of 1..n for a short test, spread with an offset; all of them with FAULT_EVERY=1, a third with FAULT_SHORT=1. */
+/* `points` of 1..n for a short test, spread with an offset; all of them with FAULT_EVERY=1, a third with TEST_SHORT=1. */
 static inline int64_t fault_stride(int64_t n, int64_t points) {
     const char *every = getenv("FAULT_EVERY");
-    if (getenv("FAULT_SHORT")) points = (points + 2) / 3;
+    if (getenv("TEST_SHORT")) points = (points + 2) / 3;
     return (every && atoi(every) > 0) || n <= points ? 1 : n / points;
 }
 

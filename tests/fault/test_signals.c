@@ -127,7 +127,7 @@ TEST(at_random_times) {
     FILE *out = path ? fopen(path, "ae") : NULL;
     if (out) setvbuf(out, NULL, _IOLBF, 0); /* nothing waits in it that a child would write again */
     large_world();
-    for (size_t i = 0; i < sizeof phases / sizeof *phases; i++) run_phase(&phases[i], n && atoi(n) > 0 ? atoi(n) : getenv("FAULT_SHORT") ? 1 : 3, out);
+    for (size_t i = 0; i < sizeof phases / sizeof *phases; i++) run_phase(&phases[i], n && atoi(n) > 0 ? atoi(n) : getenv("TEST_SHORT") ? 1 : 3, out);
     if (out) fclose(out);
 }
 

@@ -74,7 +74,7 @@ static void result(char hex[41]) {
 
 TEST(nothing_is_unrecoverable) {
     const char *given = getenv("SOAK_SECONDS"), *path = getenv("SOAK_OUT");
-    const double end = now() + (given && atoi(given) > 0 ? atoi(given) : getenv("FAULT_SHORT") ? 1 : 8);
+    const double end = now() + (given && atoi(given) > 0 ? atoi(given) : getenv("TEST_SHORT") ? 1 : 8);
     struct outcome x;
     struct err e = {0};
     char want[41], hex[41];
