@@ -93,7 +93,7 @@ static void compare(enum result r, const struct shape *s, struct mat m, const st
 static void embed_at(const struct shape *s) {
     const int64_t N = s->N, D = s->a, V = s->b, skip = s->i % 2 ? below(V) : -1;
     const enum dtype type = s->i % 3 ? DT_BF16 : DT_F32;
-    double *E = draw(V * D, 1), *dy = draw(N * D, 1), *dE0 = draw(V * D, 1);
+    double *E = draw(V * D, 1), *dy = draw(N * D, 1), *dE0 = draw32(V * D, 1);
     int32_t *ids = room((size_t)N * 4);
     struct value *y = values(N * D, NULL), *dE = values(V * D, dE0);
     for (int64_t t = 0; t < N; t++) {
@@ -118,7 +118,7 @@ static void norm_at(const struct shape *s) {
     const float eps = 1e-3f;
     const int overwrite = s->i % 2;
     const enum dtype type = s->i % 3 ? DT_F32 : DT_BF16;
-    double *x = draw(N * D, 1), *g = draw(D, 1), *dy = draw(N * D, 1), *dx0 = draw(N * D, 1), *dg0 = draw(D, 1);
+    double *x = draw(N * D, 1), *g = draw(D, 1), *dy = draw(N * D, 1), *dx0 = draw(N * D, 1), *dg0 = draw32(D, 1);
     struct value *y = values(N * D, NULL), *r = values(N, NULL), *dx = values(N * D, overwrite ? NULL : dx0), *dg = values(D, dg0);
     for (int64_t t = 0; t < N; t++) {
         const double *X = x + t * D, *d = dy + t * D;
@@ -266,7 +266,7 @@ static struct weight weight_on(const struct stored *s) {
 enum { BASE, APART, COLUMNS, MAGNITUDES }; /* without adapter; xa and dxa apart; behind x and dy; with those of DoRA, either way */
 enum { NO_ADD, ADD, ADD_IN_PLACE };
 struct problem {
-    int n, way, columns, add, accumulate, with_dx, with_dW;
+    int n, way, columns, add, accumulate, with_dx, with_dW, frozen; /* frozen: no gradient of A, of B */
     int64_t N, in, out, R;
     float p, scale; /* dropout; the adapter's */
     struct stored w[LINEAR_MAX];
@@ -276,7 +276,7 @@ struct problem {
 static const struct dropout MASK = {.seed = 0x123456789abcdef0u, .step = 3, .layer = 2};
 
 static struct problem problem_of(const struct shape *s) {
-    struct problem p = {.n = 1 + (int)below(2), .way = s->i % 4, .add = (int)below(3), .accumulate = (int)below(2), .with_dx = below(8) > 0, .with_dW = 1,
+    struct problem p = {.n = 1 + (int)below(2), .way = s->i % 4, .add = (int)below(3), .accumulate = (int)below(2), .with_dx = below(8) > 0, .with_dW = 1, .frozen = (int)below(6),
                         .N = s->N, .in = s->a, .out = s->b, .R = (int64_t[]){8, 16, 1, 5, 64, 33}[below(6)], .p = below(3) ? 0 : 0.3f, .scale = 0.7f};
     p.columns = p.way == COLUMNS || (p.way == MAGNITUDES && below(2));
     if (p.way == BASE) p.R = 0, p.p = 0;
@@ -285,7 +285,7 @@ static struct problem problem_of(const struct shape *s) {
     for (int k = 0; k < p.n; k++) {
         p.w[k] = weight_new((enum weight_format)(s->i / 4 % 4), p.out, p.in, (int)below(2));
         p.addend[k] = draw(p.N * p.out, 1), p.dy[k] = draw(p.N * p.out, 1), p.m[k] = draw(p.out, 4);
-        p.A[k] = draw(p.R * p.in, 0.5), p.B[k] = draw(p.out * p.R, 0.5), p.dA0[k] = draw(p.R * p.in, 1), p.dB0[k] = draw(p.out * p.R, 1), p.dW0[k] = draw(p.out * p.in, 1);
+        p.A[k] = draw(p.R * p.in, 0.5), p.B[k] = draw(p.out * p.R, 0.5), p.dA0[k] = draw32(p.R * p.in, 1), p.dB0[k] = draw32(p.out * p.R, 1), p.dW0[k] = draw32(p.out * p.in, 1);
         p.y[k] = values(p.N * p.out, p.add ? p.addend[k] : NULL), p.xa[k] = values(p.N * p.R, NULL);
         p.dA[k] = values(p.R * p.in, p.dA0[k]), p.dB[k] = values(p.out * p.R, p.dB0[k]), p.dW[k] = values(p.out * p.in, p.dW0[k]);
         p.norm[k] = values(p.out, NULL), p.c[k] = values(p.out, NULL);
@@ -390,6 +390,8 @@ static struct linear_args linear_on(const struct problem *p, const struct rows *
         if (p->columns) o->dxa = columns_of(dy, p->n * out + k * R, R);
         o->lora = (struct adapter){.A = plain(p->A[k], R, in, DT_F32), .B = plain(p->B[k], out, R, DT_F32), .dA = plain(p->dA0[k], R, in, DT_F32),
                                    .dB = plain(p->dB0[k], out, R, DT_F32), .scale = p->scale};
+        if (p->frozen == 1) o->lora.dA.data = NULL;
+        if (p->frozen == 2) o->lora.dB.data = NULL;
         o->drop = MASK, o->drop.p = p->p, o->drop.site = (uint32_t)k;
         if (p->way == MAGNITUDES) o->lora.m = floats_on(p->m[k], out), o->lora.c = floats_on(NULL, out);
     }
@@ -425,7 +427,10 @@ static void linear_at(const struct shape *s) {
             const struct linear_out *o = &a.out[k];
             compare(LINEAR_Y, s, o->y, p.y[k]);
             if (p.with_dW) compare(LINEAR_BWD_DW, s, o->dW, p.dW[k]);
-            if (p.R) compare(LINEAR_XA, s, o->xa, p.xa[k]), compare(LINEAR_BWD_DA, s, o->lora.dA, p.dA[k]), compare(LINEAR_BWD_DB, s, o->lora.dB, p.dB[k]);
+            if (!p.R) continue;
+            compare(LINEAR_XA, s, o->xa, p.xa[k]);
+            if (p.frozen != 1) compare(LINEAR_BWD_DA, s, o->lora.dA, p.dA[k]);
+            if (p.frozen != 2) compare(LINEAR_BWD_DB, s, o->lora.dB, p.dB[k]);
         }
         if (!p.R) continue;
         for (int k = 0; k < p.n; k++) a.out[k].y.data = a.out[k].add.data = NULL, a.out[k].xa = activation(NULL, p.N, p.R); /* xa alone, as recomputation asks */
@@ -440,7 +445,7 @@ static void dora_at(const struct shape *s) {
     struct problem p = problem_of(s);
     p.way = MAGNITUDES, p.R = p.R ? p.R : 3, p.A[0] = draw(p.R * p.in, 0.5), p.B[0] = draw(p.out * p.R, 0.5);
     p.m[0][below(p.out)] = 0;
-    double *y = draw(p.N * p.out, 1), *dm0 = draw(p.out, 1);
+    double *y = draw(p.N * p.out, 1), *dm0 = draw32(p.out, 1);
     struct value *dm = values(p.out, dm0);
     magnitudes(&p, 0);
     for (int64_t t = 0; t < p.N; t++)
@@ -465,7 +470,7 @@ static void filter_at(const struct shape *s) {
     const enum dtype type = s->i % 3 ? DT_F32 : DT_BF16;
     struct stored w0 = weight_new(s->i % 2 ? W_BF16 : W_F32, out, in, 0), w1 = weight_new(s->i % 2 ? W_BF16 : W_F32, out, in, 0);
     double *x = draw(N * in, 1), *dy = draw(N * out, 1), *b = draw(out, 1), *addend = draw(N * out, 1), *dx_add = draw(N * in, 1), *before = draw(in, 1);
-    double *after = draw(out, 1), *dw00 = draw(out * in, 1), *dw10 = draw(out * in, 1), *db0 = draw(out, 1);
+    double *after = draw(out, 1), *dw00 = draw32(out * in, 1), *dw10 = draw32(out * in, 1), *db0 = draw32(out, 1);
     struct value *y = values(N * out, adds ? addend : NULL), *dx = values(N * in, adds ? dx_add : NULL);
     struct value *dw0 = values(out * in, dw00), *dw1 = values(out * in, dw10), *db = values(out, db0);
     for (int64_t t = 0; t < N; t++) {
@@ -609,9 +614,9 @@ static void loss_row(const struct head_case *c, int64_t i) {
 
 static void loss_at(const struct shape *s) {
     const int64_t N = s->N, D = s->b, V = s->i == 5 ? 5003 : s->a;
-    const int backward = s->i % 4 > 0;
+    const int backward = s->i % 4 > 0, with_dy = s->i % 8 != 1, with_dE = s->i % 8 != 2;
     const float smoothing = s->i % 3 ? 0 : 0.125f;
-    double *dE0 = draw(V * D, 1);
+    double *dE0 = draw32(V * D, 1);
     struct head_case c = {.V = V, .D = D, .s = (double)smoothing, .y = draw(N * D, 1), .weight = draw(N, 1), .row = room((size_t)N * 4), .label = room((size_t)N * 4)};
     struct stored E = weight_new(s->i % 5 ? W_BF16 : W_F32, V, D, 0);
     c.E = E.dense;
@@ -626,7 +631,9 @@ static void loss_at(const struct shape *s) {
         int32_t *zeros = room((size_t)c.n * 4);
         struct loss_args a = {.rows = &rows, .y = activation(c.y, N, D), .E = weight_on(&E), .n = c.n, .row = ints_on(c.row, c.n), .label = ints_on(c.label, c.n),
                               .smoothing = smoothing, .nll = floats_on(NULL, c.n), .best = ints_on(zeros, c.n)};
-        if (backward) a.weight = floats_on(c.weight, c.n), a.dy = activation(NULL, N, D), a.dE = put(dE0, V, D, DT_F32, gap, 0);
+        if (backward) a.weight = floats_on(c.weight, c.n);
+        if (backward && with_dy) a.dy = activation(NULL, N, D);
+        if (backward && with_dE) a.dE = put(dE0, V, D, DT_F32, gap, 0);
         if (!on->unified) a.work = bytes_on(room(bytes), bytes), a.work_bytes = bytes;
         op_loss(on->b, &a);
         compare(LOSS_NLL, s, row_of_floats(a.nll, c.n), c.nll);
@@ -637,7 +644,8 @@ static void loss_at(const struct shape *s) {
             int valid = zeros[i] >= 0 && zeros[i] < V;
             note(LOSS_BEST, valid ? (most_likely->v - x[zeros[i]].v) / fmax(size_of(*most_likely), size_of(x[zeros[i]])) : INFINITY, s, i, zeros[i]);
         }
-        if (backward) compare(LOSS_DY, s, a.dy, c.dy), compare(LOSS_DE, s, a.dE, c.dE);
+        if (a.dy.data) compare(LOSS_DY, s, a.dy, c.dy);
+        if (a.dE.data) compare(LOSS_DE, s, a.dE, c.dE);
     }
 }
 TEST(loss) { each_shape(loss_at); }
@@ -671,11 +679,11 @@ static void adam_at(const struct shape *s) {
     const int64_t n = s->i % 3 == 2 ? more[s->i / 3 % 6] : s->a, blocks = (n + 255) / 256, t = 1 + below(20);
     const int bits8 = s->i % 2, kind = s->i / 2 % 4, by16 = s->i / 8 % 2; /* kind: p; p with a copy; p rounded; the copy alone */
     const double b1 = 0.875, b2 = 0.96875, eps = 0x1p-20, lr = 0x1p-7, decay = 0.125, grad_scale = 0.5;
-    double *p0 = draw(n, 1), *g = draw(n, 1), *m0 = draw(n, 1), *v0 = draw(n, 1);
+    double *p0 = kind == 3 ? draw(n, 1) : draw32(n, 1), *g = by16 ? draw(n, 1) : draw32(n, 1), *m0 = draw32(n, 1), *v0 = draw32(n, 1);
     float *moment = room((size_t)n * 4), *scale1 = room((size_t)blocks * 4), *scale2 = room((size_t)blocks * 4);
     uint8_t *code1 = room((size_t)n), *code2 = room((size_t)n);
     nf4_init();
-    for (int64_t i = 0; i < n; i++) v0[i] = v0[i] * v0[i];
+    for (int64_t i = 0; i < n; i++) v0[i] = (double)(float)(v0[i] * v0[i]);
     for (int k = 0; k < 2; k++) {
         double *state = k ? v0 : m0;
         for (int64_t i = 0; i < n; i++) moment[i] = (float)state[i];
@@ -725,8 +733,8 @@ static void sqsum_at(const struct shape *s) {
     double *x[TENSORS];
     struct value *sum = values(TENSORS, NULL), *half[TENSORS];
     for (int k = 0; k < TENSORS; k++) {
-        x[k] = room((size_t)n[k] * sizeof(double)), half[k] = values(n[k], NULL);
-        for (int64_t i = 0; i < n[k]; i++) x[k][i] = (double)uniform(), half[k][i] = one_term(bf16_value(x[k][i])), sum[k].v += x[k][i] * x[k][i];
+        x[k] = draw32(n[k], 1), half[k] = values(n[k], NULL);
+        for (int64_t i = 0; i < n[k]; i++) half[k][i] = one_term(bf16_value(x[k][i])), sum[k].v += x[k][i] * x[k][i];
         sum[k].square = sum[k].v * sum[k].v;
     }
     EACH_SIDE {
