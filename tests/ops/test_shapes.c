@@ -684,6 +684,7 @@ static void adam_at(const struct shape *s) {
     uint8_t *code1 = room((size_t)n), *code2 = room((size_t)n);
     nf4_init();
     for (int64_t i = 0; i < n; i++) v0[i] = (double)(float)(v0[i] * v0[i]);
+    for (int64_t i = 3; i < n; i += 7) m0[i] = 0, g[i] = -0x1p-23; /* too small for a code, but negative */
     for (int k = 0; k < 2; k++) {
         double *state = k ? v0 : m0;
         for (int64_t i = 0; i < n; i++) moment[i] = (float)state[i];
