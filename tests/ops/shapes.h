@@ -96,7 +96,9 @@ static inline struct mat put(const double *x, int64_t rows, int64_t cols, enum d
     return held[n_held - 1].m = (struct mat){base + (size_t)before * size, rows, cols, ld, type};
 }
 static inline struct mat activation(const double *x, int64_t rows, int64_t cols) { return put(x, rows, cols, on->type, gap, skew); }
-static inline struct mat plain(const double *x, int64_t rows, int64_t cols, enum dtype type) { return put(x, rows, cols, type, 0, 0); }
+static inline struct mat plain(const double *x, int64_t rows, int64_t cols, enum dtype type) {
+    return put(x, rows, cols, type, 0, 0);
+}
 static inline float *floats_on(const double *x, int64_t n) { return plain(x, 1, n, DT_F32).data; }
 static inline struct mat columns_of(struct mat m, int64_t from, int64_t cols) {
     m.data = (char *)m.data + (size_t)from * dtype_bytes(m.type), m.cols = cols;
@@ -135,8 +137,8 @@ static inline void side_done(void) {
             on->b->sync(on->b->self, NULL);
             for (int64_t i = 0; i < n; i++) {
                 const int64_t k = i - before, inside = k >= 0 && k < h->m.rows * h->m.ld && k % h->m.ld < h->m.cols;
-                CHECK(inside || guarded(image, type, i), "%s, %s: element %lld outside of (%lld,%lld) ld %lld", on->name, where, (long long)k,
-                      (long long)h->m.rows, (long long)h->m.cols, (long long)h->m.ld);
+                CHECK(inside || guarded(image, type, i), "%s, %s: element %lld outside of (%lld,%lld) ld %lld", on->name, where,
+                      (long long)k, (long long)h->m.rows, (long long)h->m.cols, (long long)h->m.ld);
             }
             free(image);
         }
@@ -172,7 +174,9 @@ static inline void add_times(struct value *s, struct value a, double factor) { /
     s->v += a.v * factor, s->square += size_of(a) * factor * (size_of(a) * factor);
 }
 static inline struct value one_term(double v) { return (struct value){v, v * v}; }
-static inline struct value times(struct value a, struct value b) { return (struct value){a.v * b.v, size_of(a) * size_of(a) * size_of(b) * size_of(b)}; }
+static inline struct value times(struct value a, struct value b) {
+    return (struct value){a.v * b.v, size_of(a) * size_of(a) * size_of(b) * size_of(b)};
+}
 static inline double error_of(double x, struct value want) {
     const double d = fabs(x - want.v), size = size_of(want);
     return d > 0 ? d / size : d; /* where all is 0, so must the result be; NaN stays */
@@ -207,7 +211,8 @@ static inline struct shape shape_of(int i) {
         if (i % 3 == 0) document = 1 + (int)below(40);
     }
     s.a = width(1, i), s.b = width(2, i);
-    if (i >= SHAPES - 3) s.a = (int64_t[]){2048, 1024, 1032}[i - SHAPES + 3], length[1] = 0, length[0] = 5 + i % 7; /* as models have */
+    if (i >= SHAPES - 3)
+        s.a = (int64_t[]){2048, 1024, 1032}[i - SHAPES + 3], length[1] = 0, length[0] = 5 + i % 7; /* as models have */
     s.c = chunk_new(length, document);
     s.N = s.c.rows.N;
     gap = i % 2 ? (int64_t[]){1, 8, 3, 64}[i / 2 % 4] : 0, skew = i % 4 == 3 ? 1 + below(7) : 0;

@@ -239,8 +239,8 @@ static struct stored weight_new(enum weight_format f, int64_t rows, int64_t cols
         struct q4_view *v = &s.w.q4;
         q4_encode(Q4_NF4, 64, half, DT_BF16, n, codes, scale);
         *v = (struct q4_view){.codes = codes, .levels = nf4_levels, .block = 64};
-        if (nested) q4_double(scale, blocks, scale_q, outer, &v->nested_offset), v->absmax_q = scale_q, v->nested_absmax = outer, v->nested_map = bw8_signed;
-        else v->absmax = scale;
+        if (!nested) v->absmax = scale;
+        else q4_double(scale, blocks, scale_q, outer, &v->nested_offset), v->absmax_q = scale_q, v->nested_absmax = outer, v->nested_map = bw8_signed;
         for (int64_t i = 0; i < n; i++) s.dense[i] = bf16_value((double)q4_value(v, i));
         s.part[0] = codes, s.bytes[0] = (size_t)q4_code_bytes(n);
         s.part[1] = nested ? (void *)scale_q : scale, s.bytes[1] = (size_t)blocks * (nested ? 1 : 4);
@@ -270,14 +270,16 @@ struct problem {
     int64_t N, in, out, R;
     float p, scale; /* dropout; the adapter's */
     struct stored w[LINEAR_MAX];
-    double *x, *dx0, *addend[LINEAR_MAX], *dy[LINEAR_MAX], *A[LINEAR_MAX], *B[LINEAR_MAX], *m[LINEAR_MAX], *dA0[LINEAR_MAX], *dB0[LINEAR_MAX], *dW0[LINEAR_MAX];
-    struct value *y[LINEAR_MAX], *xa[LINEAR_MAX], *dx, *dA[LINEAR_MAX], *dB[LINEAR_MAX], *dW[LINEAR_MAX], *norm[LINEAR_MAX], *c[LINEAR_MAX];
+    double *x, *dx0, *addend[LINEAR_MAX], *dy[LINEAR_MAX], *A[LINEAR_MAX], *B[LINEAR_MAX], *m[LINEAR_MAX];
+    double *dA0[LINEAR_MAX], *dB0[LINEAR_MAX], *dW0[LINEAR_MAX]; /* what is added to */
+    struct value *y[LINEAR_MAX], *xa[LINEAR_MAX], *dx, *dA[LINEAR_MAX], *dB[LINEAR_MAX], *dW[LINEAR_MAX];
+    struct value *norm[LINEAR_MAX], *c[LINEAR_MAX];
 };
 static const struct dropout MASK = {.seed = 0x123456789abcdef0u, .step = 3, .layer = 2};
 
 static struct problem problem_of(const struct shape *s) {
-    struct problem p = {.n = 1 + (int)below(2), .way = s->i % 4, .add = (int)below(3), .accumulate = (int)below(2), .with_dx = below(8) > 0, .with_dW = 1, .frozen = (int)below(6),
-                        .N = s->N, .in = s->a, .out = s->b, .R = (int64_t[]){8, 16, 1, 5, 64, 33}[below(6)], .p = below(3) ? 0 : 0.3f, .scale = 0.7f};
+    struct problem p = {.n = 1 + (int)below(2), .way = s->i % 4, .add = (int)below(3), .accumulate = (int)below(2), .with_dx = below(8) > 0, .with_dW = 1,
+                        .frozen = (int)below(6), .N = s->N, .in = s->a, .out = s->b, .R = (int64_t[]){8, 16, 1, 5, 64, 33}[below(6)], .p = below(3) ? 0 : 0.3f, .scale = 0.7f};
     p.columns = p.way == COLUMNS || (p.way == MAGNITUDES && below(2));
     if (p.way == BASE) p.R = 0, p.p = 0;
     if (p.way == MAGNITUDES) p.with_dW = 0;
@@ -285,7 +287,8 @@ static struct problem problem_of(const struct shape *s) {
     for (int k = 0; k < p.n; k++) {
         p.w[k] = weight_new((enum weight_format)(s->i / 4 % 4), p.out, p.in, (int)below(2));
         p.addend[k] = draw(p.N * p.out, 1), p.dy[k] = draw(p.N * p.out, 1), p.m[k] = draw(p.out, 4);
-        p.A[k] = draw(p.R * p.in, 0.5), p.B[k] = draw(p.out * p.R, 0.5), p.dA0[k] = draw32(p.R * p.in, 1), p.dB0[k] = draw32(p.out * p.R, 1), p.dW0[k] = draw32(p.out * p.in, 1);
+        p.A[k] = draw(p.R * p.in, 0.5), p.B[k] = draw(p.out * p.R, 0.5);
+        p.dA0[k] = draw32(p.R * p.in, 1), p.dB0[k] = draw32(p.out * p.R, 1), p.dW0[k] = draw32(p.out * p.in, 1);
         p.y[k] = values(p.N * p.out, p.add ? p.addend[k] : NULL), p.xa[k] = values(p.N * p.R, NULL);
         p.dA[k] = values(p.R * p.in, p.dA0[k]), p.dB[k] = values(p.out * p.R, p.dB0[k]), p.dW[k] = values(p.out * p.in, p.dW0[k]);
         p.norm[k] = values(p.out, NULL), p.c[k] = values(p.out, NULL);
@@ -433,7 +436,8 @@ static void linear_at(const struct shape *s) {
             if (p.frozen != 2) compare(LINEAR_BWD_DB, s, o->lora.dB, p.dB[k]);
         }
         if (!p.R) continue;
-        for (int k = 0; k < p.n; k++) a.out[k].y.data = a.out[k].add.data = NULL, a.out[k].xa = activation(NULL, p.N, p.R); /* xa alone, as recomputation asks */
+        for (int k = 0; k < p.n; k++) /* xa alone, as recomputation asks */
+            a.out[k].y.data = a.out[k].add.data = NULL, a.out[k].xa = activation(NULL, p.N, p.R);
         a.joint.data = NULL;
         op_linear(on->b, &a);
         for (int k = 0; k < p.n; k++) compare(LINEAR_XA, s, a.out[k].xa, p.xa[k]);
@@ -556,7 +560,8 @@ static void attend_at(const struct shape *s) {
     const int mixed = s->i % 2; /* q and k head by head in one matrix, as the model has them */
     const int64_t qk_row = mixed ? 2 * D : D, step = mixed ? 2 * K : K;
     double *q = draw(N * qk_row, 2), *k = mixed && !past ? q + K : draw(keys * qk_row, 2), *v = draw(keys * D, 1), *d_o = draw(N * D, 1);
-    struct value *o = values(N * D, NULL), *dq = values(N * qk_row, NULL), *dk = mixed ? dq + K : values(keys * qk_row, NULL), *dv = values(keys * D, NULL), *lse = values(N * H, NULL);
+    struct value *o = values(N * D, NULL), *dq = values(N * qk_row, NULL), *dk = mixed ? dq + K : values(keys * qk_row, NULL), *dv = values(keys * D, NULL);
+    struct value *lse = values(N * H, NULL);
     int32_t *first = room((size_t)N * 4);
     if (past && mixed) abort(); /* i % 4 == 0 is even */
     for (int64_t t = 0; t < N; t++) {
@@ -702,13 +707,16 @@ static void adam_at(const struct shape *s) {
         add(&p[i], p0[i] * keep), add_times(&p[i], m[i], -lr / (1 - pow(b1, (double)t)) / root * (bits8 ? keep : 1));
     }
     EACH_SIDE {
-        struct mat P = put(p0, 1, n, DT_F32, 0, skew), half = put(kind == 3 ? p0 : NULL, 1, n, DT_BF16, 0, skew), m32 = put(m0, 1, n, DT_F32, 0, skew), v32 = put(v0, 1, n, DT_F32, 0, skew);
-        struct adam_tensor x = {.p = kind == 3 ? NULL : P.data, .copy = kind == 1 || kind == 3 ? half.data : NULL, .round = kind == 2, .n = n, .lr = lr, .weight_decay = decay};
+        struct mat P = put(p0, 1, n, DT_F32, 0, skew), half = put(kind == 3 ? p0 : NULL, 1, n, DT_BF16, 0, skew);
+        struct mat m32 = put(m0, 1, n, DT_F32, 0, skew), v32 = put(v0, 1, n, DT_F32, 0, skew);
+        struct adam_tensor x = {.p = kind == 3 ? NULL : P.data, .copy = kind == 1 || kind == 3 ? half.data : NULL, .round = kind == 2, .n = n,
+                                .lr = lr, .weight_decay = decay};
         struct mat G = put(g, 1, n, by16 ? DT_BF16 : DT_F32, 0, skew);
         if (by16) x.g16 = G.data;
         else x.g = G.data;
         if (!bits8) x.m = m32.data, x.v = v32.data;
-        else x.m8 = bytes_on(code1, (size_t)n), x.v8 = bytes_on(code2, (size_t)n), x.m_absmax = bytes_on(scale1, (size_t)blocks * 4), x.v_absmax = bytes_on(scale2, (size_t)blocks * 4);
+        else x.m8 = bytes_on(code1, (size_t)n), x.v8 = bytes_on(code2, (size_t)n),
+            x.m_absmax = bytes_on(scale1, (size_t)blocks * 4), x.v_absmax = bytes_on(scale2, (size_t)blocks * 4);
         op_adam(on->b, &(struct adam_args){.tensors = &x, .count = 1, .t = t, .beta1 = b1, .beta2 = b2, .eps = eps, .grad_scale = grad_scale});
         if (kind < 3) compare(kind == 2 ? ADAM_HALF : ADAM_P, s, P, p);
         if (x.copy) compare(ADAM_HALF, s, half, p);
@@ -719,7 +727,8 @@ static void adam_at(const struct shape *s) {
         uint8_t *codes = room((size_t)n);
         float *scales = room((size_t)blocks * 4);
         for (int k = 0; k < 2; k++) {
-            on->b->get(on->b->self, codes, k ? x.v8 : x.m8, (size_t)n, Q_COMPUTE), on->b->get(on->b->self, scales, k ? x.v_absmax : x.m_absmax, (size_t)blocks * 4, Q_COMPUTE);
+            on->b->get(on->b->self, codes, k ? x.v8 : x.m8, (size_t)n, Q_COMPUTE);
+            on->b->get(on->b->self, scales, k ? x.v_absmax : x.m_absmax, (size_t)blocks * 4, Q_COMPUTE);
             on->b->sync(on->b->self, NULL);
             codes_at(s, k ? bw8_unsigned : bw8_signed, codes, scales, k ? v : m, n, !k);
         }
