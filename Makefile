@@ -103,7 +103,7 @@ test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM) $(LOST_CARD) $(NAN_CARD)
 	@$(WHERE) tests/run.sh $(TESTS) $(REPLAYS) $(filter-out $(GPU_SCRIPTS),$(SCRIPTS))
 
 # What runs on the card; the rest of make test does not know of it.
-GPU_OPS := $(filter $(B)/tests/ops/test_cuda% $(B)/tests/ops/test_noise $(B)/tests/ops/test_pager,$(TESTS))
+GPU_OPS := $(filter $(B)/tests/ops/test_cuda% $(B)/tests/ops/test_shapes $(B)/tests/ops/test_noise $(B)/tests/ops/test_pager,$(TESTS))
 GPU_TESTS := $(GPU_OPS) $(filter $(B)/tests/golden/test_model_golden,$(TESTS))
 GPU_SCRIPTS := $(filter tests/run/gpu_%,$(SCRIPTS))
 ON_CARD := QLORA_BACKEND=cuda QLORA_PLUGIN=$(abspath $(PLUGIN)) TEST_TIMEOUT=$(or $(TEST_TIMEOUT),600)
