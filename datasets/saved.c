@@ -108,7 +108,7 @@ int data_save(const struct data_config *c, const struct tok *t, const struct dat
 struct reading {
     struct file *f;
     int64_t at;             /* of the file: what is taken next */
-    char *window;           /* [BUFFER_BYTES] of the file, */
+    char *window;           /* [BUFFER_BYTES, or what the file has] of the file, */
     int64_t from, to;       /* this stretch of it */
     int32_t *columns;       /* of the row at hand */
     size_t cap;             /* int32 */
@@ -191,7 +191,8 @@ int rows_read(const char *path, const struct data_config *c, int32_t vocabulary,
     struct reading r = {.f = file_open(path, e)};
     struct dataset *d = r.f ? sys_alloc(sizeof *d, "data set", e) : NULL;
     int rc = -1;
-    if (d && (r.window = sys_alloc(BUFFER_BYTES, "reading a data set", e)) && (d->store = store_open(c, e)))
+    const size_t bytes = r.f && r.f->bytes < BUFFER_BYTES ? (size_t)r.f->bytes : BUFFER_BYTES;
+    if (d && (r.window = sys_alloc(bytes, "reading a data set", e)) && (d->store = store_open(c, e)))
         rc = read_all(&r, vocabulary, d, e);
     if (rc) data_free(d);
     else *out = d;
