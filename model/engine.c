@@ -243,7 +243,8 @@ void engine_forward(struct engine *g, const struct batch *b, const struct dropou
         if (g->reach) g->reach(g->context, l);
         model_layer(m, l, pages_get(m->layers, l, PAGE_READ), &w);
         float *value = g->c.adapters ? pages_get(g->c.adapters, l, PAGE_READ) : NULL;
-        const int brought = g->brings && g->brings(g->context, l + 1);
+        const int64_t next = pages_next(m->layers, l + 1);
+        const int brought = g->brings && next >= 0 && g->brings(g->context, next);
         if (g->c.adapters) pages_want(g->c.adapters, l + 1);
         engine_adapters(g, l, value, NULL, lora);
         if (value) scales_make(g->be, &w, lora);

@@ -225,10 +225,17 @@ static void read_ahead(struct pages *p, int64_t i, int64_t step) {
 
 void pages_want(struct pages *p, int64_t i) { pages_want_part(p, i, 1, 1); }
 
-void pages_want_part(struct pages *p, int64_t i, int part, int parts) {
-    const int64_t step = i > p->last ? 1 : i < p->last ? -1 : 0;
+static int64_t direction(const struct pages *p, int64_t i) { return i > p->last ? 1 : i < p->last ? -1 : 0; }
+
+int64_t pages_next(const struct pages *p, int64_t i) {
+    const int64_t step = direction(p, i);
     while (i >= 0 && i < p->c.count && p->home[i].kind == HOME_DEVICE) i += step ? step : p->c.count;
-    if (i < 0 || i >= p->c.count) return;
+    return i < 0 || i >= p->c.count ? -1 : i;
+}
+
+void pages_want_part(struct pages *p, int64_t i, int part, int parts) {
+    const int64_t step = direction(p, i);
+    if ((i = pages_next(p, i)) < 0) return;
     struct slot *s = slot_for(p, i, 0);
     if (s) { /* else the later get will fetch */
         s->wanted = !s->held, s->age = ++p->clock;

@@ -48,6 +48,8 @@ void pages_moved(const struct pages_config *c, double *copied, double *read);
 /* i is used next. If it is at home on the device, the next page in the same direction that is not. Out of range: nothing. May be
  * said again. */
 void pages_want(struct pages *p, int64_t i);
+/* The page that a want of i is for, -1: none. Of what somebody else is at work on nothing may be wanted. */
+int64_t pages_next(const struct pages *p, int64_t i);
 /* The first `part` of `parts` of it, for now: so that a large page does not keep small ones of other families waiting. */
 void pages_want_part(struct pages *p, int64_t i, int part, int parts);
 void *pages_get(struct pages *p, int64_t i, enum page_mode mode);

@@ -152,6 +152,11 @@ static void update_group(struct params *q, int64_t g) {
 /* The order of an update is that of the next forward pass: the outer groups, then the layers. */
 static int64_t nth(const struct params *q, int64_t i) { return i < q->groups - q->layers ? q->layers + i : i - (q->groups - q->layers); }
 
+/* That page and no other: those of the processor's groups are not to be read meanwhile. */
+static void want(struct pages *p, int64_t i) {
+    if (pages_next(p, i) == i) pages_want(p, i);
+}
+
 /* Starts the copies for the next group that the device updates, if there is one from position i of the order on; returns its
  * position. What is ready goes first: copies in are made in this order, and a gradient may still have to be copied out. */
 static int64_t want_from(struct params *q, int64_t i) {
@@ -160,9 +165,9 @@ static int64_t want_from(struct params *q, int64_t i) {
     if (i >= q->groups) return i;
     const int64_t g = nth(q, i);
     struct pages *values = params_home(q, g, &page);
-    pages_want(q->state, g);
-    if (g >= q->layers || !params_replaces(q)) pages_want(values, page);
-    if (g < q->layers) pages_want(q->grad, g);
+    want(q->state, g);
+    if (g >= q->layers || !params_replaces(q)) want(values, page);
+    if (g < q->layers) want(q->grad, g);
     return i;
 }
 
