@@ -122,7 +122,7 @@ asan:
 	@ASAN_OPTIONS=allocator_may_return_null=1 TEST_SHORT=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) $(MAKE) B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" CUDA=0 test
 
 valgrind:
-	@OMP_NUM_THREADS=1 TEST_SHORT=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
+	@OMP_NUM_THREADS=1 TEST_TIMEOUT=$(or $(TEST_TIMEOUT),900) RUNNER="valgrind -q --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 		$(MAKE) B=$(B)/valgrind CFLAGS="-O1 -g" CUDA=0 KINDS=unit test
 
 # Without callbacks for comparisons twice to thrice as many inputs a second; strcmp and its like, dictionaries and mutators

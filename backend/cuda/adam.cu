@@ -48,7 +48,7 @@ __device__ static inline uint2 as_four_bf16(float4 v) {
     __nv_bfloat162 half[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
     return *(const uint2 *)half;
 }
-/* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read and 12 (14) written an element: bound by memory. Nothing
+/* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read (14: bf16 gradient) and 12 (14: copy) written an element: bound by memory. Nothing
  * is read again soon: streamed past the cache. */
 __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__ struct list l) {
     int i = tensor_of(l.first, l.count, blockIdx.x);
@@ -116,7 +116,7 @@ __device__ static inline int nearest(const float *middle, float x) {
 }
 
 /* warp: blocks of 256 elements, one after the other: decode, step, find both maxima, encode. A lane has two runs of four
- * neighbours. Maps and the middles between their entries lie in shared memory. 16 bytes an element and 16 a block. */
+ * neighbours. Maps and the middles between their entries lie in shared memory. 16 bytes an element (14: bf16 gradient) and 16 a block. */
 __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ struct list8 l, const struct maps *maps) {
     __shared__ float map_s[256], map_u[256], middle_s[256], middle_u[256];
     int lane = threadIdx.x % 32;
