@@ -276,7 +276,8 @@ static void norms(struct params *q, int64_t first, int64_t end, const float *gra
     int64_t n[SUMS], k = 0, from = first;
     for (int64_t i = first; i <= end; i++) {
         const int cut = k == SUMS || i == end || q->p[i].at; /* pieces: the tensor's sum stands with the first */
-        if (cut && k) op_sqsum(q->be, &(struct sqsum_args){.x = x, .half = page ? half : NULL, .n = n, .count = k, .out = q->norms + from}), k = 0;
+        const struct sqsum_args sums = {.x = x, .half = page ? half : NULL, .n = n, .count = k, .out = q->norms + from};
+        if (cut && k) op_sqsum(q->be, &sums), k = 0;
         if (i == end || q->p[i].at) continue;
         if (!k) from = i;
         if (page) half[k] = page + q->p[i].offset;

@@ -23,7 +23,16 @@ __device__ static inline int tensor_of(const int32_t *first, int count, int64_t 
 
 enum { CHUNK = 2 * 4 * THREADS }; /* elements a block: two of 16 bytes of each array a thread */
 struct list {
-    struct tensor { float *p; const float *g; const bf16 *g16; float *m, *v; bf16 *copy; int64_t n; float decay, rate; int wide, round; } t[LIST];
+    struct tensor {
+        float *p;
+        const float *g;
+        const bf16 *g16;
+        float *m, *v;
+        bf16 *copy;
+        int64_t n;
+        float decay, rate;
+        int wide, round;
+    } t[LIST];
     int32_t first[LIST + 1], count;
     float beta1, beta2, rest1, rest2, eps, grad_scale, v_scale;
 };
@@ -48,8 +57,8 @@ __device__ static inline uint2 as_four_bf16(float4 v) {
     __nv_bfloat162 half[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
     return *(const uint2 *)half;
 }
-/* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read (14: bf16 gradient) and 12 (14: copy) written an element: bound by memory. Nothing
- * is read again soon: streamed past the cache. */
+/* block: CHUNK elements of one tensor, all loads ahead. 16 bytes read (14: bf16 gradient) and 12 written (14: copy) an element:
+ * bound by memory. Nothing is read again soon: streamed past the cache. */
 __global__ __launch_bounds__(THREADS) static void adam32(const __grid_constant__ struct list l) {
     int i = tensor_of(l.first, l.count, blockIdx.x);
     const struct list::tensor &t = l.t[i];
@@ -138,11 +147,13 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
         for (int k = 0; k < 2; k++) {
             int64_t i = b * 256 + k * 128 + lane * 4;
             if (t.wide && i + 4 <= t.n)
-                p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i), g[k] = t.g ? *(const float4 *)(t.g + i) : four_bf16(t.g16 + i),
+                p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i),
+                g[k] = t.g ? *(const float4 *)(t.g + i) : four_bf16(t.g16 + i),
                 m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
             else
                 for (int j = 0; j < 4 && i + j < t.n; j++)
-                    (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]), (&g[k].x)[j] = t.g ? t.g[i + j] : __bfloat162float(t.g16[i + j]),
+                    (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]),
+                    (&g[k].x)[j] = t.g ? t.g[i + j] : __bfloat162float(t.g16[i + j]),
                     (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
         }
 #pragma unroll
@@ -206,7 +217,8 @@ void cuda_adam(void *self, const struct adam_args *a) {
             l.first[l.count + 1] = l.first[l.count] + (int32_t)ceil_div(x->n, CHUNK), l.count++;
         } else {
             auto &t = l8.t[l8.count];
-            t.p = x->p, t.g = x->g, t.g16 = (const bf16 *)x->g16, t.m = x->m8, t.v = x->v8, t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax,
+            t.p = x->p, t.g = x->g, t.g16 = (const bf16 *)x->g16, t.m = x->m8, t.v = x->v8;
+            t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax,
             t.copy = (bf16 *)x->copy, t.n = x->n;
             t.step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay,
                                    (float)a->grad_scale);
