@@ -35,15 +35,15 @@ static void fill_maps(void) {
 }
 
 static void fill_index(struct bw8_index *ix, const float *map) {
-    for (int i = 0; i < 255; i++) {
-        float middle = (map[i] + map[i + 1]) * 0.5f;
-        ix->up[i] = i & 1 ? middle : nextafterf(middle, INFINITY); /* a tie goes to the even index */
-    }
-    ix->up[255] = INFINITY;
-    for (uint32_t k = 0; k < 1 << 16;
-         k++) { /* the lowest x with these upper bits; NaN, never used, finds 0 */
-        uint32_t lowest = k << 16 | (k & 0x8000 ? 0xffff : 0);
-        ix->near[k] = (uint8_t)bw8_nearest(map, f32_from_bits(lowest));
+    for (uint32_t k = 0; k < 1 << 16; k++) {
+        uint32_t flip = k & 0x8000 ? 0xffff : 0, from = 0x10000; /* below zero the lowest has the largest magnitude */
+        int near = bw8_nearest(map, f32_from_bits(k << 16 | flip)),
+            last = bw8_nearest(map, f32_from_bits(k << 16 | (flip ^ 0xffff)));
+        if (near < last) {
+            float middle = (map[near] + map[last]) * 0.5f, up = near & 1 ? middle : nextafterf(middle, INFINITY); /* tie: even */
+            from = (f32_bits(up) ^ flip) & 0xffff;
+        }
+        ix->cell[k] = (near + 1) * 0x10000 - (int32_t)from;
     }
 }
 
