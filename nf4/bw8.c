@@ -1,10 +1,11 @@
 /* nf4/bw8.c - 8-bit blocks by the dynamic map of Dettmers et al. 2022 (8-bit optimizers via block-wise
- * quantization), and AdamW on such state. Bytes: docs/FORMATS.md, pinned by the golden test.
+ * quantization), and AdamW on such state. Bytes: docs/FORMATS.md, pinned by the golden test. The vector paths are bw8_avx*.c.
  */
 #include "nf4/nf4_internal.h"
 #include <pthread.h>
 
 float bw8_signed[256], bw8_unsigned[256];
+bw8_step *bw8_steps[3];
 static struct bw8_index signed_index, unsigned_index;
 
 /* The map covers (0,1) in 7 decades, 10^-6 .. 1, of 2^decade (signed) or twice as many values: the
@@ -47,10 +48,19 @@ static void fill_index(struct bw8_index *ix, const float *map) {
     }
 }
 
+static void fill_steps(void) {
+#if defined(__x86_64__)
+    bw8_step **next = bw8_steps;
+    if (__builtin_cpu_supports("avx512f")) *next++ = bw8_adamw_avx512;
+    if (__builtin_cpu_supports("avx2")) *next++ = bw8_adamw_avx2;
+#endif
+}
+
 static void fill(void) {
     fill_maps();
     fill_index(&signed_index, bw8_signed);
     fill_index(&unsigned_index, bw8_unsigned);
+    fill_steps();
 }
 
 void nf4_init(void) {
@@ -109,8 +119,8 @@ struct bw8_adam bw8_adam_step(int64_t t, float lr, float beta1, float beta2, flo
 void bw8_adamw(const struct bw8_adam *s, int64_t n, float *p, const float *g, uint8_t *m8, float *m_absmax,
                uint8_t *v8, float *v_absmax) {
     const struct bw8_index *m_index = bw8_index(bw8_signed), *v_index = bw8_index(bw8_unsigned);
-#pragma omp parallel for schedule(static) if (n > CHUNK)
-    for (int64_t first = 0; first < n; first += BW8_BLOCK) {
+    int64_t done = bw8_steps[0] && !nf4_portable ? bw8_steps[0](s, n, p, g, m8, m_absmax, v8, v_absmax) : 0;
+    for (int64_t first = done; first < n; first += BW8_BLOCK) {
         float m[BW8_BLOCK], v[BW8_BLOCK], *am = m_absmax + first / BW8_BLOCK,
                                           *av = v_absmax + first / BW8_BLOCK;
         float m_max = 0, v_max = 0;

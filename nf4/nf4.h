@@ -192,7 +192,8 @@ NF4_FN int bw8_keep_sign(int nearest, float m) {
     return nearest - (nearest == BW8_ZERO && m < 0);
 }
 /* A whole tensor: p += update; m8, v8 [n] and m_absmax, v_absmax [ceil(n/256)] hold the state, scales 0 at
- * the start. (Tensors below 4096 elements keep fp32 state: the caller's affair.) */
+ * the start. Single-threaded (callers split into whole blocks). (Tensors below 4096 elements keep fp32 state: the caller's
+ * affair.) */
 void bw8_adamw(const struct bw8_adam *s, int64_t n, float *p, const float *g, uint8_t *m8, float *m_absmax,
                uint8_t *v8, float *v_absmax);
 

@@ -39,4 +39,13 @@ int64_t nf4_encode_avx2(int block, const void *src, enum dtype from, int64_t blo
                         float *absmax);
 int64_t q4_decode_avx2(const struct q4_view *v, int64_t first_block, int64_t blocks, void *out,
                        enum dtype to);
+
+/* bw8_adamw of the leading whole blocks, exactly as the portable code would; returns how many elements. bw8_steps: those that
+ * this machine can run, widest first, NULL at the end; filled by nf4_init. */
+typedef int64_t bw8_step(const struct bw8_adam *s, int64_t n, float *p, const float *g, uint8_t *m8, float *m_absmax,
+                         uint8_t *v8, float *v_absmax);
+extern bw8_step *bw8_steps[3];
+#if defined(__x86_64__)
+bw8_step bw8_adamw_avx2, bw8_adamw_avx512;
+#endif
 #endif

@@ -596,25 +596,136 @@ TEST(adamw_keeps_the_sign_of_a_tiny_moment) {
     CHECK(s.decay == 1 && fabsf(p[0] - 0.9f) < 1e-6f, "the first step is lr: p %g", (double)p[0]);
 }
 
+/* ---- vector paths of AdamW ---- */
+
+enum { STATE = 256 * 256, STATE_BLOCKS = STATE / 256 };
+struct state {
+    float p[STATE], g[STATE], am[STATE_BLOCKS], av[STATE_BLOCKS];
+    uint8_t m8[STATE], v8[STATE];
+};
+static struct state given, want_state, got_state;
+
+static int same(float a, float b) { /* which of two NaN a sum gives is the compiler's choice */
+    return f32_bits(a) == f32_bits(b) || (isnan(a) && isnan(b));
+}
+
+static void compare_states(const char *what, int path, int64_t n) {
+    for (int64_t i = 0; i < STATE; i++) {
+        const struct state *want = i < n ? &want_state : &given; /* behind n nothing is written */
+        if (same(got_state.p[i], want->p[i]) && got_state.m8[i] == want->m8[i] && got_state.v8[i] == want->v8[i]) continue;
+        CHECK(0, "%s, path %d, g %a at %lld of %lld: %a %d %d, not %a %d %d", what, path, (double)given.g[i], (long long)i,
+              (long long)n, (double)got_state.p[i], got_state.m8[i], got_state.v8[i], (double)want->p[i], want->m8[i],
+              want->v8[i]);
+        return;
+    }
+    for (int64_t b = 0; b < STATE_BLOCKS; b++) {
+        const struct state *want = b * 256 < n ? &want_state : &given;
+        CHECK(f32_bits(got_state.am[b]) == f32_bits(want->am[b]) && f32_bits(got_state.av[b]) == f32_bits(want->av[b]),
+              "%s, path %d, block %lld: scales %a %a, not %a %a", what, path, (long long)b, (double)got_state.am[b],
+              (double)got_state.av[b], (double)want->am[b], (double)want->av[b]);
+    }
+}
+
+/* A step of the first n elements of `given`: by the portable code, by each vector path of this machine, as callers have it. */
+static void check_step(const struct bw8_adam *s, int64_t n, const char *what) {
+    struct state *w = &want_state, *x = &got_state;
+    nf4_init();
+    nf4_portable = 1;
+    *w = given;
+    bw8_adamw(s, n, w->p, w->g, w->m8, w->am, w->v8, w->av);
+    nf4_portable = 0;
+    for (int k = 0; bw8_steps[k]; k++) {
+        *x = given;
+        int64_t done = bw8_steps[k](s, n, x->p, x->g, x->m8, x->am, x->v8, x->av);
+        CHECK(done == n / 256 * 256, "%s: path %d did %lld of %lld", what, k, (long long)done, (long long)n);
+        compare_states(what, k, done);
+    }
+    *x = given;
+    bw8_adamw(s, n, x->p, x->g, x->m8, x->am, x->v8, x->av);
+    compare_states(what, -1, n);
+}
+
+/* Steps that go on from one another, from every code in every lane. */
+TEST(adamw_by_vectors_gives_the_same_bits) {
+    struct bw8_adam s = bw8_adam_step(1, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.1f, 0.7f);
+    for (int i = 0; i < STATE; i++)
+        given.p[i] = number(), given.m8[i] = (uint8_t)(i + i / 256), given.v8[i] = (uint8_t)(i * 77 + i / 256);
+    for (int b = 0; b < STATE_BLOCKS; b++) given.am[b] = fabsf(number()), given.av[b] = fabsf(number());
+    const int64_t sizes[] = {0, 1, 255, 256, 257, 511, 512, 513, 30 * 256 + 100, STATE - 1, STATE};
+    for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
+        for (int i = 0; i < STATE; i++) given.g[i] = number() * (i / 256 % 3 ? 1 : 1e-12f);
+        check_step(&s, sizes[k], "random");
+        memcpy(&given, &want_state, sizeof given);
+        s = bw8_adam_step((int64_t)k + 2, 1e-3f, 0.9f, 0.999f, k & 1 ? 0 : 1e-8f, 0.1f, k & 2 ? 1 : 1e-3f);
+    }
+}
+
+/* With beta1 = 0 the gradients are the moments: both ends of each cell of the index, and each threshold and its neighbours,
+ * below scales whose quotients are exact or not; what is stored then of their squares. */
+TEST(adamw_by_vectors_finds_every_code) {
+    const struct bw8_adam s = {.g1 = 1, .g2 = 1, .step = -1e-3f, .eps = 1e-8f, .decay = 1, .grad_scale = 1};
+    const float scales[] = {1, 3, 0.7f, 0x1p-60f, 1e-30f, 0x1p60f, FLT_MAX};
+    nf4_init();
+    for (int k = 0; k < 7; k++) {
+        int64_t n = 0;
+        for (uint32_t u = 0; u < 4 * 0x3f80; u++) {
+            if (n % 256 == 0) given.g[n++] = scales[k];
+            given.g[n++] = f32_from_bits((u & 1) << 31 | u >> 2 << 16 | (u & 2 ? 0xffff : 0)) * scales[k];
+        }
+        for (; n % 256; n++) given.g[n] = 0;
+        check_step(&s, n, "cells");
+        n = 0;
+        for (int which = 0; which < 3; which++)
+            for (int i = 0; i < 255; i++)
+                for (int d = -3; d <= 3; d++) {
+                    if (n % 256 == 0) given.g[n++] = scales[k];
+                    const float *map = which ? bw8_unsigned : bw8_signed;
+                    float middle = (map[i] + map[i + 1]) * 0.5f, x = which == 2 ? sqrtf(middle) : middle;
+                    given.g[n++] = f32_from_bits(f32_bits(x) + (uint32_t)d) * scales[k];
+                }
+        check_step(&s, n, "thresholds");
+    }
+}
+
+TEST(adamw_by_vectors_treats_odd_numbers_alike) {
+    const float odd[16] = {0,       -0.0f,    1,       -1,     NAN,     -NAN,   INFINITY, -INFINITY,
+                           FLT_MAX, -FLT_MAX, FLT_MIN, 1e-40f, -1e-45f, 1e-20f, 1e20f,    f32_from_bits(0x7f800001)};
+    const float eps[] = {0, 1e-8f, INFINITY, NAN};
+    enum { USUAL, ODD, ONE_ODD, ZERO, SUBNORMAL, EQUAL, GRADIENTS };
+    for (int k = 0; k < 4; k++)
+        for (int kind = 0; kind < GRADIENTS; kind++) {
+            for (int i = 0; i < STATE; i++) {
+                uint32_t r = pcg_next32(&rng);
+                float x = number(), any = odd[r >> 28];
+                given.m8[i] = (uint8_t)r, given.v8[i] = (uint8_t)(r >> 8), given.p[i] = (r >> 16) % 64 ? x : any;
+                if (kind == ODD || (kind == ONE_ODD && i % 256 == i / 256)) x = any;
+                if (kind == ZERO) x = 0;
+                if (kind == SUBNORMAL) x *= 1e-38f;
+                if (kind == EQUAL) x = odd[i / 256 % 16];
+                given.g[i] = x;
+            }
+            for (int b = 0; b < STATE_BLOCKS; b++) given.am[b] = odd[b % 16], given.av[b] = odd[b / 16];
+            struct bw8_adam s = bw8_adam_step(3, 1e-3f, 0.9f, 0.999f, eps[k], 0.1f, k == 3 ? 1e-30f : 1);
+            check_step(&s, STATE, "odd numbers");
+        }
+}
+
 TEST(threads_change_no_bit) {
     enum { N = 5 * 65536 + 4321, ROWS = 333, COLS = 987, NB = N / 256 + 1 };
     static float x[N];
     static struct {
-        float absmax[N / 64 + 1], nested[NB], offset, s[ROWS], am[NB], av[NB], p[N], y[N];
-        uint8_t codes[N / 2 + 1], q[N], m8[N], v8[N];
+        float absmax[N / 64 + 1], nested[NB], offset, s[ROWS], am[NB], y[N];
+        uint8_t codes[N / 2 + 1], q[N], m8[N];
         int8_t rows[ROWS * COLS];
     } out[2];
     for (int i = 0; i < N; i++) x[i] = number();
-    struct bw8_adam s = bw8_adam_step(2, 1e-3f, 0.9f, 0.999f, 1e-8f, 0.01f, 1);
     for (int k = 0; k < 2; k++) {
         set_threads(k ? 3 : 1);
         q4_encode(Q4_NF4, 64, x, DT_F32, N, out[k].codes, out[k].absmax);
         q4_double(x, N, out[k].q, out[k].nested, &out[k].offset);
         int8_encode(x, DT_F32, ROWS, COLS, out[k].rows, out[k].s);
-        memcpy(out[k].p, x, sizeof x);
         bw8_encode(bw8_signed, x, N, out[k].m8, out[k].am);
         bw8_decode(bw8_signed, out[k].m8, out[k].am, N, out[k].y);
-        bw8_adamw(&s, N, out[k].p, x, out[k].m8, out[k].am, out[k].v8, out[k].av);
     }
     CHECK(!memcmp(&out[0], &out[1], sizeof out[0]), "one thread and three give different bytes");
 }
