@@ -2,7 +2,7 @@
 #include "backend/cpu/cpu_internal.h"
 #include <math.h>
 
-enum { PIECE = 8192 }; /* elements of a task; whole blocks of 8-bit state */
+enum { PIECE = 512 }; /* elements of a task, whole blocks of 8-bit state: what is made of them stays in the nearest cache */
 
 /* Values that are kept in bf16 are stepped in fp32, some at a time, and rounded: those of `copy`, or p itself. */
 static float *widened(const struct cpu *c, const struct adam_tensor *x, int64_t j, int64_t n, float *buffer) {
