@@ -8,6 +8,7 @@ extern "C" {
 #include "base/sys.h"
 }
 #include <math.h>
+#include <string.h>
 
 enum { THREADS = 256, LIST = 32, WARPS = THREADS / 32 };
 
@@ -100,7 +101,10 @@ static void run_list(struct cuda *c, struct list *l) {
 
 /* ---- AdamW, 8-bit state ---- */
 
-struct maps { float s[256], u[256]; };
+/* The maps, and how the entry nearest to x in [0, 1] is found: near[] by the upper half of the bits of x has it or the one below,
+ * up[] is the least x that belongs to the next (as nf4's bw8_find; from 2^-23 on, all below are nearest to 0). */
+enum { NEAR_FROM = (127 - 23) << 7, NEAR = 23 * 128 + 4 };
+struct maps { float s[256], u[256], up_s[256], up_u[256]; uint8_t near_s[NEAR], near_u[NEAR]; };
 struct list8 {
     struct tensor {
         float *p;
@@ -116,25 +120,28 @@ struct list8 {
     int32_t first[LIST + 1], count;
 };
 
-/* bw8_nearest with the midpoints made beforehand: same bits. */
-__device__ static inline int nearest(const float *middle, float x) {
-    int i = 0;
-#pragma unroll
-    for (int k = 7; k > 0; k--) i += (x >= middle[i + (1 << k) - 1]) << k;
-    return i + (x > middle[i]);
+__device__ static inline int nearest(const uint8_t *near, const float *up, float x) {
+    int i = near[min(max((int)(__float_as_uint(x) >> 16) - NEAR_FROM, 0), NEAR - 1)];
+    return i + (x >= up[i]);
 }
+/* The signed map is its own mirror image but for its end: there is no -1. */
+__device__ static inline int nearest_signed(const uint8_t *near, const float *up, float x) {
+    int i = nearest(near, up, fabsf(x));
+    return x < 0 ? max(254 - i, 0) : i;
+}
+/* x / top with r = 1 / top rounded to nearest: the same bits while nothing underflows (Markstein 1990). */
+__device__ static inline float quotient(float x, float top, float r) {
+    float q = __fmul_rn(x, r);
+    return __fmaf_rn(__fmaf_rn(-q, top, x), r, q);
+}
+__device__ static inline bool plain(float top) { return top > 0x1p-60f && top < 0x1p60f; }
 
 /* warp: blocks of 256 elements, one after the other: decode, step, find both maxima, encode. A lane has two runs of four
- * neighbours. Maps and the middles between their entries lie in shared memory. 16 bytes an element (14: bf16 gradient) and 16 a block. */
+ * neighbours. The maps lie in shared memory. 16 bytes an element (14: bf16 gradient) and 16 a block. */
 __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ struct list8 l, const struct maps *maps) {
-    __shared__ float map_s[256], map_u[256], middle_s[256], middle_u[256];
+    __shared__ struct maps own;
     int lane = threadIdx.x % 32;
-    map_s[threadIdx.x] = maps->s[threadIdx.x], map_u[threadIdx.x] = maps->u[threadIdx.x];
-    __syncthreads();
-    if (threadIdx.x < 255) {
-        middle_s[threadIdx.x] = __fmul_rn(__fadd_rn(map_s[threadIdx.x], map_s[threadIdx.x + 1]), 0.5f);
-        middle_u[threadIdx.x] = __fmul_rn(__fadd_rn(map_u[threadIdx.x], map_u[threadIdx.x + 1]), 0.5f);
-    }
+    for (int i = threadIdx.x; i < (int)sizeof own / 4; i += THREADS) ((unsigned *)&own)[i] = ((const unsigned *)maps)[i];
     __syncthreads();
     for (int64_t block = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32; block < l.first[l.count]; block += (int64_t)gridDim.x * WARPS) {
         int which = tensor_of(l.first, l.count, block);
@@ -161,7 +168,7 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
             int64_t i = b * 256 + j / 4 * 128 + lane * 4 + j % 4;
             m[j] = v[j] = 0;
             if (i >= t.n) continue;
-            m[j] = __fmul_rn(map_s[(&m8[j / 4].x)[j % 4]], m_scale), v[j] = __fmul_rn(map_u[(&v8[j / 4].x)[j % 4]], v_scale);
+            m[j] = __fmul_rn(own.s[(&m8[j / 4].x)[j % 4]], m_scale), v[j] = __fmul_rn(own.u[(&v8[j / 4].x)[j % 4]], v_scale);
             bw8_adam_element(&t.step, (&g[j / 4].x)[j % 4], &(&p[j / 4].x)[j % 4], &m[j], &v[j]);
             if (t.round) (&p[j / 4].x)[j % 4] = as_bf16((&p[j / 4].x)[j % 4]);
             m_top = fmaxf(m_top, fabsf(m[j])), v_top = fmaxf(v_top, v[j]);
@@ -169,10 +176,14 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
         for (int x = 16; x; x >>= 1)
             m_top = fmaxf(m_top, __shfl_xor_sync(~0u, m_top, x)), v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, x));
         if (lane == 0) t.m_absmax[b] = m_top, t.v_absmax[b] = v_top;
+        const bool quick = plain(m_top) && plain(v_top);
+        const float m_part = __frcp_rn(m_top), v_part = __frcp_rn(v_top);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            (&m8[j / 4].x)[j % 4] = (uint8_t)(m_top > 0 ? bw8_keep_sign(nearest(middle_s, __fdiv_rn(m[j], m_top)), m[j]) : BW8_ZERO);
-            (&v8[j / 4].x)[j % 4] = (uint8_t)(v_top > 0 ? nearest(middle_u, __fdiv_rn(v[j], v_top)) : 0);
+            float x = quick ? quotient(m[j], m_top, m_part) : __fdiv_rn(m[j], m_top),
+                  y = quick ? quotient(v[j], v_top, v_part) : __fdiv_rn(v[j], v_top);
+            (&m8[j / 4].x)[j % 4] = (uint8_t)(m_top > 0 ? bw8_keep_sign(nearest_signed(own.near_s, own.up_s, x), m[j]) : BW8_ZERO);
+            (&v8[j / 4].x)[j % 4] = (uint8_t)(v_top > 0 ? nearest(own.near_u, own.up_u, y) : 0);
         }
 #pragma unroll
         for (int k = 0; k < 2; k++) {
@@ -183,7 +194,9 @@ __global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ 
             if (t.p && t.wide && i + 4 <= t.n) __stcs((float4 *)(t.p + i), p[k]);
             else
                 for (int j = 0; t.p && j < 4 && i + j < t.n; j++) t.p[i + j] = (&p[k].x)[j];
-            for (int j = 0; t.copy && j < 4 && i + j < t.n; j++) t.copy[i + j] = __float2bfloat16_rn((&p[k].x)[j]);
+            if (t.copy && t.wide && i + 4 <= t.n) *(uint2 *)(t.copy + i) = as_four_bf16(p[k]);
+            else
+                for (int j = 0; t.copy && j < 4 && i + j < t.n; j++) t.copy[i + j] = __float2bfloat16_rn((&p[k].x)[j]);
         }
     }
 }
@@ -314,10 +327,24 @@ size_t cuda_adam_workspace(struct cuda *c, const struct backend_limits *, char *
     return SQSUM_PIECES * sizeof(double);
 }
 
-/* Both maps on the card, for the life of the backend. */
+static void fill(const float *map, float *values, float *up, uint8_t *near) {
+    for (int i = 0; i < 256; i++) values[i] = map[i], up[i] = INFINITY;
+    for (int i = 0; i < 255; i++) { /* on a tie the even index */
+        float middle = (map[i] + map[i + 1]) * 0.5f;
+        up[i] = i % 2 ? middle : nextafterf(middle, INFINITY);
+    }
+    for (uint32_t k = 0; k < NEAR; k++) {
+        uint32_t bits = (k + NEAR_FROM) << 16;
+        float x;
+        memcpy(&x, &bits, sizeof x);
+        near[k] = (uint8_t)bw8_nearest(map, k ? x : 0);
+    }
+}
+/* The maps on the card, for the life of the backend. */
 cudaError_t cuda_adam_start(struct cuda *c) {
     nf4_init();
-    cudaError_t code = cudaMalloc(&c->maps, sizeof(struct maps));
-    if (code == cudaSuccess) code = cudaMemcpy(c->maps, bw8_signed, 1024, cudaMemcpyHostToDevice);
-    return code == cudaSuccess ? cudaMemcpy((char *)c->maps + 1024, bw8_unsigned, 1024, cudaMemcpyHostToDevice) : code;
+    struct maps maps;
+    fill(bw8_signed, maps.s, maps.up_s, maps.near_s), fill(bw8_unsigned, maps.u, maps.up_u, maps.near_u);
+    cudaError_t code = cudaMalloc(&c->maps, sizeof maps);
+    return code == cudaSuccess ? cudaMemcpy(c->maps, &maps, sizeof maps, cudaMemcpyHostToDevice) : code;
 }
