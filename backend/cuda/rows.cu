@@ -125,9 +125,8 @@ template <int WARPS> __device__ static inline float group_sum(float x) {
 }
 
 /* y = bf16(g * bf16(x r)), r = 1/sqrt(mean x² + eps). WARPS warps a row, PIECES 16-byte pieces a thread, held in registers
- * between the two passes: D <= 1024 WARPS. 4 D bytes a row. */
-enum { PIECES = 4 };
-template <int WARPS>
+ * between the two passes: D <= 256 WARPS PIECES. 4 D bytes a row. */
+template <int WARPS, int PIECES>
 __global__ __launch_bounds__(THREADS) static void norm(const bf16 *x, int64_t ldx, const float *g32, const bf16 *g16, bf16 *y,
                                                        int64_t ldy, float *r_out, int64_t N, int D, float eps) {
     const int lanes = 32 * WARPS, at = threadIdx.x % lanes * WIDE;
@@ -173,7 +172,7 @@ __global__ static void norm_any(const bf16 *x, int64_t ldx, const float *g32, co
 }
 
 /* dx (=|+=) r (dy g) - x r³ mean(dy g x). As norm: x, dy and dx are read once, all before the sum. 6 or 8 D bytes a row. */
-template <int WARPS>
+template <int WARPS, int PIECES>
 __global__ __launch_bounds__(THREADS) static void norm_bwd(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy,
                                                            const float *g32, const bf16 *g16, const float *r_in, bf16 *dx,
                                                            int64_t lddx, int64_t N, int D, int add) {
@@ -251,12 +250,16 @@ __global__ __launch_bounds__(32 * DG_ROWS) static void norm_dg(const bf16 *x, in
     dg[i] += sum;
 }
 
-/* kernel<WARPS> over N rows of D columns, or 0 when they are too wide. */
+/* kernel<WARPS, PIECES> over N rows of D columns, or 0 when they are too wide. Few pieces a thread: a chunk of 4,096 rows of 2,048
+ * columns lasts ten microseconds, and more threads have its loads under way sooner. */
+#define NORM_OF(kernel, warps, pieces, c, N, ...)                                                                      \
+    (kernel<warps, pieces><<<(unsigned)ceil_div(N, THREADS / 32 / (warps)), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)
 #define NORM_BY_WIDTH(kernel, c, N, D, ...)                                                                            \
-    ((D) <= 1024   ? (kernel<1><<<(unsigned)ceil_div(N, 8), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)             \
-     : (D) <= 2048 ? (kernel<2><<<(unsigned)ceil_div(N, 4), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)             \
-     : (D) <= 4096 ? (kernel<4><<<(unsigned)ceil_div(N, 2), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)             \
-     : (D) <= 8192 ? (kernel<8><<<(unsigned)(N), THREADS, 0, cuda_stream(c)>>>(__VA_ARGS__), 1)                        \
+    ((D) <= 512    ? NORM_OF(kernel, 1, 2, c, N, __VA_ARGS__)                                                          \
+     : (D) <= 1024 ? NORM_OF(kernel, 2, 2, c, N, __VA_ARGS__)                                                          \
+     : (D) <= 2048 ? NORM_OF(kernel, 4, 2, c, N, __VA_ARGS__)                                                          \
+     : (D) <= 4096 ? NORM_OF(kernel, 8, 2, c, N, __VA_ARGS__)                                                          \
+     : (D) <= 8192 ? NORM_OF(kernel, 8, 4, c, N, __VA_ARGS__)                                                          \
                    : 0)
 
 void cuda_norm(void *self, const struct norm_args *a) {

@@ -7,7 +7,7 @@
  * rows stays as it was. Pinned by tests/ops (unpacked bits) and by nf4's goldens. */
 #include "backend/cuda/cuda_internal.h"
 
-enum { THREADS = 256, ROWS = 4, PIECE = 8 };
+enum { THREADS = 256, ROWS = 2, PIECE = 8 };
 enum { DOUBLE_Q4 = W_Q4 + 1 }; /* beside the formats of backend.h: W_Q4 with its scales in 8 bits */
 
 /* A weight cut into pieces of eight neighbours of one row; 32 bits count them. */
