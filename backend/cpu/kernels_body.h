@@ -309,12 +309,15 @@ static void drop(const struct dropout *d, uint32_t token, int64_t first, const f
     }
 }
 
+/* Asks for the next step's p, m and v while this one is worked on: they come from memory and go there, and hardware does not run ahead
+ * far enough in so many streams. */
 static void adam_row(float *p, const float *g, float *m, float *v, const struct adam_step *s, int64_t n) {
-    enum { STEP = 64 * LANES };
+    enum { STEP = 16 * LANES, LINE = 16 };
     vec root[STEP / LANES];
     float *denominator = (float *)root;
     for (int64_t i = 0; i < n; i += STEP) {
         int64_t count = n - i < STEP ? n - i : STEP;
+        for (int64_t j = i + STEP; j < i + 2 * STEP; j += LINE) __builtin_prefetch(p + j), __builtin_prefetch(m + j), __builtin_prefetch(v + j);
         SIMD for (int64_t j = 0; j < count; j++) {
             float grad = g[i + j] * s->grad_scale;
             m[i + j] = s->beta1 * m[i + j] + s->rest1 * grad;
