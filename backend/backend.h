@@ -10,7 +10,8 @@
  *  - Matrices are row-major. Activations have the backend's activation type (info.activation: fp32 on the CPU, bf16 on
  *    cards); adapters, gradients of parameters, scales, lse, losses are fp32. Products accumulate in fp32.
  *  - Row t of an output depends only on rows of its own sequence, and sums over tokens run sequence by sequence in order,
- *    so the bits of a result depend neither on the number of threads nor on how sequences are grouped into chunks.
+ *    so the bits of a result depend neither on the number of threads nor on how sequences are grouped into chunks (with
+ *    rows.slice: into chunks of whole slices).
  *  - "=" overwrites, "+=" accumulates; each field below says which.
  *  - A wrong shape is our bug: ASSERT. A device failure is sticky: no op is called any more, and sync reports it.
  *  - No op allocates: what it needs beside its arguments comes from the workspace given once to `reserve`.
@@ -23,7 +24,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { BACKEND_VERSION = 6 };
+enum { BACKEND_VERSION = 7 };
 enum queue { Q_COMPUTE, Q_IN, Q_OUT }; /* in order within, concurrent between. Ops run on Q_COMPUTE */
 enum place { AT_DEVICE, AT_HOST };     /* AT_HOST: host memory the device copies to and from at full speed (pinned) */
 
@@ -67,6 +68,8 @@ struct rows {
     const int32_t *position;  /* dev [N] rotary position of each row */
     const int32_t *first;     /* dev [N] first key row that this row attends to; at least its sequence's start */
     const int32_t *offset;    /* dev [N] place of each row in its sequence, 0 for its first */
+    int64_t slice;            /* a whole weight's gradient may sum up sequences of so many rows together: slices, each filled greedily,
+                               * the first of the chunk beginning one. 0: each sequence alone */
 };
 
 struct embed_args {

@@ -79,6 +79,7 @@ static void cut(const struct batch *b, struct chunk *k, struct window *w, int32_
                                      .seam = at > first ? seams++ : -1,
                                      .goes_on = at + n < end,
                                      .rows = {.token0 = r->token0 + at,
+                                              .slice = r->slice,
                                               .seq_start = starts,
                                               .position = r->position + at,
                                               .first = r->first + at,
@@ -92,7 +93,19 @@ static void cut(const struct batch *b, struct chunk *k, struct window *w, int32_
     }
 }
 
+int chunk_begins(struct chunking *c, int64_t rows) {
+    int begins = !c->rows || (!c->slice && c->rows + rows > c->capacity);
+    if (c->slice && c->rows && c->in_slice + rows > c->slice) {
+        const int64_t fit = c->capacity / c->slice;
+        c->in_slice = 0, begins = ++c->slices >= fit;
+    }
+    if (begins) c->rows = c->slices = c->in_slice = 0;
+    c->rows += rows, c->in_slice += rows;
+    return begins;
+}
+
 struct filling {
+    struct chunking into;
     struct batch *b;
     const struct model_config *c;
     int32_t *h[A_COUNT]; /* host arrays */
@@ -106,10 +119,10 @@ static void make_room(struct filling *f, int64_t rows) {
     struct batch *b = f->b;
     ASSERT(rows <= b->max_rows && b->N + rows <= b->max_tokens && f->placed < b->max_seqs, "%lld rows", (long long)rows);
     f->placed++;
-    if (f->k && f->k->rows.N + rows <= b->max_rows) return;
+    if (!chunk_begins(&f->into, rows)) return;
     if (f->k) f->starts += f->k->rows.n_seqs + 1;
     f->k = &b->chunk[b->n_chunks++];
-    *f->k = (struct chunk){.rows = {.token0 = b->N, .seq_start = f->starts}, .loss0 = b->n_loss};
+    *f->k = (struct chunk){.rows = {.token0 = b->N, .seq_start = f->starts, .slice = b->slice}, .loss0 = b->n_loss};
     f->starts[0] = 0;
 }
 
@@ -146,7 +159,7 @@ static void place(struct filling *f, const struct batch_sequence *s, int64_t at,
 
 void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n) {
     ASSERT(n <= b->max_seqs, "%lld sequences of %lld", (long long)n, (long long)b->max_seqs);
-    struct filling f = {.b = b, .c = c, .starts = b->starts};
+    struct filling f = {.into = {.capacity = b->max_rows, .slice = b->slice}, .b = b, .c = c, .starts = b->starts};
     int32_t **h = f.h;
     for (int i = 0; i < A_COUNT; i++) h[i] = b->host + i * b->max_tokens;
     int noisy = 0;

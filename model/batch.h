@@ -44,6 +44,8 @@ struct batch {
     struct chunk *chunk;
     int64_t N, n_loss;
     int with_best;                  /* set before batch_fill: `best` is wanted */
+    int64_t slice;                  /* likewise: struct rows' slice; a chunk then holds whole slices of the step, so that what is summed
+                                     * together does not depend on the chunk's size. 0, or at least the longest sequence */
     float *nll;                     /* host [n_loss], after batch_losses */
     int32_t *best;                  /* host [n_loss], likewise: the likeliest id in each label's place */
     int64_t *loss_of;               /* host [n_seqs + 1]: sequence i's losses are nll[loss_of[i] .. loss_of[i+1]) */
@@ -62,7 +64,14 @@ int batch_open(struct batch *b, struct backend *be, int64_t max_rows, int64_t wi
                struct err *e);
 int64_t batch_cost(int64_t max_tokens); /* device bytes batch_open takes */
 void batch_close(struct batch *b);
-/* Fills the batch and sends it to the device. Chunks are filled greedily in order. */
+/* How sequences fall into chunks, one after the other: greedily by rows, or in whole slices. */
+struct chunking {
+    int64_t capacity, slice;            /* rows of a chunk; of a slice, or 0 */
+    int64_t rows, slices, in_slice;     /* of the chunk at hand */
+};
+/* Takes a sequence of so many rows; returns whether it begins a chunk. */
+int chunk_begins(struct chunking *c, int64_t rows);
+/* Fills the batch and sends it to the device. */
 void batch_fill(struct batch *b, const struct model_config *c, const struct batch_sequence *s, int64_t n);
 /* Rows that a sequence takes: 0 if nothing is counted; and its documents that take any. */
 int64_t batch_rows(const struct batch_sequence *s, int64_t *documents);

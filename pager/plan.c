@@ -182,6 +182,7 @@ int plan_make(const struct plan_request *r, plan_cost *cost, void *context, stru
     while (rows > 0) {
         placements(r, cost, context, rows, &best, &least);
         rows = rows <= window ? 0 : rows > r->longest && rows / 2 < r->longest ? r->longest : rows / 2 > window ? rows / 2 : window;
+        if (rows < r->least_rows) break;
     }
     *p = best.items ? best : least;
     price(cost, context, p); /* the caller's context follows the choice */

@@ -53,6 +53,7 @@ struct plan_request {
     int64_t longest;         /* longest sequence in rows; with fewer rows it goes through in windows, some work being done twice */
     int64_t prefer_rows;     /* chunk size beyond which nothing is gained */
     int64_t most_rows;       /* chunk size asked for, 0: any */
+    int64_t least_rows;      /* none is to be smaller */
     int64_t step_rows;       /* largest batch */
     int training, keep_all;  /* keep_all: recomputation is not allowed */
     int joins;               /* the backend gains from joint operands */

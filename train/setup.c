@@ -31,6 +31,7 @@ static int32_t *sequence_lengths(const struct dataset *d, struct err *e) {
 
 /* A dry run answers at once: of large data sets so much stands for all. */
 enum { SAMPLE_RECORDS = 2000, SAMPLE_BYTES = 1 << 20 };
+enum { SLICE = 4096 }; /* rows: of 1,024 a product of 8,192 x 2,048 takes as long to add up as to make (docs/PERFORMANCE.md) */
 
 static int load_data(struct trainer *t, struct data_report *r, struct err *e) {
     struct data_config c = t->o->data;
@@ -119,15 +120,15 @@ static int count_rows(const struct dataset *d, struct row_counts *c, struct err 
     return 0;
 }
 
-/* Walks all steps of the run and all evaluation batches: the largest number of rows, of sequences, and of chunks when a
- * chunk holds at most `capacity` rows (the greedy rule of batch_fill); the rows of all steps together. */
+/* Walks all steps of the run and all evaluation batches: the largest number of rows, of sequences, and of chunks of so many rows
+ * (batch.h); the rows of all steps together. */
 struct extent { int64_t rows, seqs, chunks; double trained; };
-static void extend(struct extent *x, const struct row_counts *c, const int64_t *index, int64_t first, int64_t n, int64_t capacity) {
-    int64_t sum = 0, chunk = 0, chunks = 1, seqs = 0;
+static void extend(struct extent *x, const struct row_counts *c, const int64_t *index, int64_t first, int64_t n, struct chunking into) {
+    int64_t sum = 0, chunks = 0, seqs = 0;
     for (int64_t i = 0; i < n; i++) {
         const int64_t at = index ? index[i] : first + i, r = c->rows[at];
-        if (chunk + r > capacity) chunks++, chunk = 0; /* documents alone fill chunks as well or better */
-        sum += r, chunk += r, seqs += c->documents && c->documents[at] ? c->documents[at] : 1;
+        if (r) chunks += chunk_begins(&into, r); /* documents alone fill chunks as well or better */
+        sum += r, seqs += c->documents && c->documents[at] ? c->documents[at] : 1;
     }
     if (index) x->trained += (double)sum;
     if (sum > x->rows) x->rows = sum;
@@ -136,14 +137,15 @@ static void extend(struct extent *x, const struct row_counts *c, const int64_t *
 }
 
 static int walk(struct trainer *t, int64_t capacity, struct extent *x, struct err *e) {
+    const struct chunking into = {.capacity = capacity, .slice = t->slice};
     *x = (struct extent){.chunks = 1};
     for (int64_t i = 0; i < sampler_total_steps(t->sampler); i++) {
         struct sampler_step s;
         if (sampler_get(t->sampler, i, &s, e)) return -1;
-        extend(x, &t->counts, s.index, 0, s.sequences, capacity);
+        extend(x, &t->counts, s.index, 0, s.sequences, into);
     }
     int64_t n = t->eval ? data_count(t->eval) : 0, B = t->o->eval_batch;
-    for (int64_t i = 0; i < n; i += B) extend(x, &t->eval_counts, NULL, i, i + B < n ? B : n - i, capacity);
+    for (int64_t i = 0; i < n; i += B) extend(x, &t->eval_counts, NULL, i, i + B < n ? B : n - i, into);
     return 0;
 }
 
@@ -219,7 +221,9 @@ void setup_show_example(const struct trainer *t) {
 static void engine_choice(struct trainer *t, const struct plan_choice *c, struct engine_config *k) {
     const int64_t rows = c->rows > t->longest ? c->rows : t->longest; /* a longer sequence is a chunk of several windows */
     if (t->chunks_at != rows) {
-        const int64_t whole = rows / t->longest; /* sequences that fill a chunk where all are equally long */
+        const int64_t slices = t->slice ? rows / t->slice : 0;
+        /* Sequences that fill a chunk where all are equally long. */
+        const int64_t whole = t->slice ? (slices ? slices : 1) * (t->slice / t->longest) : rows / t->longest;
         struct extent x;
         if (!t->train || t->stream) t->chunks = (t->o->batch * t->o->accumulate + whole - 1) / whole;
         else t->chunks = walk(t, rows, &x, NULL) ? t->max_seqs : x.chunks;
@@ -451,6 +455,9 @@ static int request(struct trainer *t, struct err *e) {
                                          : " or --lora_rank, --quantization_bit 4",
              o->paged || full ? "" : ", --optim paged_adamw_32bit", o->gradient_checkpointing ? "" : ", gradient checkpointing");
     const int64_t budget = o->vram_bytes ? o->vram_bytes : info->free_bytes - info->free_bytes / 20;
+    /* A card reads and writes all of a weight's gradient for each slice. Which there are must not depend on the budget. */
+    const int slices = full && !info->unified && t->longest <= SLICE && (!o->chunk_tokens || o->chunk_tokens >= SLICE);
+    t->slice = slices ? SLICE : 0;
     /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
     t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
                                        .may = (pages ? may : 0u) | (joins ? PLAN_APART : 0u),
@@ -458,7 +465,7 @@ static int request(struct trainer *t, struct err *e) {
                                        .host_layers = full && !info->unified ? t->params.layers : 0,
                                        .layers = k->L, .longest = t->longest, .step_rows = t->max_rows,
                                        .prefer_rows = o->chunk_tokens ? o->chunk_tokens : info->unified ? 1024 : 8192,
-                                       .most_rows = o->chunk_tokens,
+                                       .most_rows = o->chunk_tokens, .least_rows = t->slice,
                                        .training = 1, .files = !full, .disk = DISK, .keep_all = !o->gradient_checkpointing,
                                        .joins = joins, .host_bandwidth = rates_known_update(t->host_bytes ? sys_threads() : 0),
                                        .flops = info->flops, .bandwidth = info->bandwidth, .link = info->link, .advice = t->advice};
@@ -570,6 +577,7 @@ int setup_run(struct trainer *t, model_reader *read, void *context, struct err *
     engine_choice(t, k, &g);
     g.adapters = t->params.value;
     if (engine_open(&t->engine, &t->model, &g, e) || batch_open(&t->batch, t->be, g.rows, g.window, t->max_rows, t->max_seqs, e)) return -1;
+    t->batch.slice = t->slice;
     t->engine.reach = reach, t->engine.brings = brings, t->engine.context = &t->params;
     if (setup_is_lora(t) && t->lora.config.dora && !t->o->adapter_name_or_path) params_magnitudes(&t->params);
     char a[32], b[32];

@@ -56,6 +56,7 @@ struct trainer {
     double all_rows;          /* of all steps */
     struct data_sample sample; /* dry run: the part of the data that stands for all */
     double reach, labelled;   /* length of a row's sequence on average; share of tokens that are labelled */
+    int64_t slice;             /* batch.h's, of whole weights' gradients; 0 for adapters and on a CPU */
     int64_t chunks_at, chunks; /* most chunks of any step when a chunk holds chunks_at rows */
     struct plan_request request;
     struct plan plan;

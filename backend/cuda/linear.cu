@@ -157,14 +157,21 @@ static void add_up(struct cuda *c, const struct mat *dW, int parts, const float 
     CUDA_LAUNCHED(c);
 }
 
-/* dW(rows,cols) += alpha Σ_t a[t]ᵀ b[t]. Sequence by sequence: one batched product when all are of one length and the parts fit
- * the workspace, else one after the other. by_row: see add_parts. */
+/* Where the slice ends that begins with sequence s. */
+static int slice_end(const struct rows *r, int s) {
+    const int64_t first = r->seq_start[s++];
+    while (s < r->n_seqs && r->seq_start[s + 1] - first <= r->slice) s++;
+    return s;
+}
+
+/* dW(rows,cols) += alpha Σ_t a[t]ᵀ b[t]. Slice by slice: each reads and writes all of dW once. Without slices one batched product
+ * when all sequences are of one length and the parts fit the workspace, else one after the other. by_row: see add_parts. */
 static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *left, int64_t ld_left, const bf16 *right,
                             int64_t ld_right, const struct mat *dW, float alpha, const float *by_row) {
     struct gemm g = {};
     int64_t n = dW->rows * dW->cols, length = r->seq_start[1], fit = (int64_t)c->partial_elements / n;
     g.lda = ld_left, g.ta = 1, g.ldb = ld_right, g.m = dW->rows, g.n = dW->cols, g.alpha = alpha, g.c_f32 = 1;
-    if (r->N == length * r->n_seqs && r->n_seqs > 1 && fit > 1) {
+    if (!r->slice && r->N == length * r->n_seqs && r->n_seqs > 1 && fit > 1) {
         for (int s = 0; s < r->n_seqs; s += (int)fit) {
             int k = r->n_seqs - s < fit ? r->n_seqs - s : (int)fit;
             g.a = left + s * length * ld_left, g.b = right + s * length * ld_right, g.c = c->partial, g.ldc = dW->cols, g.k = length;
@@ -175,9 +182,10 @@ static void weight_gradient(struct cuda *c, const struct rows *r, const bf16 *le
         return;
     }
     ASSERT(!by_row || fit, "(%lld,%lld) of %zu", (long long)dW->rows, (long long)dW->cols, c->partial_elements);
-    for (int s = 0; s < r->n_seqs; s++) {
+    for (int s = 0, end; s < r->n_seqs; s = end) {
         int64_t first = r->seq_start[s];
-        g.a = left + first * ld_left, g.b = right + first * ld_right, g.k = r->seq_start[s + 1] - first;
+        end = slice_end(r, s);
+        g.a = left + first * ld_left, g.b = right + first * ld_right, g.k = r->seq_start[end] - first;
         if (by_row) g.c = c->partial, g.ldc = dW->cols;
         else g.c = dW->data, g.add = dW->data, g.ldc = g.ld_add = dW->ld;
         cuda_gemm(c, &g);

@@ -284,6 +284,40 @@ TEST(linear_and_filter) {
 }
 
 /* The adapter as columns behind x and dy, as the model lays them out; with and without a joint operand made before. */
+/* dW of sequences in slices of 200 rows: 63 + 1 + 129, 65 + 7. As the CPU's, and the same bits when each slice is a chunk. */
+TEST(weight_gradients_by_slices) {
+    NEED_CARD();
+    static const int first[] = {63, 1, 129, 0}, second[] = {65, 7, 0};
+    const int64_t in = 136, out = 72, N = 265;
+    struct pair x = make(N, in, DT_BF16, 1), dy = make(N, out, DT_BF16, 1), together = make(out, in, DT_F32, 1), apart = make(out, in, DT_F32, 1);
+    memcpy(apart.c.data, together.c.data, (size_t)apart.n * 4), upload(&apart);
+    struct both_weight w;
+    weight_of(&w, W_BF16, out, in, 0);
+    const struct { const int *lengths; int64_t at; struct pair *dW; } runs[] = {{several, 0, &together}, {first, 0, &apart}, {second, 193, &apart}};
+    for (int i = 0; i < 3; i++) {
+        struct both_rows r;
+        rows_of(&r, runs[i].lengths, 0);
+        limits(N, 136, 136, 1, 64, 64, 8);
+        for (int k = 0; k < 2; k++) {
+            struct rows rows = k ? r.g : r.c;
+            struct linear_args a = {.rows = &rows, .x = side(&x, k), .n = 1};
+            rows.slice = 200;
+            a.out[0].w = k ? w.g : w.c;
+            a.out[0].dy = side(&dy, k), a.out[0].dW = side(runs[i].dW, k);
+            a.x.rows = a.out[0].dy.rows = rows.N;
+            a.x.data = (char *)a.x.data + (size_t)(runs[i].at * in) * dtype_bytes(a.x.type);
+            a.out[0].dy.data = (char *)a.out[0].dy.data + (size_t)(runs[i].at * out) * dtype_bytes(a.x.type);
+            op_linear_bwd(k ? gpu : cpu, &a);
+        }
+        rows_drop(&r);
+    }
+    compare("dW", "slices", &together, 1e-4), compare("dW", "slices apart", &apart, 1e-4);
+    float *a = download(&together), *b = download(&apart);
+    CHECK(!memcmp(a, b, (size_t)apart.n * 4), "other bits in chunks of one slice");
+    free(a), free(b);
+    drop(&x), drop(&dy), drop(&together), drop(&apart), weight_drop(&w);
+}
+
 TEST(linear_with_the_adapter_as_columns) {
     NEED_CARD();
     for (int s = 0; s < 6; s++)

@@ -136,3 +136,34 @@ TEST(rows_and_documents_are_counted_as_they_are_filled) {
 }
 
 TEST_MAIN
+
+/* The same slices whatever a chunk holds, and never more than it holds; without slices, chunks are filled greedily. */
+TEST(chunks_of_whole_slices) {
+    struct mt19937 g;
+    mt_seed(&g, 11);
+    for (int round = 0; round < 300; round++) {
+        enum { N = 40, SLICE = 100 };
+        int slice_of[3][N], chunk_of[3][N];
+        int64_t rows[N];
+        for (int i = 0; i < N; i++) rows[i] = 1 + (int64_t)(mt_next(&g) % (round % 3 ? SLICE : 30));
+        for (int way = 0; way < 3; way++) {
+            static const int64_t capacity[] = {SLICE, 2 * SLICE + 50, 1000000};
+            struct chunking k = {.capacity = capacity[way], .slice = SLICE};
+            int64_t in_chunk = 0, in_slice = 0;
+            int chunk = -1, slice = -1;
+            for (int i = 0; i < N; i++) {
+                const int begins = chunk_begins(&k, rows[i]);
+                if (begins) chunk++, in_chunk = 0;
+                if (begins || in_slice + rows[i] > SLICE) slice++, in_slice = 0; /* as the op finds them, from the chunk's first row on */
+                in_chunk += rows[i], in_slice += rows[i], slice_of[way][i] = slice, chunk_of[way][i] = chunk;
+                CHECK(in_chunk <= capacity[way], "%lld rows in a chunk of %lld", (long long)in_chunk, (long long)capacity[way]);
+            }
+        }
+        CHECK(!memcmp(slice_of[0], slice_of[1], sizeof *slice_of) && !memcmp(slice_of[0], slice_of[2], sizeof *slice_of), "round %d: other slices in larger chunks", round);
+        CHECK(!memcmp(slice_of[0], chunk_of[0], sizeof *slice_of) && chunk_of[2][N - 1] == 0, "round %d: a chunk of a slice's rows holds one, a large one all", round);
+    }
+    struct chunking greedy = {.capacity = 10};
+    const int64_t rows[] = {4, 6, 1, 9, 10, 3};
+    const int begins[] = {1, 0, 1, 0, 1, 1};
+    for (int i = 0; i < 6; i++) CHECK(chunk_begins(&greedy, rows[i]) == begins[i], "sequence %d", i);
+}
