@@ -6,11 +6,12 @@
 #include "base/file.h"
 #include "base/sys.h"
 #include "train/train_internal.h"
+#include <stdlib.h>
 #include <string.h>
 
 /* Bytes/s of AdamW: so many a core, as long as its memory keeps up. A card that is not here is taken to have 16 cores. */
 double rates_known_update(int threads) {
-    const double core = 6e9, memory = 150e9, all = core * (threads ? threads : 16);
+    const double core = 5e9, memory = 100e9, all = core * (threads ? threads : 16);
     return all < memory ? all : memory;
 }
 
@@ -31,51 +32,65 @@ static double link_rate(struct backend *be) {
     return slower;
 }
 
-/* Queues copies both ways between `host` and `device`, as long as `seconds` at `link` bytes/s. */
-static void occupy(struct backend *be, char *device, char *host, size_t bytes, double link, double seconds) {
-    for (double busy = 0; link > 0 && busy < seconds; busy += (double)bytes / link) {
-        be->put(be->self, device, host, bytes, Q_IN);
-        be->get(be->self, host + bytes, device + bytes, bytes, Q_OUT);
+/* Queues copies both ways between `device` and the two halves of `host`, as long as `seconds` at `link` bytes/s. They walk on, since
+ * what stays in the processor's caches is no load on its memory. */
+enum { COPY = 16 << 20 };
+static void occupy(struct backend *be, char *device, char *host, size_t half, double link, double seconds, size_t *at) {
+    for (double busy = 0; link > 0 && busy < seconds; busy += COPY / link) {
+        be->put(be->self, device, host + *at, COPY, Q_IN);
+        be->get(be->self, host + half + *at, device + COPY, COPY, Q_OUT);
+        *at = *at + 2 * COPY <= half ? *at + COPY : 0;
     }
+}
+
+static int ascending(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
 }
 
 /* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies and gradients
  * that its caches do not hold, in memory of the kind that it will work on and beside copies at `link` bytes/s each way, which
- * share that memory; 0: not measured. */
+ * share that memory: the slower half of four decides. 0: not measured. */
 static double update_rate(struct backend *be, const struct params *q, double link) {
     const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
-    const size_t page = (size_t)(4 * n + 2 * n + 2 * n + 2 * (state * n + blocks)), copy = 16 << 20,
+    const size_t page = (size_t)(4 * n + 2 * n + 2 * n + 2 * (state * n + blocks)), half = 256 << 20,
                  moved = (size_t)(2 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
     struct backend *host = backend_cpu(NULL);
-    char *at = be->alloc(be->self, AT_HOST, page + 2 * copy), *device = be->alloc(be->self, AT_DEVICE, 2 * copy), *next = at;
-    double last = 0;
+    char *at = be->alloc(be->self, AT_HOST, page + 2 * half), *device = be->alloc(be->self, AT_DEVICE, 2 * COPY), *next = at;
+    double took[6] = {0};
+    size_t copied = 0;
     if (host && at && device) {
-        memset(at, 0x3c, page), be->zero(be->self, device, 2 * copy, Q_IN); /* 0.01 in either type: zeros are less work */
+        memset(at, 0x3c, page + 2 * half), be->zero(be->self, device, 2 * COPY, Q_IN); /* 0.01 in either type: zeros are less work */
         struct adam_tensor x = {.n = n, .lr = 1e-3};
         x.p = (float *)next, next += 4 * n;
         x.g16 = (const uint16_t *)next, next += 2 * n;
         x.copy = next, next += 2 * n;
         if (q->how.bits8) x.m8 = (uint8_t *)next, x.v8 = x.m8 + n, x.m_absmax = (float *)(next + 2 * n), x.v_absmax = x.m_absmax + n / 256;
         else x.m = (float *)next, x.v = x.m + n;
-        for (int i = 0; i < 4; i++) { /* the first wakes the threads; each says how long the next one's copies must go on */
-            occupy(be, device, at + page, copy, link, 1.5 * last);
+        for (int i = 0; i < 6; i++) { /* the first two wake the threads and say how long copies must go on */
+            occupy(be, device, at + page, half, link, i ? 1.5 * took[i - 1] : 0, &copied);
             const double start = sys_seconds();
             op_adam(host, &(struct adam_args){.tensors = &x, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
                                               .grad_scale = 1});
-            last = sys_seconds() - start;
-            if (be->sync(be->self, NULL)) break;
+            took[i] = sys_seconds() - start;
+            if (be->sync(be->self, NULL)) {
+                took[4] = 0;
+                break;
+            }
         }
+        if (took[4] > 0) qsort(took + 2, 4, sizeof *took, ascending);
     }
     be->release(be->self, AT_DEVICE, device), be->release(be->self, AT_HOST, at);
     backend_close(host);
-    return last > 0 ? (double)moved / last : 0;
+    return took[4] > 0 ? (double)moved / took[4] : 0;
 }
 
-/* Whether *rate is far from what was measured (> 0); it then becomes the rate * 1.2^k that is next to that. */
+/* Whether *rate is far from what was measured (> 0): by more than one measurement from another. It then becomes the rate * 1.4^k
+ * that is next to that. */
 static int far_off(double *rate, double measured) {
     const double known = *rate;
-    while (*rate > 1.1 * measured) *rate /= 1.2;
-    while (*rate < measured / 1.1) *rate *= 1.2;
+    while (*rate > 1.4 * measured) *rate /= 1.4;
+    while (*rate < measured / 1.4) *rate *= 1.4;
     return *rate < known || *rate > known;
 }
 
