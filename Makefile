@@ -106,7 +106,7 @@ test: $(TESTS) $(REPLAYS) $(TOOLS) $(PROGRAM) $(LOST_CARD) $(NAN_CARD)
 GPU_OPS := $(filter $(B)/tests/ops/test_cuda% $(B)/tests/ops/test_shapes $(B)/tests/ops/test_noise $(B)/tests/ops/test_pager,$(TESTS))
 GPU_TESTS := $(GPU_OPS) $(filter $(B)/tests/golden/test_model_golden,$(TESTS))
 GPU_SCRIPTS := $(filter tests/run/gpu_%,$(SCRIPTS))
-ON_CARD := QLORA_BACKEND=cuda QLORA_PLUGIN=$(abspath $(PLUGIN)) TEST_TIMEOUT=$(or $(TEST_TIMEOUT),600)
+ON_CARD := QLORA_POISON=1 QLORA_BACKEND=cuda QLORA_PLUGIN=$(abspath $(PLUGIN)) TEST_TIMEOUT=$(or $(TEST_TIMEOUT),600)
 test-gpu: all $(TOOLS) $(GPU_TESTS) $(HOG) $(NAN_CARD)
 	@$(WHERE) $(ON_CARD) tests/run.sh $(GPU_TESTS) $(GPU_SCRIPTS)
 
@@ -115,7 +115,8 @@ CHECKS ?= memcheck racecheck synccheck initcheck
 sanitize-gpu: all $(GPU_TESTS)
 	@[ -n "$(SANITIZER)" ] || { echo "no compute-sanitizer in PATH or beside nvcc: it is a package of the CUDA toolkit (cuda-sanitizer)" >&2; exit 1; }
 	@for tool in $(CHECKS); do echo "$$tool:"; \
-		$(ON_CARD) RUNNER="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh $(GPU_TESTS) || exit 1; done
+		$(ON_CARD) RUNNER="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh $(GPU_TESTS) || exit 1; \
+		$(ON_CARD) SANITIZED="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh tests/run/gpu_sanitized.sh || exit 1; done
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 asan:

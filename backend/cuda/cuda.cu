@@ -36,8 +36,15 @@ __global__ static void trap(void) { asm("trap;"); }
 static void read_fault(struct cuda *c) {
     char how[8] = "";
     const char *s = getenv("QLORA_FAULT");
+    c->poison = getenv("QLORA_POISON") != NULL;
     if (!s || sscanf(s, "cuda:%lld:%7s", &c->fault_at, how) < 1) return;
     c->fault_trap = !strcmp(how, "TRAP"), c->fault_count = !c->fault_at;
+}
+
+/* Memory full of NaN, and of indices that no array has: what is read before it is written shows. */
+static cudaError_t fresh(const struct cuda *c, void **p, size_t bytes) {
+    cudaError_t code = cudaMalloc(p, bytes);
+    return code == cudaSuccess && c->poison ? cudaMemset(*p, 0xff, bytes) : code;
 }
 
 cudaError_t cuda_fault(struct cuda *c) {
@@ -90,7 +97,7 @@ static void *alloc(void *self, enum place place, size_t bytes) {
     struct cuda *c = (struct cuda *)self;
     void *p = NULL;
     cudaError_t code = cuda_fault(c);
-    if (code == cudaSuccess) code = place == AT_DEVICE ? cudaMalloc(&p, bytes ? bytes : 256) : cuda_host_alloc(c, &p, bytes);
+    if (code == cudaSuccess) code = place == AT_DEVICE ? fresh(c, &p, bytes ? bytes : 256) : cuda_host_alloc(c, &p, bytes);
     if (code == cudaSuccess) return p;
     if (code == cudaErrorMemoryAllocation) cudaGetLastError(); /* no room: the caller's to tell */
     else cuda_failed(c, code, "an allocation", __FILE__, __LINE__);

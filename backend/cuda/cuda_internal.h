@@ -65,7 +65,7 @@ struct cuda {
     int pinned_blocks;
     struct err failure;  /* the first, for sync; then no call reaches the card any more */
     long long calls, fault_at; /* so far, and the one that QLORA_FAULT makes fail; 0 = none */
-    int fault_trap, fault_count;
+    int fault_trap, fault_count, poison;
 };
 
 /* Before every call to the card: an error when it must not be made, since the card failed or a test says that it fails now. */
