@@ -117,6 +117,9 @@ static inline struct seq_list seq_list_of(const struct rows *r, int first) {
     return s;
 }
 
+/* to[i] += Σ_t dy[t][i] (x[t][i] r[t]), sequence by sequence; x and r may be NULL. */
+void cuda_column_sums(struct cuda *c, const struct rows *rows, const struct mat *dy, const struct mat *x, const float *r, float *to);
+
 /* out(rows,R) += Σ_t left[t] (scale right[t])ᵀ, rows by_row times, or transposed out(R,rows). left (N,rows), right (N,R); all
  * operands must fit. */
 enum { TALL_JOBS = 4, TALL_TILES = (1 << 16) - 1 };

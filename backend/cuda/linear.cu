@@ -337,31 +337,31 @@ static void edges(struct cuda *c, const struct rows *r, const struct mat *y, con
                                                                               r->offset, r->N, last);
     CUDA_LAUNCHED(c);
 }
-/* part[s][i] = Σ_t dy[t][i] over sequence s: eight warps take its rows in turn, their sums are added in order.
+/* part[s][i] = Σ_t dy[t][i] (x[t][i] r[t]) over sequence s: eight warps take its rows in turn, their sums are added in order.
  * block: 32 columns of one sequence. */
 enum { COLUMNS = 32 };
-__global__ static void column_sums(const bf16 *dy, int64_t ld, int64_t cols, const __grid_constant__ struct seq_list s, float *part) {
-    __shared__ float sum[THREADS / 32][COLUMNS];
+__global__ static void column_sums(const bf16 *dy, int64_t ld, int64_t cols, const bf16 *x, int64_t ldx, const float *r,
+                                   const __grid_constant__ struct seq_list s, float *part) {
+    __shared__ float all[THREADS / 32][COLUMNS];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int64_t i = (int64_t)blockIdx.x * COLUMNS + lane;
-    float x = 0;
+    float sum = 0;
 #pragma unroll 8
     for (int t = s.at[blockIdx.y] + warp; t < s.at[blockIdx.y + 1]; t += THREADS / 32)
-        x += i < cols ? __bfloat162float(dy[t * ld + i]) : 0.f;
-    sum[warp][lane] = x;
+        sum += i >= cols ? 0.f : __bfloat162float(dy[t * ld + i]) * (x ? __bfloat162float(x[t * ldx + i]) * r[t] : 1.f);
+    all[warp][lane] = sum;
     __syncthreads();
     if (warp || i >= cols) return;
-    for (int w = 1; w < THREADS / 32; w++) x += sum[w][lane];
-    part[blockIdx.y * cols + i] = x;
+    for (int w = 1; w < THREADS / 32; w++) sum += all[w][lane];
+    part[blockIdx.y * cols + i] = sum;
 }
-/* db[i] += Σ_t dy[t][i], sequence by sequence */
-static void bias_gradient(struct cuda *c, const struct rows *r, const struct mat *dy, float *db) {
-    for (int first = 0; first < r->n_seqs; first += SEQ_LIST) {
-        struct seq_list s = seq_list_of(r, first);
+void cuda_column_sums(struct cuda *c, const struct rows *rows, const struct mat *dy, const struct mat *x, const float *r, float *to) {
+    for (int first = 0; first < rows->n_seqs; first += SEQ_LIST) {
+        struct seq_list s = seq_list_of(rows, first);
         ASSERT((size_t)(s.n * dy->cols) <= c->partial_elements, "%d sequences of %lld columns", s.n, (long long)dy->cols);
         column_sums<<<dim3((unsigned)ceil_div(dy->cols, COLUMNS), (unsigned)s.n), THREADS, 0, cuda_stream(c)>>>(
-            data16(dy), dy->ld, dy->cols, s, c->partial);
-        add_parts<<<(unsigned)ceil_div(dy->cols, THREADS), THREADS, 0, cuda_stream(c)>>>(db, dy->cols, dy->cols, c->partial,
+            data16(dy), dy->ld, dy->cols, x ? data16(x) : NULL, x ? x->ld : 0, r, s, c->partial);
+        add_parts<<<(unsigned)ceil_div(dy->cols, THREADS), THREADS, 0, cuda_stream(c)>>>(to, dy->cols, dy->cols, c->partial,
                                                                                          dy->cols, s.n, NULL);
         CUDA_LAUNCHED(c);
     }
@@ -396,7 +396,7 @@ void cuda_filter_bwd(void *self, const struct filter_args *a) {
     struct cuda *c = (struct cuda *)self;
     const bf16 *w0, *w1, *dy = data16(&a->dy), *x = data16(&a->x);
     int64_t N = a->dy.rows, in = a->w1.cols, out = a->w1.rows;
-    if (a->db) bias_gradient(c, a->rows, &a->dy, a->db);
+    if (a->db) cuda_column_sums(c, a->rows, &a->dy, NULL, NULL, a->db);
     for (int s = 0; a->dw0.data && s < a->rows->n_seqs; s++) {
         int32_t first = a->rows->seq_start[s], n = a->rows->seq_start[s + 1] - first, starts[2] = {0, n - 1};
         struct rows one = *a->rows;

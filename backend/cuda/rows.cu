@@ -224,32 +224,6 @@ __global__ static void norm_bwd_any(const bf16 *x, int64_t ldx, const bf16 *dy, 
     }
 }
 
-/* dg[i] += Σ_t dy[t][i] x[t][i] r[t] over one sequence; sequence after sequence, so chunks do not matter. block: 32 columns by
- * DG_ROWS rows at a time; a thread sums every DG_ROWS-th row, DG_AHEAD of them under way, then those sums are added in order. */
-enum { DG_ROWS = 32, DG_AHEAD = 8 };
-__global__ __launch_bounds__(32 * DG_ROWS) static void norm_dg(const bf16 *x, int64_t ldx, const bf16 *dy, int64_t ldy,
-                                                               const float *r, float *dg, int64_t rows, int64_t D) {
-    __shared__ float part[DG_ROWS][32];
-    int64_t column = (int64_t)blockIdx.x * 32 + threadIdx.x, i = column < D ? column : D - 1, t = threadIdx.y;
-    float sum = 0;
-    for (; t + (DG_AHEAD - 1) * DG_ROWS < rows; t += DG_AHEAD * DG_ROWS) {
-        float product[DG_AHEAD];
-#pragma unroll
-        for (int k = 0; k < DG_AHEAD; k++) {
-            int64_t u = t + k * DG_ROWS;
-            product[k] = __bfloat162float(dy[u * ldy + i]) * __bfloat162float(x[u * ldx + i]) * r[u];
-        }
-#pragma unroll
-        for (int k = 0; k < DG_AHEAD; k++) sum += product[k];
-    }
-    for (; t < rows; t += DG_ROWS) sum += __bfloat162float(dy[t * ldy + i]) * __bfloat162float(x[t * ldx + i]) * r[t];
-    part[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y || column >= D) return;
-    for (int k = 1; k < DG_ROWS; k++) sum += part[k][threadIdx.x];
-    dg[i] += sum;
-}
-
 /* kernel<WARPS, PIECES> over N rows of D columns, or 0 when they are too wide. Few pieces a thread: a chunk of 4,096 rows of 2,048
  * columns lasts ten microseconds, and more threads have its loads under way sooner. */
 #define NORM_OF(kernel, warps, pieces, c, N, ...)                                                                      \
@@ -280,12 +254,7 @@ void cuda_norm_bwd(void *self, const struct norm_args *a) {
     const bf16 *g16 = g32 ? NULL : (const bf16 *)a->g, *x = (const bf16 *)a->x.data, *dy = (const bf16 *)a->dy.data;
     bf16 *dx = (bf16 *)a->dx.data;
     int64_t N = a->x.rows, D = a->x.cols;
-    for (int s = 0; a->dg && s < a->rows->n_seqs; s++) { /* before dx: it may be dy */
-        int64_t first = a->rows->seq_start[s], n = a->rows->seq_start[s + 1] - first;
-        norm_dg<<<(unsigned)ceil_div(D, 32), dim3(32, DG_ROWS), 0, cuda_stream(c)>>>(
-            x + first * a->x.ld, a->x.ld, dy + first * a->dy.ld, a->dy.ld, a->r + first, a->dg, n, D);
-        CUDA_LAUNCHED(c);
-    }
+    if (a->dg) cuda_column_sums(c, a->rows, &a->dy, &a->x, a->r, a->dg); /* before dx: it may be dy */
     int fast = wide(&a->x) && wide(&a->dy) && wide(&a->dx) && (uintptr_t)a->g % 16 == 0;
     if (!fast || !NORM_BY_WIDTH(norm_bwd, c, N, D, x, a->x.ld, dy, a->dy.ld, g32, g16, a->r, dx, a->dx.ld, N, (int)D, !a->overwrite))
         norm_bwd_any<<<(unsigned)N, THREADS, 0, cuda_stream(c)>>>(x, a->x.ld, dy, a->dy.ld, g32, g16, a->r, dx, a->dx.ld, D, !a->overwrite);
