@@ -129,9 +129,11 @@ __device__ static inline int nearest_signed(const uint8_t *near, const float *up
     int i = nearest(near, up, fabsf(x));
     return x < 0 ? max(254 - i, 0) : i;
 }
-/* x / top with r = 1 / top rounded to nearest: the same bits while nothing underflows (Markstein 1990). */
+/* x / top with r = 1 / top rounded to nearest: the same bits while nothing underflows (Markstein 1990). The product may be off by
+ * 1.5 units of the last place; the first correction leaves less than one, from where the second rounds as a division does. */
 __device__ static inline float quotient(float x, float top, float r) {
     float q = __fmul_rn(x, r);
+    q = __fmaf_rn(__fmaf_rn(-q, top, x), r, q);
     return __fmaf_rn(__fmaf_rn(-q, top, x), r, q);
 }
 __device__ static inline bool plain(float top) { return top > 0x1p-60f && top < 0x1p60f; }

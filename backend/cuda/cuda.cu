@@ -44,7 +44,8 @@ static void read_fault(struct cuda *c) {
 /* Memory full of NaN, and of indices that no array has: what is read before it is written shows. */
 static cudaError_t fresh(const struct cuda *c, void **p, size_t bytes) {
     cudaError_t code = cudaMalloc(p, bytes);
-    return code == cudaSuccess && c->poison ? cudaMemset(*p, 0xff, bytes) : code;
+    if (code == cudaSuccess && c->poison) code = cudaMemset(*p, 0xff, bytes);
+    return code == cudaSuccess && c->poison ? cudaDeviceSynchronize() : code; /* no stream of ours waits for that memset */
 }
 
 cudaError_t cuda_fault(struct cuda *c) {

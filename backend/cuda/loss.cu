@@ -28,6 +28,7 @@ __device__ static inline struct peak join(struct peak a, struct peak b) {
  * threads' finds does not depend on their order. */
 __device__ static void find(const bf16 *x, int64_t V, float top, int32_t *at) {
     __shared__ unsigned least;
+    __syncthreads(); /* the loads of the sums beside it are 16 bytes wide and take it along: racecheck sees that */
     if (threadIdx.x == 0) least = ~0u;
     __syncthreads();
     for (int64_t i = threadIdx.x; i < V; i += THREADS)
