@@ -13,7 +13,8 @@
 enum {
     DEPTH_MAX = 64,
     VALUES_MAX = 4000000, /* a node of cJSON takes 64 bytes and more: some 400 MB */
-    NUMBER_MAX = 63       /* cJSON copies numbers into a buffer of this length */
+    NUMBER_MAX = 63,      /* cJSON copies numbers into a buffer of this length */
+    FEW = 16              /* open keys: room for them lies on the stack, which is enough for most texts */
 };
 
 /* Keys of the objects that are open, innermost last; an object's own keys are on top when its '}' comes. */
@@ -26,15 +27,16 @@ struct check {
     const unsigned char *p;
     size_t n, i;
     int values;
-    struct key *keys;
+    struct key *keys, *few; /* few: where keys begins */
     size_t key_count, key_cap;
-    uint32_t *table; /* scratch of close_object: index + 1 of a key, 0 = free */
+    uint32_t *table, *small; /* scratch of close_object: index + 1 of a key, 0 = free; small: where table begins */
     size_t table_cap;
     uint64_t secret; /* of the hash, so that no file can be made of colliding keys */
-    struct err *e;
+    const char *what; /* is wrong with the text */
+    struct err *e;    /* of memory */
 };
 
-static int bad(struct check *c, const char *what) { return err_set(c->e, ERR_INPUT, "%s", what); }
+static int bad(struct check *c, const char *what) { return c->what = what, -1; }
 
 static void skip_space(struct check *c) {
     while (c->i < c->n && (c->p[c->i] == ' ' || c->p[c->i] == '\n' || c->p[c->i] == '\r' || c->p[c->i] == '\t')) c->i++;
@@ -67,6 +69,7 @@ static int next_char(struct check *c, size_t *i, uint32_t *cp) {
     if (*p == '"') return 0;
     if (*p < 32) return bad(c, "a control character must be escaped in a string");
     if (*p != '\\') {
+        if (*p < 0x80) return *cp = *p, ++*i, 1;
         int len = utf8_get(p, left, cp);
         if (!len) return bad(c, "invalid UTF-8");
         *i += (size_t)len;
@@ -129,7 +132,7 @@ static int close_object(struct check *c, size_t first) {
     size_t count = c->key_count - first, cap = 16;
     while (cap < 2 * count) cap *= 2;
     if (cap > c->table_cap) {
-        uint32_t *t = sys_grow(c->table, cap * sizeof *t, "table of JSON keys", c->e);
+        uint32_t *t = sys_grow(c->table == c->small ? NULL : c->table, cap * sizeof *t, "table of JSON keys", c->e);
         if (!t) return -1;
         c->table = t, c->table_cap = cap;
     }
@@ -150,9 +153,10 @@ static int close_object(struct check *c, size_t first) {
 
 static int check_key(struct check *c) {
     if (c->key_count == c->key_cap) {
-        size_t cap = c->key_cap ? 2 * c->key_cap : 32;
-        struct key *k = sys_grow(c->keys, cap * sizeof *k, "JSON keys", c->e);
+        const size_t cap = 2 * c->key_cap;
+        struct key *k = sys_grow(c->keys == c->few ? NULL : c->keys, cap * sizeof *k, "JSON keys", c->e);
         if (!k) return -1;
+        if (c->keys == c->few) memcpy(k, c->few, FEW * sizeof *k);
         c->keys = k, c->key_cap = cap;
     }
     struct key *key = c->keys + c->key_count;
@@ -236,9 +240,12 @@ static int check_value(struct check *c, int depth) {
     return check_number(c);
 }
 
-int json_check(const char *text, size_t n, size_t *at, struct err *e) {
-    struct err local = {0};
-    struct check c = {.p = (const unsigned char *)text, .n = n, .e = &local};
+/* Walks the text. -1: *what is wrong with it at *at; or *what is NULL, and e says that there was no memory. */
+static int walk(const char *text, size_t n, size_t *at, const char **what, struct err *e) {
+    struct key few[FEW];
+    uint32_t small[2 * FEW];
+    struct check c = {.p = (const unsigned char *)text, .n = n, .keys = few, .few = few, .key_cap = FEW, .table = small, .small = small,
+                      .table_cap = 2 * FEW, .e = e};
     memcpy(&c.secret, (const void *)getauxval(AT_RANDOM), sizeof c.secret);
     int rc = n >= 3 && !memcmp(text, "\xef\xbb\xbf", 3) ? bad(&c, "starts with a byte order mark: save it as plain UTF-8")
                                                         : check_value(&c, 0);
@@ -246,11 +253,18 @@ int json_check(const char *text, size_t n, size_t *at, struct err *e) {
         skip_space(&c);
         if (c.i < n) rc = bad(&c, "the value has ended, but more text follows");
     }
-    sys_free(c.keys);
-    sys_free(c.table);
-    if (at) *at = c.i;
-    if (rc) err_set(e, local.code, "%s", local.text);
+    if (c.keys != few) sys_free(c.keys);
+    if (c.table != small) sys_free(c.table);
+    *at = c.i, *what = c.what;
     return rc;
+}
+
+int json_check(const char *text, size_t n, size_t *at, struct err *e) {
+    const char *what;
+    size_t end;
+    const int rc = walk(text, n, &end, &what, e);
+    if (at) *at = end;
+    return rc && what ? err_set(e, ERR_INPUT, "%s", what) : rc;
 }
 
 /* ---- door to cJSON ---- */
@@ -262,14 +276,16 @@ __attribute__((constructor)) static void set_hooks(void) {
 }
 
 struct cJSON *json_parse(const char *text, size_t n, const char *where, struct err *e) {
-    struct err local = {0};
+    struct err local;
+    const char *what;
     size_t at;
-    if (json_check(text, n, &at, &local)) {
+    local.code = 0;
+    if (walk(text, n, &at, &what, &local)) {
         long long line = 1, column = 1;
         for (size_t i = 0; i < at; i++)
             if (text[i] == '\n') line++, column = 1;
             else if (((unsigned char)text[i] & 0xc0) != 0x80) column++; /* characters, not bytes */
-        if (local.code == ERR_INPUT) err_set(e, ERR_INPUT, "%s:%lld:%lld: %s", where, line, column, local.text);
+        if (what) err_set(e, ERR_INPUT, "%s:%lld:%lld: %s", where, line, column, what);
         else err_set(e, local.code, "%s: %s", where, local.text);
         return NULL;
     }

@@ -95,6 +95,26 @@ TEST(many_keys) {
     str_free(&s);
 }
 
+/* Room for keys grows while objects are open: none is lost on the way. */
+TEST(first_key_again) {
+    for (int n = 1; n <= 70; n++) {
+        struct str s = {0};
+        size_t at = 0;
+        for (int i = 0; i < n; i++) str_printf(&s, "%s\"k%d\":%s", i % 8 ? "," : "{", i, i % 8 == 7 ? "" : "0");
+        if (n % 8 == 0) str_puts(&s, "0");
+        const int open = (n + 7) / 8;
+        const size_t inner = s.n;
+        repeat(&s, "}", open);
+        CHECK(!json_check(s.p, s.n, NULL, NULL), "%d keys in %d objects", n, open);
+        s.n = inner;
+        repeat(&s, "}", open - 1);
+        const size_t outer = s.n;
+        str_puts(&s, ",\"k0\":0}");
+        CHECK(json_check(s.p, s.n, &at, NULL) && at == outer + 1, "the first of %d keys again: at %zu, not %zu", n, at, outer + 1);
+        str_free(&s);
+    }
+}
+
 TEST(line_and_column) {
     struct err e = {0};
     const char *text = "{\n  \"源源\": 1,\n  \"a\": \"源\" x\n}";
