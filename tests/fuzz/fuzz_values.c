@@ -25,6 +25,11 @@ static void list_of_ids(const char *text) {
     ids_free(&ids);
 }
 
+/* A number, a word, a key that only this file has, a list, a member that is taken out, and little else: each input parses, prints
+ * and checks all of it. */
+static const char base[] = "{\"model_type\": \"yuan\", \"hidden_size\": 64, \"intermediate_size\": 128, \"num_hidden_layers\": 2, \"num_attention_heads\": 4,"
+                           " \"architectures\": [\"YuanForCausalLM\"], \"dropout\": 0.1, \"quantization_config\": null}";
+
 static void overrides(char *text) {
     const char *line[16];
     static struct model_config c; /* the same for each input */
@@ -32,8 +37,7 @@ static void overrides(char *text) {
     struct err e = {0};
     int n = 0;
     for (char *p = strtok(text, "\n"); p && n < 16; p = strtok(NULL, "\n")) line[n++] = p;
-    const char *base = model_config_named("yuan2-tiny");
-    if (!c.D && model_config_parse(base, strlen(base), "fuzz", &c, &e)) abort();
+    if (!c.D && model_config_parse(base, sizeof base - 1, "fuzz", &c, &e)) abort();
     char *made = model_config_text(&c, line, n, NULL, &e);
     if (!made != (e.code != 0)) abort();
     if (made && json_check(made, strlen(made), NULL, NULL)) abort();
