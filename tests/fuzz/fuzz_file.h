@@ -4,6 +4,7 @@
 #include "base/sys.h"
 #include "checkpoint/checkpoint.h"
 #include "tests/fuzz/steady.h"
+#include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -11,24 +12,28 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { FUZZ_FILES = 8, FUZZ_DIR = 200 };
-static const char fuzz_dir[] = "/proc/self/fd/200"; /* FUZZ_DIR: always the same name, which messages and comparisons hold */
-static char fuzz_real_dir[40];
+enum { FUZZ_FILES = 8, FUZZ_FOLDERS = 10000 };
+static char fuzz_dir[40]; /* of one length whatever the process, since messages and comparisons hold it; "" until the first file */
 static struct fuzz_written { char path[120]; int fd; size_t n; } fuzz_written[FUZZ_FILES]; /* kept open: an input costs a write */
 
 static void fuzz_clean(void) {
     for (int i = 0; i < FUZZ_FILES && *fuzz_written[i].path; i++) unlink(fuzz_written[i].path);
-    rmdir(fuzz_real_dir); /* stays when a target has put more into it */
+    rmdir(fuzz_dir); /* stays when a target has put more into it */
 }
 
-/* Makes the folder of this process, once. */
+/* Makes the folder of this process, once: the first number that is free. */
 static inline void fuzz_folder(void) {
-    if (*fuzz_real_dir) return;
-    snprintf(fuzz_real_dir, sizeof fuzz_real_dir, "%s/qlora-fuzz-XXXXXX", access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm");
-    if (!mkdtemp(fuzz_real_dir)) abort();
-    const int fd = open(fuzz_real_dir, O_RDONLY | O_DIRECTORY);
-    if (fd < 0 || dup2(fd, FUZZ_DIR) != FUZZ_DIR || close(fd)) abort();
-    atexit(fuzz_clean);
+    if (*fuzz_dir) return;
+    const char *where = access("/dev/shm", W_OK) ? "/tmp" : "/dev/shm";
+    for (int i = 0; i < FUZZ_FOLDERS; i++) {
+        snprintf(fuzz_dir, sizeof fuzz_dir, "%s/qlora-fuzz-%04d", where, i);
+        if (!mkdir(fuzz_dir, 0700)) {
+            atexit(fuzz_clean);
+            return;
+        }
+        if (errno != EEXIST) break;
+    }
+    abort();
 }
 
 /* Writes the input to a file of this name in a folder of this process, with `zeros` behind it; returns its path. */

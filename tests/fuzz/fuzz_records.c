@@ -1,15 +1,10 @@
 /* tests/fuzz/fuzz_records.c - a data file of any bytes, from the scanner to ids. The first byte chooses the
  * shape of the file, the format of its records and the era. What comes out must be consistent, whatever it
  * is. */
-#define _GNU_SOURCE
 #include "base/log.h"
 #include "base/sys.h"
 #include "datasets/datasets_internal.h"
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
+#include "tests/fuzz/fuzz_file.h"
 #include "tests/fuzz/mutate.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -65,19 +60,13 @@ static void check_encoded(const struct encoded *x) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static int fd = -1;
-    static char path[40];
     struct err e = {0};
     struct record r;
     int64_t count = 0, line = 0, bytes = 0;
     int found = -1;
     log_quiet = 1;
     if (!size) return 0;
-    if (fd < 0) {
-        fd = memfd_create("records", 0);
-        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    }
-    need(!ftruncate(fd, 0) && pwrite(fd, data + 1, size - 1, 0) == (ssize_t)size - 1, "memfd");
+    const char *path = fuzz_file("records", data + 1, size - 1);
     const int choice = data[0];
     static const enum shape shapes[4] = {SHAPE_LINES, SHAPE_CSV, SHAPE_TEXT, SHAPE_ROWS};
     struct data_config c = {.compat_new = choice >> 4 & 1,
