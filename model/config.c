@@ -192,16 +192,16 @@ int model_config_read(const char *dir, struct model_config *c, struct err *e) {
     char path[4096], *text = NULL;
     size_t n = 0;
     *c = (struct model_config){0};
-    if (!text_ends(dir, ".json") && !path_is_dir(dir))
+    const int is_dir = path_is_dir(dir);
+    if (!text_ends(dir, ".json") && !is_dir)
         return err_set(e, ERR_INPUT,
                        "there is no folder %s; give the folder of a model with its config.json (names of a "
                        "model hub are "
                        "not downloaded)",
                        dir);
-    if (path_is_dir(dir) ? path_join(path, sizeof path, dir, "config.json", e)
-                         : path_join(path, sizeof path, "", dir, e))
+    if (is_dir ? path_join(path, sizeof path, dir, "config.json", e) : path_join(path, sizeof path, "", dir, e))
         return -1;
-    if (path_is_dir(dir) && !path_exists(path))
+    if (is_dir && !path_exists(path))
         return err_set(e, ERR_INPUT, "%s holds no config.json; give the folder of a model in the Hugging Face layout", dir);
     if (file_read_all(path, CONFIG_BYTES_MAX, &text, &n, e)) return -1;
     int rc = model_config_parse(text, n, path, c, e);

@@ -4,12 +4,12 @@
 #include "backend/backend.h"
 #include "base/log.h"
 #include "model/export_internal.h"
-#include "model/model.h"
+#include "model/load.c"
 #include "tests/fuzz/fuzz_file.h"
 #include "tests/fuzz/mutate_safetensors.h"
 
 enum { PAYLOAD_MAX = 1 << 26 };
-static const char config[] = "{\"architectures\":[\"YuanForCausalLM\"],\"model_type\":\"yuan\",\"hidden_act\":\"silu\",\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":32,"
+static const char config_json[] = "{\"architectures\":[\"YuanForCausalLM\"],\"model_type\":\"yuan\",\"hidden_act\":\"silu\",\"hidden_size\":64,\"intermediate_size\":96,\"num_hidden_layers\":1,\"num_attention_heads\":2,\"vocab_size\":32,"
                              "\"model_max_length\":64,\"max_position_embeddings\":64,\"rms_norm_eps\":1e-6,\"eod_token\":3,\"tie_word_embeddings\":true,\"torch_dtype\":\"bfloat16\"}";
 
 /* The largest number that can be an offset. */
@@ -33,12 +33,11 @@ static void make_file(const uint8_t *data, size_t size) {
     free(bytes);
 }
 
-static void as_source(void) {
+static void as_source(const struct model_config *config, struct ckpt *in) {
     struct err e = {0};
     struct export_how how = {0};
-    struct job j = {.how = &how, .e = &e, .type = DT_BF16};
+    struct job j = {.config = *config, .in = in, .how = &how, .e = &e, .type = DT_BF16};
     struct model_tensor t;
-    if (model_config_read(fuzz_dir, &j.config, &e) || !(j.in = ckpt_open(fuzz_dir, &e))) goto out;
     for (int64_t i = 0; i < model_tensor_count(&j.config); i++) {
         struct source s = {0};
         model_tensor_at(&j.config, i, &t);
@@ -47,34 +46,52 @@ static void as_source(void) {
         if (s.t->count < 1) abort();
         source_close(&s);
     }
-out:
-    ckpt_close(j.in);
-    model_config_free(&j.config);
 }
 
 /* Asked once: what memory is free takes a dozen files to find out. */
 static struct backend_info known;
 static void info(void *self, struct backend_info *out) { (void)self, *out = known; }
 
+/* By the door of the model, which reads its config.json too. */
+static void whole(struct backend *be, const struct model_how *how) {
+    struct model m;
+    struct ckpt *c;
+    struct err e = {0};
+    const int rc = model_open(&m, be, fuzz_dir, how, &c, &e);
+    if (rc != (e.code ? -1 : 0) || (!rc && (!c || m.config.D != 64))) abort();
+    if (!rc) ckpt_close(c), model_free(&m);
+}
+
+/* The checkpoint alone, opened once for both uses, under a configuration that was read before. */
+static void parts(struct backend *be, const struct model_config *config, const struct model_how *how) {
+    struct model m = {.be = be, .config = *config, .info = known, .trainable_weights = how->fp32};
+    struct err e = {0};
+    struct ckpt *c = ckpt_open(fuzz_dir, &e);
+    if (!c != (e.code != 0)) abort();
+    if (!c) return;
+    const int rc = inspect(&m, c, fuzz_dir, how, &e);
+    if (rc != (e.code ? -1 : 0)) abort();
+    if (!rc) warn_unknown(&m, c);
+    as_source(config, c);
+    ckpt_close(c);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static struct backend *be;
-    struct model m;
-    struct ckpt *c;
+    static struct model_config plain;
     struct err e = {0};
     log_quiet = 1;
     make_file(data, size);
     if (!be) {
-        fuzz_file("config.json", config, sizeof config - 1);
-        if (!(be = backend_cpu(&e))) abort();
+        fuzz_file("config.json", config_json, sizeof config_json - 1);
+        if (!(be = backend_cpu(&e)) || model_config_read(fuzz_dir, &plain, &e)) abort();
         be->info(be->self, &known), be->info = info;
         nf4_init();
     }
-    struct model_how how = {.fp32 = size & 1};
-    int rc = model_open(&m, be, fuzz_dir, &how, &c, &e);
-    if (rc != (e.code ? -1 : 0) || (!rc && (!c || m.config.D != 64))) abort();
-    if (!rc) ckpt_close(c), model_free(&m);
-    as_source();
+    const struct model_how how = {.fp32 = size & 1};
+    if (size % 16 < 2) whole(be, &how);
+    parts(be, &plain, &how);
     return 0;
 }
 
