@@ -63,6 +63,10 @@ double stream_done(const struct stream *s) {
     return s->file->bytes > 0 ? (double)(s->at - s->z.avail_in) / (double)s->file->bytes : 1;
 }
 
+int64_t stream_left(const struct stream *s) {
+    return s->packed ? -1 : s->file->bytes - s->at;
+}
+
 /* Bytes of the file at hand for the decoder: 1, 0 at the end of the file, -1. */
 static int refill(struct stream *s, struct err *e) {
     if (s->z.avail_in) return 1;

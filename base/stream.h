@@ -18,6 +18,7 @@ struct stream *stream_open(const char *path, struct err *e);
 /* Up to size bytes (> 0), fewer only at the end. */
 int64_t stream_read(struct stream *s, void *p, size_t size, struct err *e);
 double stream_done(const struct stream *s); /* share of the file behind us, 0..1 */
+int64_t stream_left(const struct stream *s);  /* bytes to come, -1 if that is not known: it is packed */
 const char *stream_path(const struct stream *s);
 void stream_close(struct stream *s);
 #endif

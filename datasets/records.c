@@ -59,6 +59,12 @@ static void take(struct reader *r, size_t n) {
     r->from += n;
 }
 
+/* Bytes of the next read: of a small file no more than it has, and one that shows its end. */
+static size_t chunk_bytes(const struct reader *r) {
+    const int64_t left = stream_left(r->file);
+    return r->cap ? CHUNK : left >= 0 && left < FIRST_CHUNK ? (size_t)left + 1 : FIRST_CHUNK;
+}
+
 /* 1 if byte i is in the buffer now, 0 if the file ends before it. */
 static int more(struct reader *r, size_t i, struct err *e) {
     while (r->to - r->from <= i) {
@@ -67,7 +73,7 @@ static int more(struct reader *r, size_t i, struct err *e) {
             memmove(r->buf, r->buf + r->from, r->to - r->from);
             r->to -= r->from, r->from = 0;
         }
-        const size_t chunk = r->cap ? CHUNK : FIRST_CHUNK;
+        const size_t chunk = chunk_bytes(r);
         if (r->cap - r->to < chunk) {
             size_t cap = r->cap + r->cap / 2 + chunk;
             char *p = sys_grow(r->buf, cap, "records", e);
