@@ -43,7 +43,7 @@ static inline void plain_text(const char *text, size_t n, struct str *out) {
 
 static inline int find_piece(const struct tok_piece *pieces, int n, const char *p, size_t bytes) {
     for (int i = 0; i < n; i++)
-        if (strlen(pieces[i].text) == bytes && !memcmp(pieces[i].text, p, bytes)) return i;
+        if (*pieces[i].text == *p && strlen(pieces[i].text) == bytes && !memcmp(pieces[i].text, p, bytes)) return i;
     return -1;
 }
 

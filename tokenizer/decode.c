@@ -6,6 +6,7 @@
  * character stays. */
 static void flush(struct tok_stream *s, int all, struct str *out) {
     int at = 0;
+    if (!s->tail_n) return; /* most ids are no bytes */
     while (at < s->tail_n) {
         const unsigned char *p = s->tail + at;
         size_t n = (size_t)(s->tail_n - at);
