@@ -35,7 +35,8 @@ struct stream *stream_open(const char *path, struct err *e) {
     if (file_pread(s->file, magic, 2, 0, e)) goto fail;
     if (magic[0] != 0x1f || magic[1] != 0x8b) return s;
     s->z.zalloc = z_alloc, s->z.zfree = z_free;
-    if (!(s->in = sys_alloc(PACKED_BYTES, "gzip decoder", e))) goto fail;
+    const size_t most = s->file->bytes < PACKED_BYTES ? (size_t)s->file->bytes : PACKED_BYTES;
+    if (!(s->in = sys_grow(NULL, most, "gzip decoder", e))) goto fail;
     if (inflateInit2(&s->z, GZIP_WINDOW) != Z_OK) {
         err_set(e, ERR_RUN, "%s: out of memory for the gzip decoder", path);
         goto fail;
