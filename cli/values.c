@@ -78,7 +78,8 @@ int cli_is_dash_lookalike(const char *s) {
 /* ---- values ---- */
 
 static int keep(struct options *o, char *text, struct err *e) {
-    char **p = text ? sys_grow(o->owned, ((size_t)o->n_owned + 1) * sizeof *p, "flags", e) : NULL;
+    enum { MORE = 32 }; /* places at a time */
+    char **p = !text ? NULL : o->n_owned % MORE ? o->owned : sys_grow(o->owned, ((size_t)o->n_owned + MORE) * sizeof *p, "flags", e);
     if (!p) return sys_free(text), err_set(e, ERR_RUN, "out of memory for the flags");
     o->owned = p;
     o->owned[o->n_owned++] = text;
