@@ -20,7 +20,9 @@ struct bin {
 };
 
 static inline void put_le(struct str *s, uint64_t v, int n) {
-    for (; n-- > 0; v >>= 8) str_putc(s, (char)(v & 255));
+    char bytes[12];
+    for (int i = 0; i < n; i++, v >>= 8) bytes[i] = (char)(v & 255);
+    str_add(s, bytes, (size_t)n);
 }
 
 static inline void poke(struct str *s, size_t at, uint64_t v, int n) {
@@ -39,7 +41,9 @@ static inline void bin_add(struct bin *b, const char *name, const void *p, size_
     put_le(&b->file, name_bytes, 2), put_le(&b->file, 4 + pad, 2), str_puts(&b->file, name);
     str_puts(&b->file, "FB"),
         put_le(&b->file, pad, 2); /* torch pads the contents to 64 bytes with this extra field */
-    for (size_t i = 0; i < pad; i++) str_putc(&b->file, 'Z');
+    char fill[64];
+    memset(fill, 'Z', sizeof fill);
+    str_add(&b->file, fill, pad);
     str_add(&b->file, p, n);
     if (!b->plain_sizes)
         put_le(&b->file, 0x08074b50, 4), put_le(&b->file, crc, 4), put_le(&b->file, n, 4),
