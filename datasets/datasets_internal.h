@@ -240,7 +240,7 @@ struct loader {
     struct encoder encoder;
     struct store *store; /* of all encoded records */
     struct batch batch;
-    struct mt19937 samples;
+    struct mt19937 samples; /* seeded by data_load */
     int64_t records, dropped[DROP_COUNT_OF];
     char first[DROP_COUNT_OF][400]; /* place and reason of the first drop of a kind */
 };

@@ -359,7 +359,6 @@ struct loader *loader_open(const struct data_config *c, const struct tok *t, str
     if (!l) return NULL;
     l->c = c, l->tok = t;
     encoder_init(&l->encoder, c, t);
-    mt_seed(&l->samples, (uint32_t)c->seed);
     if ((l->store = store_open(c, e))) return l;
     loader_close(l);
     return NULL;
@@ -385,6 +384,7 @@ int data_load(const struct data_config *config, const struct tok *t, struct data
     if (data_is_saved(c.tokenized_path)) return data_load_saved(&c, t, train, eval, r, e);
     struct loader *l = loader_open(&c, t, e);
     if (!l) return -1;
+    mt_seed(&l->samples, (uint32_t)c.seed);
     if (load_names(l, c.dataset, &rows, e)) goto out;
     const int each = c.eval_dataset && c.eval_on_each;
     if (each && data_load_parts(&c, t, c.eval_dataset, eval, &of_eval, e)) goto out;

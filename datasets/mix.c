@@ -16,7 +16,7 @@ enum { MIXED_MAX = 1000000000 };
 
 int list_add(struct list *v, int64_t x, struct err *e) {
     if (v->n == v->cap) {
-        int64_t cap = v->cap ? 2 * v->cap : 1024;
+        int64_t cap = v->cap ? 2 * v->cap : 64;
         int64_t *p = sys_grow(v->p, (size_t)cap * sizeof *p, "list of records", e);
         if (!p) return -1;
         v->p = p, v->cap = cap;

@@ -109,7 +109,7 @@ static int make_room(struct store *s, size_t words, struct err *e) {
         }
     }
     if (s->used + words <= s->cap) return 0;
-    size_t cap = s->used + words + s->cap / 2 + 4096;
+    size_t cap = s->used + words + s->cap / 2 + 512;
     if ((int64_t)cap > s->limit && (int64_t)(s->used + words) <= s->limit) cap = (size_t)s->limit;
     int32_t *p = cap <= SIZE_MAX / sizeof *p ? sys_grow(s->mem, cap * sizeof *p, "sequences", e) : NULL;
     if (!p) return -1;
