@@ -53,6 +53,10 @@ void str_json(struct str *s, const char *bytes, size_t n) {
     str_putc(s, '"');
     for (size_t i = 0; i < n;) {
         uint32_t cp;
+        size_t end = i; /* of what stands for itself */
+        while (end < n && p[end] >= 32 && p[end] < 128 && p[end] != '"' && p[end] != '\\') end++;
+        if (end > i) str_add(s, p + i, end - i);
+        if ((i = end) == n) break;
         int len = utf8_get(p + i, n - i, &cp);
         if (!len) {
             str_puts(s, "\xef\xbf\xbd");
