@@ -449,15 +449,15 @@ static int request(struct trainer *t, struct err *e) {
                        "a step of %.3g tokens fits in no machine; lower --gradient_accumulation_steps, "
                        "--per_device_train_batch_size or --cutoff_len",
                        (double)t->max_rows);
-    snprintf(t->advice, sizeof t->advice, "A lower --cutoff_len%s%s%s",
+    /* A card reads and writes all of a weight's gradient for each slice. Which there are must not depend on the budget. */
+    const int slices = full && !info->unified && t->longest <= SLICE && (!o->chunk_tokens || o->chunk_tokens >= SLICE);
+    t->slice = slices ? SLICE : 0;
+    snprintf(t->advice, sizeof t->advice, "A lower --cutoff_len%s%s%s%s", slices ? ", --chunk_tokens 1024" : "",
              full                        ? ", --finetuning_type lora"
              : t->model.lay.proj == W_Q4 ? " or --lora_rank"
                                          : " or --lora_rank, --quantization_bit 4",
              o->paged || full ? "" : ", --optim paged_adamw_32bit", o->gradient_checkpointing ? "" : ", gradient checkpointing");
     const int64_t budget = o->vram_bytes ? o->vram_bytes : info->free_bytes - info->free_bytes / 20;
-    /* A card reads and writes all of a weight's gradient for each slice. Which there are must not depend on the budget. */
-    const int slices = full && !info->unified && t->longest <= SLICE && (!o->chunk_tokens || o->chunk_tokens >= SLICE);
-    t->slice = slices ? SLICE : 0;
     /* A CPU's caches like small chunks, a card's matrix units large ones. Kept activations may take half of a machine's memory. */
     t->request = (struct plan_request){.budget = budget, .host_budget = t->host_bytes, .keep_budget = info->unified ? budget / 2 : budget,
                                        .may = (pages ? may : 0u) | (joins ? PLAN_APART : 0u),
