@@ -198,7 +198,7 @@ void params_moves(const struct params *q, const struct params_place *w, struct p
         const double grad = layer && g >= w->values ? (double)q->grad_bytes[g] : 0,
                      state = g >= w->state ? (double)q->state_bytes[g] : 0, page = streamed ? (double)q->m->lay.bytes : 0;
         v->grad_out += grad;
-        if (by_host) v->by_host += grad + 2 * state + page;
+        if (by_host) v->by_host += grad + 2 * state + (params_masters(q) ? page : 2 * page); /* from a master weights are only written */
         else v->update_grad_in += grad, v->update_state_in += state, v->update_state_out += state;
         if (by_host || !params_replaces(q)) v->update_weights_in += page;
         if (!by_host) v->update_weights_out += page;

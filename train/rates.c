@@ -5,6 +5,7 @@
  * and with one of few values. What is predicted follows the measurement. */
 #include "base/file.h"
 #include "base/sys.h"
+#include "train/params_internal.h"
 #include "train/train_internal.h"
 #include <stdlib.h>
 #include <string.h>
@@ -48,27 +49,40 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Bytes a second of the processor's update, as the plan counts them (params_moves), of fp32 values with bf16 copies and gradients
- * that its caches do not hold, in memory of the kind that it will work on and beside copies at `link` bytes/s each way, which
- * share that memory: the slower half of four decides. 0: not measured. */
+/* Elements of each of some updates; bytes of an element's state: master, where there is one, and moments with 8-bit ones' scales. */
+enum { ELEMENTS = 4 << 20, ROUNDS = 6 };
+static size_t state_bytes(const struct params *q) {
+    const size_t n = ELEMENTS;
+    return (params_masters(q) ? 4 * n : 0) + (q->how.bits8 ? 2 * (n + n / 64) : 8 * n);
+}
+
+/* One of them at `at`: gradient, weights in bf16, state. */
+static struct adam_tensor trial(const struct params *q, char *at) {
+    const int64_t n = ELEMENTS;
+    struct adam_tensor x = {.n = n, .lr = 1e-3, .g16 = (const uint16_t *)at, .copy = at + 2 * n};
+    char *next = at + 4 * n;
+    if (params_masters(q)) x.p = (float *)next, next += 4 * n;
+    if (q->how.bits8) x.m8 = (uint8_t *)next, x.v8 = x.m8 + n, x.m_absmax = (float *)(next + 2 * n), x.v_absmax = x.m_absmax + n / 256;
+    else x.m = (float *)next, x.v = x.m + n;
+    return x;
+}
+
+/* Bytes a second of the processor's update, as the plan counts them (params_moves), of what its caches do not hold, in memory of the
+ * kind that it will work on and beside copies at `link` bytes/s each way, which share that memory: the slower half of four
+ * decides. 0: not measured. */
 static double update_rate(struct backend *be, const struct params *q, double link) {
-    const int64_t n = 16 << 20, state = q->how.bits8 ? 1 : 4, blocks = n / 256 * 4;
-    const size_t page = (size_t)(4 * n + 2 * n + 2 * n + 2 * (state * n + blocks)), half = 256 << 20,
-                 moved = (size_t)(2 * n + 2 * (4 * n + 2 * (state * n + blocks)) + 2 * n);
-    struct backend *host = backend_cpu(NULL);
-    char *at = be->alloc(be->self, AT_HOST, page + 2 * half), *device = be->alloc(be->self, AT_DEVICE, 2 * COPY), *next = at;
-    double took[6] = {0};
+    const size_t half = 256 << 20, n = ELEMENTS, page = 4 * n + state_bytes(q),
+                 moved = 2 * n + 2 * state_bytes(q) + (params_masters(q) ? 2 * n : 4 * n);
     size_t copied = 0;
+    struct backend *host = backend_cpu(NULL);
+    char *at = be->alloc(be->self, AT_HOST, ROUNDS * page + 2 * half), *device = be->alloc(be->self, AT_DEVICE, 2 * COPY);
+    double took[ROUNDS] = {0};
     if (host && at && device) {
-        memset(at, 0x3c, page + 2 * half), be->zero(be->self, device, 2 * COPY, Q_IN); /* 0.01 in either type: zeros are less work */
-        struct adam_tensor x = {.n = n, .lr = 1e-3};
-        x.p = (float *)next, next += 4 * n;
-        x.g16 = (const uint16_t *)next, next += 2 * n;
-        x.copy = next, next += 2 * n;
-        if (q->how.bits8) x.m8 = (uint8_t *)next, x.v8 = x.m8 + n, x.m_absmax = (float *)(next + 2 * n), x.v_absmax = x.m_absmax + n / 256;
-        else x.m = (float *)next, x.v = x.m + n;
-        for (int i = 0; i < 6; i++) { /* the first two wake the threads and say how long copies must go on */
-            occupy(be, device, at + page, half, link, i ? 1.5 * took[i - 1] : 0, &copied);
+        memset(at, 0x3c, ROUNDS * page + 2 * half); /* 0.01 in either type: zeros are less work */
+        be->zero(be->self, device, 2 * COPY, Q_IN);
+        for (int i = 0; i < ROUNDS; i++) { /* the first two wake the threads and say how long copies must go on */
+            const struct adam_tensor x = trial(q, at + (size_t)i * page);
+            occupy(be, device, at + ROUNDS * page, half, link, i ? 1.5 * took[i - 1] : 0, &copied);
             const double start = sys_seconds();
             op_adam(host, &(struct adam_args){.tensors = &x, .count = 1, .t = 1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8,
                                               .grad_scale = 1});
@@ -78,7 +92,7 @@ static double update_rate(struct backend *be, const struct params *q, double lin
                 break;
             }
         }
-        if (took[4] > 0) qsort(took + 2, 4, sizeof *took, ascending);
+        if (took[4] > 0) qsort(took + 2, ROUNDS - 2, sizeof *took, ascending);
     }
     be->release(be->self, AT_DEVICE, device), be->release(be->self, AT_HOST, at);
     backend_close(host);
