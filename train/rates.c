@@ -49,14 +49,14 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Elements of each of some updates; bytes of an element's state: master, where there is one, and moments with 8-bit ones' scales. */
+/* Elements of an update that is tried; bytes of its state: master, where there is one, and moments with the scales of 8-bit ones. */
 enum { ELEMENTS = 4 << 20, ROUNDS = 6 };
 static size_t state_bytes(const struct params *q) {
     const size_t n = ELEMENTS;
     return (params_masters(q) ? 4 * n : 0) + (q->how.bits8 ? 2 * (n + n / 64) : 8 * n);
 }
 
-/* One of them at `at`: gradient, weights in bf16, state. */
+/* It at `at`: gradient, weights in bf16, state. */
 static struct adam_tensor trial(const struct params *q, char *at) {
     const int64_t n = ELEMENTS;
     struct adam_tensor x = {.n = n, .lr = 1e-3, .g16 = (const uint16_t *)at, .copy = at + 2 * n};
