@@ -34,7 +34,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { OUTPUT_MAX = 1 << 16, HANG_SECONDS = 120 };
+enum { OUTPUT_MAX = 1 << 16 };
+static unsigned fault_seconds = 120; /* of a command; then it hangs */
 
 struct outcome {
     int code, signal;       /* exit status, or the signal that ended it */
@@ -77,7 +78,7 @@ static inline void fault_child(const char *words, const struct sys_fault *f, int
     dup2(err_fd, 2), dup2(out_fd, 1);
     record_env();
     stop_install();
-    alarm(HANG_SECONDS);
+    alarm(fault_seconds);
     int files = sys_open_files();
     int64_t blocks = sys_blocks();
     sys_fault = f ? *f : (struct sys_fault){0};

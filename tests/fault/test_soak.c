@@ -123,6 +123,7 @@ TEST(memory_and_descriptors_are_flat) {
     dir_remove("out", &e);
     int null = open("/dev/null", O_RDWR | O_CLOEXEC);
     fflush(stdout), fflush(stderr);
+    fault_seconds = (unsigned)watch + 60;
     pid_t pid = fork();
     /* Few lines of log: each stays in memory, 160 bytes, for trainer_state.json has them all. */
     if (!pid) fault_child(FAULT_LORA "--max_steps 10000000 --save_steps 200 --logging_steps 10000", NULL, null, null, null);
