@@ -101,7 +101,7 @@ void str_utf8(struct str *s, uint32_t c) {
 }
 
 void str_clear(struct str *s) {
-    s->n = 0, s->oom = 0;
+    s->n = 0;
     if (s->p) s->p[0] = 0;
 }
 

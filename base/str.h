@@ -22,7 +22,7 @@ void str_json(struct str *s, const char *bytes, size_t n);
 /* A JSON number that reads back as the same double; shortest of %.15g/%.16g/%.17g; NaN, inf become null. */
 void str_json_num(struct str *s, double x);
 void str_utf8(struct str *s, uint32_t code_point);
-void str_clear(struct str *s); /* keeps the memory */
+void str_clear(struct str *s); /* keeps the memory, and oom: what was lost may have been taken over already */
 void str_free(struct str *s);
 
 /* Reads one code point at p[0..n), n > 0. Returns its length 1..4; 0 when the bytes are not valid UTF-8 (overlong,

@@ -39,7 +39,7 @@ static int make_room(struct talk *t, int64_t tokens, struct err *e) {
 
 static void forget(struct talk *t) {
     t->said.n = t->fed = 0, t->turn = 0;
-    str_clear(&t->history);
+    str_free(&t->history);
     if (t->g.be) generator_reset(&t->g);
 }
 
@@ -139,7 +139,9 @@ static int answer_file(struct talk *t, const char *path, struct err *e) {
 static int set_text(struct str *s, const char *text, struct err *e) {
     str_clear(s);
     str_puts(s, text);
-    return s->oom ? err_set(e, ERR_RUN, "out of memory: the conversation") : 0;
+    if (!s->oom) return 0;
+    str_free(s); /* the next one may have room */
+    return err_set(e, ERR_RUN, "out of memory: the conversation");
 }
 
 static const char *last_part(const char *path, size_t n) {

@@ -131,6 +131,7 @@ TEST(every_call_may_fail) {
             done = sys_fault.calls < n;
             sys_fault = (struct sys_fault){0};
             CHECK(done ? !rc && n > 1 : rc && e.code, "call %d of kind %s: %s", n, fault[k].kinds, e.text);
+            str_free(&have); /* lack of memory stays with it */
         }
     str_free(&text), str_free(&file), str_free(&have);
 }
