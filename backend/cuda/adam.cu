@@ -102,7 +102,7 @@ static void run_list(struct cuda *c, struct list *l) {
 /* ---- AdamW, 8-bit state ---- */
 
 /* The maps, and how the entry nearest to x in [0, 1] is found: near[] by the upper half of the bits of x has it or the one below,
- * up[] is the least x that belongs to the next (as nf4's bw8_find; from 2^-23 on, all below are nearest to 0). */
+ * up[] is the least x that belongs to the next (nf4's bw8_find packs both into one cell; from 2^-23 on, all below are nearest to 0). */
 enum { NEAR_FROM = (127 - 23) << 7, NEAR = 23 * 128 + 4 };
 struct maps { float s[256], u[256], up_s[256], up_u[256]; uint8_t near_s[NEAR], near_u[NEAR]; };
 struct list8 {
