@@ -53,6 +53,7 @@ static int mark(void *context, int64_t i, int thread, struct err *why) {
     struct work *w = context;
     __atomic_add_fetch(&w->seen[i], 1, __ATOMIC_RELAXED);
     if (thread < 0 || thread >= w->most) return err_set(why, 1, "thread %d", thread);
+    if (w->worse >= 0 && i > w->worse) usleep(2000); /* so that the failures are known long before the last job's turn */
     if (i != w->bad && i != w->worse) return 0;
     if (i == w->bad) usleep(3000); /* the later one fails first */
     return err_set(why, ERR_RUN, "job %lld", (long long)i);
