@@ -7,17 +7,19 @@
 # RUNS=N: N inputs each instead, at most SECONDS, from the seeds alone and always the same ones: the same sources pass or fail
 # each time (and TIMEOUT is 25 s, since a machine may be busy). What a search finds is not the fault of the change at hand.
 set -u
-# A finding's whole stack: run its fuzzer over the file alone. The quarantine is small so that it stays in the cache.
-export ASAN_OPTIONS=${ASAN_OPTIONS:-quarantine_size_mb=8:malloc_context_size=3} OMP_NUM_THREADS=1
+# A finding's whole stack: run its fuzzer over the file alone. The quarantine is small so that it stays in the cache, and of what was
+# allocated one caller is kept. One thread, also where the program asks for several: they would wait for each other, busily.
+export ASAN_OPTIONS=${ASAN_OPTIONS:-quarantine_size_mb=8:malloc_context_size=1} OMP_NUM_THREADS=1 OMP_THREAD_LIMIT=1
 seconds=$1 work=$2
 shift 2
 here=$(dirname "$0")
 mkdir -p "$work/findings"
 name_of() { basename "$1" .fuzzer | sed 's/^fuzz_//'; }
 
-# The longest input: what has buffers of its own, that an input may fill, takes more.
+# The longest input: what has buffers of its own, that an input may fill, takes more. LONGEST=512: that for all, at up to twice the rate.
 longest() {
-    case $1 in
+    case ${LONGEST:-$1} in
+    [0-9]*) echo "$LONGEST" ;;
     json | lines | model | questions | records | safetensors | stream | tokenizer) echo 16384 ;;
     *) echo 4096 ;;
     esac
