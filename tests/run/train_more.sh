@@ -91,7 +91,7 @@ ok "--nan skip goes on" status 0 "$QLORA" train $common --output_dir "$work/skip
 # shellcheck disable=SC2086
 "$QLORA" train $common --output_dir "$work/u" --num_train_epochs 20 >"$work/u.log" 2>&1 &
 pid=$!
-for ((i = 0; i < 100; i++)); do [[ -s $work/u/trainer_log.jsonl ]] && break; sleep 0.05; done
+for ((i = 0; i < 1200; i++)); do [[ -s $work/u/trainer_log.jsonl ]] && break; sleep 0.05; done
 kill -USR1 $pid
 ok "SIGUSR1 does not end the run" wait $pid
 ok "SIGUSR1 saves" test -n "$(ls -d "$work"/u/checkpoint-* 2>/dev/null)"

@@ -74,7 +74,7 @@ for signal in INT TERM; do
     # shellcheck disable=SC2086
     "$QLORA" train $lora --output_dir "$work/$signal" --num_train_epochs 60 >"$work/$signal.log" 2>&1 &
     pid=$!
-    for ((i = 0; i < 100; i++)); do
+    for ((i = 0; i < 1200; i++)); do
         grep -q '"current_steps"' "$work/$signal/trainer_log.jsonl" 2>/dev/null && break
         sleep 0.1
     done
