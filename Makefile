@@ -115,7 +115,7 @@ CHECKS ?= memcheck racecheck synccheck initcheck
 sanitize-gpu: all $(GPU_TESTS)
 	@[ -n "$(SANITIZER)" ] || { echo "no compute-sanitizer in PATH or beside nvcc: it is a package of the CUDA toolkit (cuda-sanitizer)" >&2; exit 1; }
 	@for tool in $(CHECKS); do echo "$$tool:"; \
-		$(ON_CARD) RUNNER="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh $(GPU_TESTS) || exit 1; \
+		$(ON_CARD) EACH=1 RUNNER="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh $(GPU_TESTS) || exit 1; \
 		$(ON_CARD) SANITIZED="$(SANITIZER) --tool $$tool --error-exitcode 99 --print-limit 20" tests/run.sh tests/run/gpu_sanitized.sh || exit 1; done
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer

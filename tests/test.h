@@ -60,6 +60,7 @@ static inline const char *shared_dir(void) {
     int main(int argc, char **argv) {                                                                                  \
         int passed = 0, failed = 0, skipped = 0;                                                                       \
         for (struct test *t = test_first; t; t = t->next) {                                                            \
+            if (argc > 1 && !strcmp(argv[1], "list")) { puts(t->name); continue; }                                     \
             if (argc > 1 && !strstr(t->name, argv[1])) continue;                                                       \
             test_failed = test_skipped_now = 0;                                                                        \
             t->run();                                                                                                  \
@@ -67,6 +68,7 @@ static inline const char *shared_dir(void) {
             else if (test_skipped_now) skipped++;                                                                      \
             else passed++;                                                                                             \
         }                                                                                                              \
+        if (argc > 1 && !strcmp(argv[1], "list")) return 0;                                                            \
         const char *name = strrchr(argv[0], '/');                                                                      \
         printf("%s: %d passed, %d failed, %d skipped\n", name ? name + 1 : argv[0], passed, failed, skipped);          \
         return failed != 0;                                                                                            \
