@@ -121,7 +121,6 @@ TEST(linear_and_filter) {
         }
 }
 
-/* The adapter as columns behind x and dy, as the model lays them out; with and without a joint operand made before. */
 /* dW of sequences in slices of 200 rows: 63 + 1 + 129, 65 + 7. As the CPU's, and the same bits when each slice is a chunk. */
 TEST(weight_gradients_by_slices) {
     NEED_CARD();
@@ -156,6 +155,7 @@ TEST(weight_gradients_by_slices) {
     drop(&x), drop(&dy), drop(&together), drop(&apart), weight_drop(&w);
 }
 
+/* The adapter as columns behind x and dy, as the model lays them out; with and without a joint operand made before. */
 TEST(linear_with_the_adapter_as_columns) {
     NEED_CARD();
     for (int s = 0; s < 6; s++)
