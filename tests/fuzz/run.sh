@@ -16,7 +16,8 @@ here=$(dirname "$0")
 mkdir -p "$work/findings"
 name_of() { basename "$1" .fuzzer | sed 's/^fuzz_//'; }
 
-# The longest input: what has buffers of its own, that an input may fill, takes more. LONGEST=512: that for all, at up to twice the rate.
+# The longest input: what has buffers of its own, that an input may fill, takes more. LONGEST=512: that for all, at up to twice the rate;
+# not for those whose seeds are longer: they are cut, and fewer edges are reached.
 longest() {
     case ${LONGEST:-$1} in
     [0-9]*) echo "$LONGEST" ;;
