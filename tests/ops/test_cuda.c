@@ -1,7 +1,7 @@
 /* Every op of the CUDA backend against the CPU's, at sizes 1, odd, around tiles, and real; twice for the same bits. Outputs differ by
  * bf16 rounding of results and of what lies between (xa, probabilities, logits): the tolerance of each is a small multiple of
  * 2^-8 relative to the output's norm. */
-#include "tests/ops/card.h"
+#include "tests/ops/pairs.h"
 
 static const int one[] = {1, 0}, odd[] = {7, 0}, tile[] = {64, 0}, several[] = {63, 1, 129, 65, 7, 0}, equal[] = {128, 128, 128, 0}, longer[] = {513, 200, 0};
 static const int *const shapes[] = {one, odd, tile, several, equal, longer};

@@ -1,6 +1,6 @@
 /* What the card must give to the bit: the optimizer's steps, so that an update may run on either side, and unpacked weights. */
 #define _GNU_SOURCE /* dladdr */
-#include "tests/ops/card.h"
+#include "tests/ops/pairs.h"
 #include <dlfcn.h>
 
 TEST(optimizer) {

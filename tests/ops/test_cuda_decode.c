@@ -2,31 +2,10 @@
  * odd and real sizes, caches around the slices of 256 keys; twice for the same bits. With V set, the rate of a product with
  * packed weights too. The CPU gets the weights as rounded to bf16, as the card multiplies them. What is left is the rounding of
  * results and, with adapters, of xa. */
-#include "tests/test.h"
-#include "backend/backend.h"
+#include "tests/ops/card.h"
 #include "base/half.h"
-#include "base/rng.h"
 #include "base/sys.h"
 #include <math.h>
-
-static struct backend *cpu, *gpu;
-static struct err e;
-static uint32_t counter;
-
-static float uniform(void) {
-    uint32_t c[4] = {counter++, 7, 0, 0}, k[2] = {11, 13}, w[4];
-    philox4x32(c, k, w);
-    return (float)w[0] * 0x1p-31f - 1;
-}
-static int start(void) {
-    if (cpu) return 1;
-    const char *plugin = getenv("QLORA_PLUGIN"); /* libqlora-cuda.so, when it does not lie beside the program */
-    gpu = backend_open(plugin ? plugin : "cuda", &e);
-    if (!gpu) return printf("  no card: %s\n", e.text), 0;
-    cpu = backend_open("cpu", &e);
-    return 1;
-}
-#define NEED_CARD() do { if (!start()) SKIP("no card"); } while (0)
 
 static void *to_card(const void *host, size_t bytes) {
     void *p = gpu->alloc(gpu->self, AT_DEVICE, bytes);
