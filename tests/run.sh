@@ -37,7 +37,8 @@ run() {
 for program in "$@"; do
     [[ $program == */* ]] || program=./$program
     if [[ ${EACH-} == 1 && $program != *.sh ]]; then
-        for test in $("$program" list); do run "$program" "$test"; done
+        tests=$("$program" list) && [[ $tests ]] || tests=list # which then fails, and shows why
+        for test in $tests; do run "$program" "$test"; done
     else run "$program"; fi
 done
 echo "$passed passed, $failed failed, $skipped skipped"

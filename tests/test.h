@@ -58,17 +58,18 @@ static inline const char *shared_dir(void) {
 
 #define TEST_MAIN                                                                                                      \
     int main(int argc, char **argv) {                                                                                  \
+        const int list = argc > 1 && !strcmp(argv[1], "list"); /* the tests' names */                                  \
         int passed = 0, failed = 0, skipped = 0;                                                                       \
         for (struct test *t = test_first; t; t = t->next) {                                                            \
-            if (argc > 1 && !strcmp(argv[1], "list")) { puts(t->name); continue; }                                     \
-            if (argc > 1 && !strstr(t->name, argv[1])) continue;                                                       \
+            if (list) puts(t->name);                                                                                   \
+            if (list || (argc > 1 && !strstr(t->name, argv[1]))) continue;                                             \
             test_failed = test_skipped_now = 0;                                                                        \
             t->run();                                                                                                  \
             if (test_failed) failed++, fprintf(stderr, "FAILED %s (%d checks)\n", t->name, test_failed);               \
             else if (test_skipped_now) skipped++;                                                                      \
             else passed++;                                                                                             \
         }                                                                                                              \
-        if (argc > 1 && !strcmp(argv[1], "list")) return 0;                                                            \
+        if (list) return 0;                                                                                            \
         const char *name = strrchr(argv[0], '/');                                                                      \
         printf("%s: %d passed, %d failed, %d skipped\n", name ? name + 1 : argv[0], passed, failed, skipped);          \
         return failed != 0;                                                                                            \
