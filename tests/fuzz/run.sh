@@ -19,8 +19,7 @@ name_of() { basename "$1" .fuzzer | sed 's/^fuzz_//'; }
 # The longest input: what has buffers of its own, that an input may fill, takes more. LONGEST=512: that for all, at up to twice the rate;
 # not for those whose seeds are longer: they are cut, and fewer edges are reached.
 longest() {
-    case ${LONGEST:-$1} in
-    [0-9]*) echo "$LONGEST" ;;
+    case $1 in
     json | lines | model | questions | records | safetensors | stream | tokenizer) echo 16384 ;;
     *) echo 4096 ;;
     esac
@@ -40,7 +39,7 @@ fuzz() {
         extra+=("$work/$name")
         [[ -d $here/corpus/$name ]] && extra+=("$here/corpus/$name")
     fi
-    "${steady[@]}" "$2" -max_total_time="$seconds" -timeout="${TIMEOUT:-${RUNS:+2}5}" -malloc_limit_mb=32 -rss_limit_mb=1024 -print_final_stats=1 -max_len="$(longest "$name")" \
+    "${steady[@]}" "$2" -max_total_time="$seconds" -timeout="${TIMEOUT:-${RUNS:+2}5}" -malloc_limit_mb=32 -rss_limit_mb=1024 -print_final_stats=1 -max_len="${LONGEST:-$(longest "$name")}" \
         -artifact_prefix="$work/findings/$name-" "${extra[@]}" </dev/null >"$work/$name.log" 2>&1
     echo $? >"$work/$name.rc"
 }
