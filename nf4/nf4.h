@@ -161,6 +161,14 @@ NF4_FN int bw8_nearest(const float *map, float x) {
     return i + (x > NF4_MUL(NF4_ADD(map[i], map[i + 1]), 0.5f)); /* even: it stays */
 }
 
+/* The same by one look-up, for the two maps above. Of the values with the same upper 16 bits some may belong to one entry and the
+ * others to the next. Their cell, cell[upper 16 bits], holds 16 bits up the code of the lowest of them, and below it what makes
+ * the lower bits, counted up with x (inverted below zero), carry from the least value of the next entry on. */
+struct bw8_index {
+    int32_t cell[1 << 16];
+};
+const struct bw8_index *bw8_index(const float *map);
+
 /* Per block a = max|x|, code = nearest entry to x * fp32(1/a). Zero or subnormal block: a = 0, the code of
  * 0. Encoding takes our maps only, decoding any. */
 void bw8_encode(const float *map, const float *x, int64_t n, uint8_t *codes, float *absmax);

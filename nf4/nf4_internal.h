@@ -20,13 +20,7 @@ void nf4_store(const float *x, int64_t n, void *out, enum dtype to, int64_t firs
 /* Bits of the largest magnitude: they order like the values, NaN above infinity above numbers. */
 uint32_t nf4_largest(const float *x, int64_t n);
 
-/* The nearest entry of one of our two maps by one look-up, for any x (NaN: 0). Of the values with the same upper 16 bits some may
- * belong to one entry and the others to the next. Their cell holds, 16 bits up, the code of the lowest of them, and below it
- * what makes the lower bits, counted up with x, carry from the least value of the next entry on. */
-struct bw8_index {
-    int32_t cell[1 << 16];
-};
-const struct bw8_index *bw8_index(const float *map); /* map is bw8_signed or bw8_unsigned */
+/* The nearest entry of a map by one look-up in its index, for any x (NaN: 0). */
 static inline int bw8_find(const struct bw8_index *ix, float x) {
     uint32_t bits = f32_bits(x), lower = (bits >> 31 ? ~bits : bits) & 0xffff;
     return (ix->cell[bits >> 16] + (int32_t)lower) >> 16;

@@ -101,10 +101,12 @@ static void run_list(struct cuda *c, struct list *l) {
 
 /* ---- AdamW, 8-bit state ---- */
 
-/* The maps, and how the entry nearest to x in [0, 1] is found: near[] by the upper half of the bits of x has it or the one below,
- * up[] is the least x that belongs to the next (nf4's bw8_find packs both into one cell; from 2^-23 on, all below are nearest to 0). */
-enum { NEAR_FROM = (127 - 23) << 7, NEAR = 23 * 128 + 4 };
-struct maps { float s[256], u[256], up_s[256], up_u[256]; uint8_t near_s[NEAR], near_u[NEAR]; };
+/* What lies in shared memory: the maps, and the codes of new moments by nf4's index (struct bw8_index). Looked up are the bits of
+ * quotients of magnitude 2^-23 to 1, below which all are nearest to 0; those of negative ones are inverted, which puts them
+ * behind the positive ones. A cell is that of nf4 less its own place, so that one sum with the bits has the code in byte 2. */
+enum { LEAST = 0x3400, MOST = 0x3f80, BEHIND = 0x7fff - LEAST };
+struct maps { float s[256], u[256]; uint32_t near_s[BEHIND - LEAST + 1], near_u[MOST - LEAST + 1]; };
+enum { THREADS8 = 512, WARPS8 = THREADS8 / 32, RUN = 4 }; /* RUN: blocks of 256 that a warp takes at a time */
 struct list8 {
     struct tensor {
         float *p;
@@ -115,99 +117,151 @@ struct list8 {
         bf16 *copy;
         int64_t n;
         struct bw8_adam step;
-        int wide, round;
+        int quick; /* so many blocks are whole and aligned */
+        int round;
     } t[LIST];
     int32_t first[LIST + 1], count;
 };
 
-__device__ static inline int nearest(const uint8_t *near, const float *up, float x) {
-    int i = near[min(max((int)(__float_as_uint(x) >> 16) - NEAR_FROM, 0), NEAR - 1)];
-    return i + (x >= up[i]);
+/* The code of a quotient, in byte 2. m is never -0 here. */
+__device__ static inline uint32_t code_s(const struct maps &own, float x) {
+    int y = __float_as_int(x) ^ __float_as_int(x) >> 31;
+    y = min(max(y, LEAST << 16), BEHIND << 16 | 0xffff);
+    return own.near_s[(y >> 16) - LEAST] + (uint32_t)y;
 }
-/* The signed map is its own mirror image but for its end: there is no -1. */
-__device__ static inline int nearest_signed(const uint8_t *near, const float *up, float x) {
-    int i = nearest(near, up, fabsf(x));
-    return x < 0 ? max(254 - i, 0) : i;
+__device__ static inline uint32_t code_u(const struct maps &own, float x) {
+    const int y = max(__float_as_int(x), LEAST << 16);
+    return own.near_u[(y >> 16) - LEAST] + (uint32_t)y;
 }
-/* x / top with r = 1 / top rounded to nearest: the same bits while nothing underflows (Markstein 1990). The product may be off by
- * 1.5 units of the last place; the first correction leaves less than one, from where the second rounds as a division does. */
-__device__ static inline float quotient(float x, float top, float r) {
-    float q = __fmul_rn(x, r);
-    q = __fmaf_rn(__fmaf_rn(-q, top, x), r, q);
-    return __fmaf_rn(__fmaf_rn(-q, top, x), r, q);
-}
-__device__ static inline bool plain(float top) { return top > 0x1p-60f && top < 0x1p60f; }
 
-/* warp: blocks of 256 elements, one after the other: decode, step, find both maxima, encode. A lane has two runs of four
- * neighbours. The maps lie in shared memory. 16 bytes an element (14: bf16 gradient) and 16 a block. */
-__global__ __launch_bounds__(THREADS) static void adam8(const __grid_constant__ struct list8 l, const struct maps *maps) {
-    __shared__ struct maps own;
-    int lane = threadIdx.x % 32;
-    for (int i = threadIdx.x; i < (int)sizeof own / 4; i += THREADS) ((unsigned *)&own)[i] = ((const unsigned *)maps)[i];
-    __syncthreads();
-    for (int64_t block = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32; block < l.first[l.count]; block += (int64_t)gridDim.x * WARPS) {
-        int which = tensor_of(l.first, l.count, block);
-        const struct list8::tensor &t = l.t[which];
-        int64_t b = block - l.first[which];
-        float4 p[2] = {}, g[2] = {};
-        uchar4 m8[2] = {}, v8[2] = {};
-        float m[8], v[8], m_top = 0, v_top = 0, m_scale = t.m_absmax[b], v_scale = t.v_absmax[b];
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            int64_t i = b * 256 + k * 128 + lane * 4;
-            if (t.wide && i + 4 <= t.n)
-                p[k] = t.p ? *(const float4 *)(t.p + i) : four_bf16(t.copy + i),
-                g[k] = t.g ? *(const float4 *)(t.g + i) : four_bf16(t.g16 + i),
-                m8[k] = *(const uchar4 *)(t.m + i), v8[k] = *(const uchar4 *)(t.v + i);
-            else
-                for (int j = 0; j < 4 && i + j < t.n; j++)
-                    (&p[k].x)[j] = t.p ? t.p[i + j] : __bfloat162float(t.copy[i + j]),
-                    (&g[k].x)[j] = t.g ? t.g[i + j] : __bfloat162float(t.g16[i + j]),
-                    (&m8[k].x)[j] = t.m[i + j], (&v8[k].x)[j] = t.v[i + j];
+/* Any block, every operation as the CPU rounds it. The moments are worked out twice: before and behind their maxima. */
+__device__ static inline void exact(const struct list8::tensor &t, const struct maps &own, int64_t b, int lane) {
+    const int64_t end = min(t.n, (b + 1) * BW8_BLOCK);
+    const float m_scale = t.m_absmax[b], v_scale = t.v_absmax[b];
+    float m_top = 0, v_top = 0;
+#pragma unroll 1
+    for (int encode = 0; encode < 2; encode++) {
+#pragma unroll 1
+        for (int64_t i = b * BW8_BLOCK + lane; i < end; i += 32) {
+            float p = t.p ? t.p[i] : __bfloat162float(t.copy[i]);
+            float m = __fmul_rn(own.s[t.m[i]], m_scale), v = __fmul_rn(own.u[t.v[i]], v_scale);
+            bw8_adam_element(&t.step, t.g ? t.g[i] : __bfloat162float(t.g16[i]), &p, &m, &v);
+            if (encode) {
+                t.m[i] = (uint8_t)(m_top > 0 && m != 0 ? code_s(own, __fdiv_rn(m, m_top)) >> 16 : BW8_ZERO);
+                t.v[i] = (uint8_t)(v_top > 0 ? code_u(own, fminf(__fdiv_rn(v, v_top), 1)) >> 16 : 0); /* no NaN */
+                continue;
+            }
+            if (t.round) p = as_bf16(p);
+            if (t.p) t.p[i] = p;
+            if (t.copy) t.copy[i] = __float2bfloat16_rn(p);
+            m_top = fmaxf(m_top, fabsf(m)), v_top = fmaxf(v_top, v);
         }
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            int64_t i = b * 256 + j / 4 * 128 + lane * 4 + j % 4;
-            m[j] = v[j] = 0;
-            if (i >= t.n) continue;
-            m[j] = __fmul_rn(own.s[(&m8[j / 4].x)[j % 4]], m_scale), v[j] = __fmul_rn(own.u[(&v8[j / 4].x)[j % 4]], v_scale);
-            bw8_adam_element(&t.step, (&g[j / 4].x)[j % 4], &(&p[j / 4].x)[j % 4], &m[j], &v[j]);
-            if (t.round) (&p[j / 4].x)[j % 4] = as_bf16((&p[j / 4].x)[j % 4]);
-            m_top = fmaxf(m_top, fabsf(m[j])), v_top = fmaxf(v_top, v[j]);
-        }
-        for (int x = 16; x; x >>= 1)
+        for (int x = 16; !encode && x; x >>= 1)
             m_top = fmaxf(m_top, __shfl_xor_sync(~0u, m_top, x)), v_top = fmaxf(v_top, __shfl_xor_sync(~0u, v_top, x));
-        if (lane == 0) t.m_absmax[b] = m_top, t.v_absmax[b] = v_top;
-        const bool quick = plain(m_top) && plain(v_top);
-        const float m_part = __frcp_rn(m_top), v_part = __frcp_rn(v_top);
+    }
+    if (lane == 0) t.m_absmax[b] = m_top, t.v_absmax[b] = v_top;
+}
+
+/* Roots and quotients rounded to nearest: the instructions that the compiler makes of __fsqrt_rn and __fdiv_rn, less its branches for
+ * extreme operands, which would keep it from interleaving elements. With r = reciprocal(d), quotient(x, d, r) is x / d. */
+__device__ static inline float reciprocal(float d) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(d));
+    return __fmaf_rn(r, __fmaf_rn(-d, r, 1), r);
+}
+__device__ static inline float quotient(float x, float d, float r) {
+    const float q = __fmul_rn(x, r);
+    return __fmaf_rn(r, __fmaf_rn(-d, q, x), q);
+}
+/* sqrt(x / 2^64) + y, for x = 0 or from 2^-85 on: any float times 2^64 */
+__device__ static inline float root_plus(float x, float y) {
+    float r;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaxf(x, 0x1p-100f)));
+    const float s = __fmul_rn(x, r);
+    return __fmaf_rn(__fmaf_rn(__fmaf_rn(-s, s, x), __fmul_rn(r, 0.5f), s), 0x1p-32f, y);
+}
+__device__ static inline uint32_t byte_of(uint32_t x, int j) { return __byte_perm(x, 0, 0x4440 + j); }
+__device__ static inline uint32_t four_codes(const uint32_t *c) {
+    return __byte_perm(__byte_perm(c[0], c[1], 0x62), __byte_perm(c[2], c[3], 0x62), 0x5410);
+}
+
+/* A whole block of a tensor whose arrays are aligned, eight elements a lane, without a branch: the same bits as above. False, and
+ * nothing is written, when its numbers are too large or too small for that (m that is not 0: below 2^-100), or an m is -0.
+ * Second moments are 2^64 times theirs, so that none is too small. */
+template <bool P32, bool G32>
+__device__ static inline bool quick(const struct list8::tensor &t, const struct maps &own, uint32_t b, int lane) {
+    const struct bw8_adam s = t.step;
+    const uint32_t i = b * BW8_BLOCK + (uint32_t)lane * 4;
+    const float m_scale = t.m_absmax[b], v_scale = t.v_absmax[b];
+    alignas(16) float p[8], g[8];
+    float m[8], v[8];
+    uint32_t m8[2], v8[2], m_top = 0, v_top = 0, least = ~0u;
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            float x = quick ? quotient(m[j], m_top, m_part) : __fdiv_rn(m[j], m_top),
-                  y = quick ? quotient(v[j], v_top, v_part) : __fdiv_rn(v[j], v_top);
-            (&m8[j / 4].x)[j % 4] = (uint8_t)(m_top > 0 ? bw8_keep_sign(nearest_signed(own.near_s, own.up_s, x), m[j]) : BW8_ZERO);
-            (&v8[j / 4].x)[j % 4] = (uint8_t)(v_top > 0 ? nearest(own.near_u, own.up_u, y) : 0);
-        }
+    for (int k = 0; k < 2; k++) {
+        *(float4 *)(p + 4 * k) = P32 ? __ldcs((const float4 *)(t.p + i) + k * 32) : four_bf16(t.copy + i + k * 128);
+        *(float4 *)(g + 4 * k) = G32 ? __ldcs((const float4 *)(t.g + i) + k * 32) : four_bf16(t.g16 + i + k * 128);
+        m8[k] = ((const uint32_t *)(t.m + i))[k * 32], v8[k] = ((const uint32_t *)(t.v + i))[k * 32];
+    }
+    __syncwarp(); /* keeps the loads ahead of the arithmetic */
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            int64_t i = b * 256 + k * 128 + lane * 4;
-            if (t.wide && i + 4 <= t.n) *(uchar4 *)(t.m + i) = m8[k], *(uchar4 *)(t.v + i) = v8[k];
-            else
-                for (int j = 0; j < 4 && i + j < t.n; j++) t.m[i + j] = (&m8[k].x)[j], t.v[i + j] = (&v8[k].x)[j];
-            if (t.p && t.wide && i + 4 <= t.n) __stcs((float4 *)(t.p + i), p[k]);
-            else
-                for (int j = 0; t.p && j < 4 && i + j < t.n; j++) t.p[i + j] = (&p[k].x)[j];
-            if (t.copy && t.wide && i + 4 <= t.n) *(uint2 *)(t.copy + i) = as_four_bf16(p[k]);
-            else
-                for (int j = 0; t.copy && j < 4 && i + j < t.n; j++) t.copy[i + j] = __float2bfloat16_rn((&p[k].x)[j]);
-        }
+    for (int j = 0; j < 8; j++) { /* bw8_adam_element */
+        const float x = __fmul_rn(g[j], s.grad_scale), m_old = __fmul_rn(own.s[byte_of(m8[j / 4], j % 4)], m_scale),
+                    v_old = __fmul_rn(own.u[byte_of(v8[j / 4], j % 4)], v_scale);
+        m[j] = __fadd_rn(__fmul_rn(m_old, s.beta1), __fmul_rn(s.g1, x));
+        v[j] = __fmul_rn(__fadd_rn(__fmul_rn(v_old, s.beta2), __fmul_rn(__fmul_rn(s.g2, x), x)), 0x1p64f);
+        const float d = root_plus(v[j], s.eps);
+        p[j] = __fmul_rn(__fadd_rn(p[j], __fmul_rn(s.step, quotient(m[j], d, reciprocal(d)))), s.decay);
+        const uint32_t bits = __float_as_uint(m[j]), turned = __funnelshift_l(bits, bits, 1); /* 2 |m| and its sign */
+        m_top = max(m_top, turned), v_top = max(v_top, __float_as_uint(v[j])), least = min(least, turned - 1); /* of 0 the largest */
+    }
+    const float m_most = __uint_as_float(__reduce_max_sync(~0u, m_top) >> 1), v_most = __uint_as_float(__reduce_max_sync(~0u, v_top));
+    const bool m_plain = m_most == 0 || (m_most > 0x1p-60f && m_most < 0x1p40f),
+               v_plain = v_most == 0 || (v_most > 0x1p-60f && v_most < 0x1p100f);
+    if (!m_plain || !v_plain || __any_sync(~0u, least < (27u << 24) - 1)) return false;
+    const float m_part = m_most > 0 ? reciprocal(m_most) : 0, v_part = v_most > 0 ? reciprocal(v_most) : 0;
+    uint32_t m_code[8], v_code[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        m_code[j] = code_s(own, quotient(m[j], m_most, m_part)), v_code[j] = code_u(own, quotient(v[j], v_most, v_part));
+    if (P32 && t.round)
+#pragma unroll
+        for (int j = 0; j < 8; j++) p[j] = as_bf16(p[j]);
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const float4 four = *(const float4 *)(p + 4 * k);
+        if (P32) __stcs((float4 *)(t.p + i) + k * 32, four);
+        if (!P32 || t.copy) *(uint2 *)(t.copy + i + k * 128) = as_four_bf16(four);
+        ((uint32_t *)(t.m + i))[k * 32] = four_codes(m_code + 4 * k), ((uint32_t *)(t.v + i))[k * 32] = four_codes(v_code + 4 * k);
+    }
+    if (lane == 0) t.m_absmax[b] = m_most, t.v_absmax[b] = __fmul_rn(v_most, 0x1p-64f);
+    return true;
+}
+
+/* warp: RUN blocks of one tensor, one after the other. 16 bytes an element (14: bf16 gradient) and 16 a block. */
+template <bool P32, bool G32>
+__global__ __launch_bounds__(THREADS8, 2) static void adam8(const __grid_constant__ struct list8 l, const struct maps *maps) {
+    __shared__ struct maps own;
+    const int lane = threadIdx.x % 32;
+    for (int i = threadIdx.x; i < (int)(sizeof own / 4); i += THREADS8) ((uint32_t *)&own)[i] = ((const uint32_t *)maps)[i];
+    __syncthreads();
+    for (int piece = (int)(blockIdx.x * WARPS8 + threadIdx.x / 32); piece < l.first[l.count]; piece += (int)gridDim.x * WARPS8) {
+        const int which = tensor_of(l.first, l.count, piece);
+        const struct list8::tensor &t = l.t[which];
+        const int from = (piece - l.first[which]) * RUN;
+        for (int b = from; b < from + RUN && (int64_t)b * BW8_BLOCK < t.n; b++)
+            if (b >= t.quick || !quick<P32, G32>(t, own, (uint32_t)b, lane)) exact(t, own, b, lane);
     }
 }
 
+typedef void adam8_kernel(struct list8, const struct maps *);
+/* The kernel for tensors such as t: they have fp32 values or none, an fp32 gradient or a bf16 one. */
+static adam8_kernel *adam8_for(const struct list8::tensor &t) {
+    return t.p ? t.g ? adam8<true, true> : adam8<true, false> : t.g ? adam8<false, true> : adam8<false, false>;
+}
 static void run_list8(struct cuda *c, struct list8 *l) {
-    int64_t blocks = l->count ? ceil_div(l->first[l->count], WARPS) : 0;
+    const int64_t blocks = l->count ? ceil_div(l->first[l->count], WARPS8) : 0, most = 2 * c->sms;
     if (blocks)
-        adam8<<<(unsigned)(blocks < 8 * c->sms ? blocks : 8 * c->sms), THREADS, 0, cuda_stream(c)>>>(
-            *l, (const struct maps *)c->maps);
+        adam8_for(l->t[0])<<<(unsigned)(blocks < most ? blocks : most), THREADS8, 0, cuda_stream(c)>>>(*l, (const struct maps *)c->maps);
     CUDA_LAUNCHED(c);
     l->count = 0;
 }
@@ -231,14 +285,18 @@ void cuda_adam(void *self, const struct adam_args *a) {
             t.wide = wide && aligned(x->m, 16) && aligned(x->v, 16) && aligned(x->copy, 8), t.round = x->round;
             l.first[l.count + 1] = l.first[l.count] + (int32_t)ceil_div(x->n, CHUNK), l.count++;
         } else {
+            if (l8.count && (!x->p != !l8.t[0].p || !x->g != !l8.t[0].g)) run_list8(c, &l8);
             auto &t = l8.t[l8.count];
             t.p = x->p, t.g = x->g, t.g16 = (const bf16 *)x->g16, t.m = x->m8, t.v = x->v8;
             t.m_absmax = x->m_absmax, t.v_absmax = x->v_absmax,
             t.copy = (bf16 *)x->copy, t.n = x->n;
             t.step = bw8_adam_step(a->t, (float)x->lr, (float)a->beta1, (float)a->beta2, (float)a->eps, (float)x->weight_decay,
                                    (float)a->grad_scale);
-            t.wide = wide && aligned(x->m8, 4) && aligned(x->v8, 4), t.round = x->round;
-            l8.first[l8.count + 1] = l8.first[l8.count] + (int32_t)ceil_div(x->n, 256), l8.count++;
+            const bool quick = wide && aligned(x->m8, 4) && aligned(x->v8, 4) && aligned(x->copy, 8) && t.step.eps > 0x1p-60f &&
+                               t.step.eps < 1;
+            t.quick = quick ? (int)(x->n / BW8_BLOCK < 1 << 24 ? x->n / BW8_BLOCK : 1 << 24) : 0;
+            t.round = x->round;
+            l8.first[l8.count + 1] = l8.first[l8.count] + (int32_t)ceil_div(x->n, RUN * BW8_BLOCK), l8.count++;
         }
         if (l.count == LIST) run_list(c, &l);
         if (l8.count == LIST) run_list8(c, &l8);
@@ -329,24 +387,22 @@ size_t cuda_adam_workspace(struct cuda *c, const struct backend_limits *, char *
     return SQSUM_PIECES * sizeof(double);
 }
 
-static void fill(const float *map, float *values, float *up, uint8_t *near) {
-    for (int i = 0; i < 256; i++) values[i] = map[i], up[i] = INFINITY;
-    for (int i = 0; i < 255; i++) { /* on a tie the even index */
-        float middle = (map[i] + map[i + 1]) * 0.5f;
-        up[i] = i % 2 ? middle : nextafterf(middle, INFINITY);
-    }
-    for (uint32_t k = 0; k < NEAR; k++) {
-        uint32_t bits = (k + NEAR_FROM) << 16;
-        float x;
-        memcpy(&x, &bits, sizeof x);
-        near[k] = (uint8_t)bw8_nearest(map, k ? x : 0);
+/* Cells from LEAST on. A negative first moment does not get the code of 0 (bw8_keep_sign). */
+static void fill(const float *map, uint32_t *near, int count, bool keep_sign) {
+    const int32_t *cell = bw8_index(map)->cell;
+    for (int k = LEAST; k < LEAST + count; k++) {
+        const bool negative = k > 0x3fff;
+        uint32_t x = (uint32_t)cell[negative ? k ^ 0xffff : k];
+        if (keep_sign && negative && (x + 0xffff) >> 16 == BW8_ZERO) x = (BW8_ZERO - 1) << 16;
+        near[k - LEAST] = x - ((uint32_t)k << 16);
     }
 }
 /* The maps on the card, for the life of the backend. */
 cudaError_t cuda_adam_start(struct cuda *c) {
     nf4_init();
     struct maps maps;
-    fill(bw8_signed, maps.s, maps.up_s, maps.near_s), fill(bw8_unsigned, maps.u, maps.up_u, maps.near_u);
+    memcpy(maps.s, bw8_signed, sizeof maps.s), memcpy(maps.u, bw8_unsigned, sizeof maps.u);
+    fill(bw8_signed, maps.near_s, BEHIND - LEAST + 1, true), fill(bw8_unsigned, maps.near_u, MOST - LEAST + 1, false);
     cudaError_t code = cudaMalloc(&c->maps, sizeof maps);
     return code == cudaSuccess ? cudaMemcpy(c->maps, &maps, sizeof maps, cudaMemcpyHostToDevice) : code;
 }

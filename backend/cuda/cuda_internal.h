@@ -57,7 +57,7 @@ struct cuda {
     uint32_t *turns;     /* [TALL_TILES + 1] whose turn it is to add to a tile, and how many blocks have started; 0 between launches */
     bf16 *taps, *bias;   /* (2, D/2, D) and [D] of the filter, when they are fp32 */
     double *pieces;      /* [SQSUM_PIECES] */
-    void *maps;          /* bw8_signed, bw8_unsigned: [2 * 256] fp32, own memory */
+    void *maps;          /* of 8-bit AdamW, see adam.cu; own memory */
     bf16 *loss_e;        /* (V, D) when E is fp32 */
     float *slices;       /* attention of a few rows, by slices of the keys */
     size_t slice_floats;

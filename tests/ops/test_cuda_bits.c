@@ -189,10 +189,11 @@ TEST(gradients_in_bf16) {
     }
 }
 
-/* 8-bit moments of every kind of block: usual, of zeros, with elements that saw no gradient, tiny, huge, with codes that no
- * encoding writes, with one gradient that is a subnormal; whole and cut off, at odd addresses, in all types: the CPU's bits. */
+/* 8-bit moments of every kind of block: usual, of zeros, with elements that saw no gradient, tiny, huge, with codes that no encoding
+ * writes, with one gradient that is a subnormal, of negative zeros; whole and cut off, at odd addresses, in all types: the CPU's bits. */
+enum { BLOCK_KINDS = 11 };
 static void fill_block(int kind, float *p, float *g, uint8_t *m, uint8_t *v, float *m_top, float *v_top, int64_t n) {
-    static const float scale[] = {1e-4f, 1e-4f, 1e-4f, 1e-30f, 1e12f, 1e-3f, 1e-7f, 1e-19f};
+    static const float scale[BLOCK_KINDS] = {1e-4f, 1e-4f, 1e-4f, 1e-30f, 1e12f, 1e-3f, 1e-7f, 1e-19f, 1e-9f, 1e-13f, 1e-5f};
     const float s = scale[kind];
     *m_top = s * (1.5f + uniform()), *v_top = s * s * (1.5f + uniform());
     if (kind == 1) *m_top = *v_top = 0;
@@ -203,13 +204,14 @@ static void fill_block(int kind, float *p, float *g, uint8_t *m, uint8_t *v, flo
         if (kind == 2 && i % 3) g[i] = i % 2 ? 0 : -0.0f, m[i] = (uint8_t)(BW8_ZERO - 1 + i % 4), v[i] = (uint8_t)(i % 2);
         if (kind == 5 && i % 7 == 0) m[i] = (uint8_t)(i % 2 ? 0 : 255), v[i] = 255, g[i] = 0;
         if (kind == 6 && i == 17) g[i] = 0x1p-133f; /* of bf16, too */
+        if (kind == 10) *m_top = 0, g[i] = p[i] = -0.0f;
     }
 }
 TEST(moments_of_every_kind) {
     NEED_CARD();
     limits(8, 64, 64, 1, 64, 64, 4);
-    const int64_t sizes[] = {8 * 256 * 9, 8 * 256 + 77, 300};
-    for (int k = 0; k < 3 * 2 * 2 * 2; k++) { /* size; address; master or none; gradient in fp32 or bf16 */
+    const int64_t sizes[] = {BLOCK_KINDS * 256 * 9, BLOCK_KINDS * 256 + 77, 300, 1 << 22};
+    for (int k = 0; k < 3 * 2 * 2 * 2 + 4; k++) { /* size (the last at even addresses); address; master or none; gradient in fp32 or bf16 */
         const int64_t n = sizes[k / 8], off = k / 4 & 1, nb = (n + 255) / 256;
         const int master = k / 2 & 1, wide = k & 1;
         struct pair p = make(n + 1, 1, DT_F32, 1), half = make(n + 1, 1, DT_BF16, 1), g = make(n + 1, 1, DT_F32, 1), g16 = make(n + 1, 1, DT_BF16, 1);
@@ -219,7 +221,7 @@ TEST(moments_of_every_kind) {
         clear(&m), clear(&v);
         for (int64_t b = 0; b < nb; b++) {
             const int64_t i = b * 256, count = n - i < 256 ? n - i : 256;
-            fill_block((int)(b % 8), p0 + off + i, g0 + off + i, (uint8_t *)m.c.data + i, (uint8_t *)v.c.data + i, (float *)am.c.data + b, (float *)av.c.data + b, count);
+            fill_block((int)(b % BLOCK_KINDS), p0 + off + i, g0 + off + i, (uint8_t *)m.c.data + i, (uint8_t *)v.c.data + i, (float *)am.c.data + b, (float *)av.c.data + b, count);
         }
         for (int64_t i = 0; i <= n; i++) values[i] = f32_to_bf16(p0[i]), grads[i] = f32_to_bf16(g0[i]);
         memcpy(half.c.data, p0, ((size_t)n + 1) * 4), memcpy(g16.c.data, g0, ((size_t)n + 1) * 4);
