@@ -4,11 +4,13 @@
  * are counted through: first[i] is the number of the first piece of tensor i. So a list of small tensors fills the card as well
  * as a large one, and what a piece does never depends on its neighbours. */
 #include "backend/cuda/cuda_internal.h"
+#include "backend/cuda/mma.h"
 extern "C" {
 #include "base/sys.h"
 }
 #include <math.h>
 #include <string.h>
+#include <type_traits>
 
 enum { THREADS = 256, LIST = 32, WARPS = THREADS / 32 };
 
@@ -105,8 +107,8 @@ static void run_list(struct cuda *c, struct list *l) {
  * quotients of magnitude 2^-23 to 1, below which all are nearest to 0; those of negative ones are inverted, which puts them
  * behind the positive ones. A cell is that of nf4 less its own place, so that one sum with the bits has the code in byte 2. */
 enum { LEAST = 0x3400, MOST = 0x3f80, BEHIND = 0x7fff - LEAST };
-struct maps { float s[256], u[256]; uint32_t near_s[BEHIND - LEAST + 1], near_u[MOST - LEAST + 1]; };
-enum { THREADS8 = 512, WARPS8 = THREADS8 / 32, RUN = 4 }; /* RUN: blocks of 256 that a warp takes at a time */
+struct alignas(16) maps { float s[256], u[256]; uint32_t near_s[BEHIND - LEAST + 1], near_u[MOST - LEAST + 1]; };
+enum { THREADS8 = 512, WARPS8 = THREADS8 / 32 };
 struct list8 {
     struct tensor {
         float *p;
@@ -185,30 +187,59 @@ __device__ static inline uint32_t four_codes(const uint32_t *c) {
     return __byte_perm(__byte_perm(c[0], c[1], 0x62), __byte_perm(c[2], c[3], 0x62), 0x5410);
 }
 
+/* A block that a warp has under way: its values and gradients go to shared memory, where each lane finds its own again. */
+template <bool P32, bool G32> struct landing {
+    alignas(16) typename std::conditional<P32, float, bf16>::type p[BW8_BLOCK];
+    alignas(16) typename std::conditional<G32, float, bf16>::type g[BW8_BLOCK];
+};
+struct block {
+    int tensor, number;
+    uint32_t m8[2], v8[2];
+    float m_scale, v_scale;
+};
+template <class T> __device__ static inline void copy_four(T *to, const T *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_at(to)), "l"(from), "n"(4 * sizeof(T)) : "memory");
+}
+__device__ static inline float4 four(const float *x) { return *(const float4 *)x; }
+__device__ static inline float4 four(const bf16 *x) { return four_bf16(x); }
+
+/* Starts for block `at` of the list. */
+template <bool P32, bool G32>
+__device__ static inline struct block fetch(const struct list8 &l, int at, int lane, struct landing<P32, G32> *to) {
+    struct block x = {};
+    if (at >= l.first[l.count]) return x;
+    x.tensor = tensor_of(l.first, l.count, at), x.number = at - l.first[x.tensor];
+    const struct list8::tensor &t = l.t[x.tensor];
+    if (x.number >= t.quick) return x;
+    const uint32_t i = (uint32_t)x.number * BW8_BLOCK + (uint32_t)lane * 4;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        if constexpr (P32) copy_four(to->p + lane * 4 + k * 128, (const float *)t.p + i + k * 128);
+        else copy_four(to->p + lane * 4 + k * 128, (const bf16 *)t.copy + i + k * 128);
+        if constexpr (G32) copy_four(to->g + lane * 4 + k * 128, t.g + i + k * 128);
+        else copy_four(to->g + lane * 4 + k * 128, t.g16 + i + k * 128);
+        x.m8[k] = ((const uint32_t *)(t.m + i))[k * 32], x.v8[k] = ((const uint32_t *)(t.v + i))[k * 32];
+    }
+    x.m_scale = t.m_absmax[x.number], x.v_scale = t.v_absmax[x.number];
+    return x;
+}
+
 /* A whole block of a tensor whose arrays are aligned, eight elements a lane, without a branch: the same bits as above. False, and
  * nothing is written, when its numbers are too large or too small for that (m that is not 0: below 2^-100), or an m is -0.
  * Second moments are 2^64 times theirs, so that none is too small. */
 template <bool P32, bool G32>
-__device__ static inline bool quick(const struct list8::tensor &t, const struct maps &own, uint32_t b, int lane) {
+__device__ static inline bool quick(const struct list8::tensor &t, const struct maps &own, const struct block &x, float *p,
+                                    const float *g, int lane) {
     const struct bw8_adam s = t.step;
-    const uint32_t i = b * BW8_BLOCK + (uint32_t)lane * 4;
-    const float m_scale = t.m_absmax[b], v_scale = t.v_absmax[b];
-    alignas(16) float p[8], g[8];
+    const uint32_t i = (uint32_t)x.number * BW8_BLOCK + (uint32_t)lane * 4;
     float m[8], v[8];
-    uint32_t m8[2], v8[2], m_top = 0, v_top = 0, least = ~0u;
-#pragma unroll
-    for (int k = 0; k < 2; k++) {
-        *(float4 *)(p + 4 * k) = P32 ? __ldcs((const float4 *)(t.p + i) + k * 32) : four_bf16(t.copy + i + k * 128);
-        *(float4 *)(g + 4 * k) = G32 ? __ldcs((const float4 *)(t.g + i) + k * 32) : four_bf16(t.g16 + i + k * 128);
-        m8[k] = ((const uint32_t *)(t.m + i))[k * 32], v8[k] = ((const uint32_t *)(t.v + i))[k * 32];
-    }
-    __syncwarp(); /* keeps the loads ahead of the arithmetic */
+    uint32_t m_top = 0, v_top = 0, least = ~0u;
 #pragma unroll
     for (int j = 0; j < 8; j++) { /* bw8_adam_element */
-        const float x = __fmul_rn(g[j], s.grad_scale), m_old = __fmul_rn(own.s[byte_of(m8[j / 4], j % 4)], m_scale),
-                    v_old = __fmul_rn(own.u[byte_of(v8[j / 4], j % 4)], v_scale);
-        m[j] = __fadd_rn(__fmul_rn(m_old, s.beta1), __fmul_rn(s.g1, x));
-        v[j] = __fmul_rn(__fadd_rn(__fmul_rn(v_old, s.beta2), __fmul_rn(__fmul_rn(s.g2, x), x)), 0x1p64f);
+        const float y = __fmul_rn(g[j], s.grad_scale), m_old = __fmul_rn(own.s[byte_of(x.m8[j / 4], j % 4)], x.m_scale),
+                    v_old = __fmul_rn(own.u[byte_of(x.v8[j / 4], j % 4)], x.v_scale);
+        m[j] = __fadd_rn(__fmul_rn(m_old, s.beta1), __fmul_rn(s.g1, y));
+        v[j] = __fmul_rn(__fadd_rn(__fmul_rn(v_old, s.beta2), __fmul_rn(__fmul_rn(s.g2, y), y)), 0x1p64f);
         const float d = root_plus(v[j], s.eps);
         p[j] = __fmul_rn(__fadd_rn(p[j], __fmul_rn(s.step, quotient(m[j], d, reciprocal(d)))), s.decay);
         const uint32_t bits = __float_as_uint(m[j]), turned = __funnelshift_l(bits, bits, 1); /* 2 |m| and its sign */
@@ -228,41 +259,60 @@ __device__ static inline bool quick(const struct list8::tensor &t, const struct 
         for (int j = 0; j < 8; j++) p[j] = as_bf16(p[j]);
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        const float4 four = *(const float4 *)(p + 4 * k);
-        if (P32) __stcs((float4 *)(t.p + i) + k * 32, four);
-        if (!P32 || t.copy) *(uint2 *)(t.copy + i + k * 128) = as_four_bf16(four);
+        const float4 value = *(const float4 *)(p + 4 * k);
+        if (P32) __stcs((float4 *)(t.p + i) + k * 32, value);
+        if (!P32 || t.copy) *(uint2 *)(t.copy + i + k * 128) = as_four_bf16(value);
         ((uint32_t *)(t.m + i))[k * 32] = four_codes(m_code + 4 * k), ((uint32_t *)(t.v + i))[k * 32] = four_codes(v_code + 4 * k);
     }
-    if (lane == 0) t.m_absmax[b] = m_most, t.v_absmax[b] = __fmul_rn(v_most, 0x1p-64f);
+    if (lane == 0) t.m_absmax[x.number] = m_most, t.v_absmax[x.number] = __fmul_rn(v_most, 0x1p-64f);
     return true;
 }
 
-/* warp: RUN blocks of one tensor, one after the other. 16 bytes an element (14: bf16 gradient) and 16 a block. */
+/* warp: every so manieth block of the list, the next one always under way. 16 bytes an element (14: bf16 gradient), 16 a block. */
+template <bool P32, bool G32> struct room8 {
+    struct maps maps;
+    struct landing<P32, G32> landing[WARPS8];
+};
 template <bool P32, bool G32>
 __global__ __launch_bounds__(THREADS8, 2) static void adam8(const __grid_constant__ struct list8 l, const struct maps *maps) {
-    __shared__ struct maps own;
-    const int lane = threadIdx.x % 32;
-    for (int i = threadIdx.x; i < (int)(sizeof own / 4); i += THREADS8) ((uint32_t *)&own)[i] = ((const uint32_t *)maps)[i];
+    extern __shared__ __align__(16) char shared[];
+    struct room8<P32, G32> &room = *(struct room8<P32, G32> *)shared;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = (int)gridDim.x * WARPS8;
+    struct landing<P32, G32> *own = &room.landing[warp];
+    int at = (int)blockIdx.x * WARPS8 + warp;
+    struct block now = fetch(l, at, lane, own);
+    for (int i = threadIdx.x; i < (int)(sizeof *maps / 16); i += THREADS8)
+        copy_four((float *)&room.maps + 4 * i, (const float *)maps + 4 * i);
+    copies_end(), copies_wait<0>();
     __syncthreads();
-    for (int piece = (int)(blockIdx.x * WARPS8 + threadIdx.x / 32); piece < l.first[l.count]; piece += (int)gridDim.x * WARPS8) {
-        const int which = tensor_of(l.first, l.count, piece);
-        const struct list8::tensor &t = l.t[which];
-        const int from = (piece - l.first[which]) * RUN;
-        for (int b = from; b < from + RUN && (int64_t)b * BW8_BLOCK < t.n; b++)
-            if (b >= t.quick || !quick<P32, G32>(t, own, (uint32_t)b, lane)) exact(t, own, b, lane);
+    for (; at < l.first[l.count]; at += step) {
+        alignas(16) float p[8], g[8];
+        copies_wait<0>();
+#pragma unroll
+        for (int k = 0; k < 2; k++)
+            *(float4 *)(p + 4 * k) = four(own->p + lane * 4 + k * 128), *(float4 *)(g + 4 * k) = four(own->g + lane * 4 + k * 128);
+        __syncwarp(); /* all are out before the next come in */
+        const struct block next = fetch(l, at + step, lane, own);
+        copies_end();
+        const struct list8::tensor &t = l.t[now.tensor];
+        if (now.number >= t.quick || !quick<P32, G32>(t, room.maps, now, p, g, lane)) exact(t, room.maps, now.number, lane);
+        now = next;
     }
 }
 
-typedef void adam8_kernel(struct list8, const struct maps *);
-/* The kernel for tensors such as t: they have fp32 values or none, an fp32 gradient or a bf16 one. */
-static adam8_kernel *adam8_for(const struct list8::tensor &t) {
-    return t.p ? t.g ? adam8<true, true> : adam8<true, false> : t.g ? adam8<false, true> : adam8<false, false>;
-}
-static void run_list8(struct cuda *c, struct list8 *l) {
-    const int64_t blocks = l->count ? ceil_div(l->first[l->count], WARPS8) : 0, most = 2 * c->sms;
-    if (blocks)
-        adam8_for(l->t[0])<<<(unsigned)(blocks < most ? blocks : most), THREADS8, 0, cuda_stream(c)>>>(*l, (const struct maps *)c->maps);
+template <bool P32, bool G32> static void launch8(struct cuda *c, const struct list8 *l) {
+    const int64_t groups = ceil_div(l->first[l->count], WARPS8), most = 2 * c->sms;
+    const size_t bytes = sizeof(struct room8<P32, G32>);
+    CUDA_TRY(c, cudaFuncSetAttribute(adam8<P32, G32>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    adam8<P32, G32><<<(unsigned)(groups < most ? groups : most), THREADS8, bytes, cuda_stream(c)>>>(*l, (const struct maps *)c->maps);
     CUDA_LAUNCHED(c);
+}
+/* All tensors of the list have fp32 values or none, fp32 gradients or bf16 ones. */
+static void run_list8(struct cuda *c, struct list8 *l) {
+    if (l->count && l->first[l->count]) {
+        if (l->t[0].p) l->t[0].g ? launch8<true, true>(c, l) : launch8<true, false>(c, l);
+        else l->t[0].g ? launch8<false, true>(c, l) : launch8<false, false>(c, l);
+    }
     l->count = 0;
 }
 
@@ -296,7 +346,7 @@ void cuda_adam(void *self, const struct adam_args *a) {
                                t.step.eps < 1;
             t.quick = quick ? (int)(x->n / BW8_BLOCK < 1 << 24 ? x->n / BW8_BLOCK : 1 << 24) : 0;
             t.round = x->round;
-            l8.first[l8.count + 1] = l8.first[l8.count] + (int32_t)ceil_div(x->n, RUN * BW8_BLOCK), l8.count++;
+            l8.first[l8.count + 1] = l8.first[l8.count] + (int32_t)ceil_div(x->n, BW8_BLOCK), l8.count++;
         }
         if (l.count == LIST) run_list(c, &l);
         if (l8.count == LIST) run_list8(c, &l8);
