@@ -343,8 +343,8 @@ TEST(attention_alone) {
     }
 }
 
-static void loss_at(int s) {
-    for (int v = 0; v < 9; v++) {
+static void loss_at(int s, int from, int to) {
+    for (int v = from; v < to; v++) {
         struct both_rows r;
         int64_t D = v % 2 ? 136 : 64, V = (int64_t[]){96, 517, 4096, 2, 8, 33, 257, 1024, 5003}[v], N, n = 0;
         char where[80];
@@ -376,15 +376,23 @@ static void loss_at(int s) {
 /* Apart, since racecheck keeps something of every launch until a program ends. */
 TEST(loss_of_few_rows) {
     NEED_CARD();
-    for (int s = 0; s < 3; s++) loss_at(s);
+    for (int s = 0; s < 3; s++) loss_at(s, 0, 9);
 }
 TEST(loss_of_several_sequences) {
     NEED_CARD();
-    loss_at(3), loss_at(4);
+    loss_at(3, 0, 9), loss_at(4, 0, 9);
 }
-TEST(loss_of_many_rows) {
+TEST(loss_of_many_rows_and_words) {
     NEED_CARD();
-    loss_at(5);
+    loss_at(5, 0, 3);
+}
+TEST(loss_of_many_rows_and_few_words) {
+    NEED_CARD();
+    loss_at(5, 3, 6);
+}
+TEST(loss_of_many_rows_and_more_words) {
+    NEED_CARD();
+    loss_at(5, 6, 9);
 }
 
 /* ---- strides ---- */

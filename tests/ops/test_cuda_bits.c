@@ -5,6 +5,7 @@
 
 TEST(optimizer) {
     NEED_CARD();
+    limits(8, 64, 64, 1, 64, 64, 4);
     for (int s = 0; s < 4; s++) {
         int64_t n = (int64_t[]){1, 4097, 70000, 300000}[s], nb = (n + 255) / 256;
         struct pair p = make(n, 1, DT_F32, 1), g = make(n, 1, DT_F32, 1), m = make(n, 1, DT_F32, 1), v = make(n, 1, DT_F32, 1), p8 = make(n, 1, DT_F32, 1), am = make(nb, 1, DT_F32, 1), av = make(nb, 1, DT_F32, 1);
@@ -85,6 +86,7 @@ TEST(unpacking_to_the_bit) { /* whole rows, rows apart, odd widths, odd addresse
 
 TEST(joint_operand_to_the_bit) { /* [W0 s0B0 0; W1 0 s1B1; A0 0 0; A1 0 0], any of the adapters absent; what pads the rows stays */
     NEED_CARD();
+    limits(8, 64, 64, 1, 64, 64, 4);
     const struct { enum weight_format f; int nested; } formats[] = {{W_BF16, 0}, {W_Q4, 1}, {W_Q4, 0}, {W_INT8, 0}, {W_F32, 0}};
     const int64_t sizes[][4] = {{64, 64, 72, 8}, {33, 40, 48, 16}, {7, 5, 13, 3}, {129, 1, 2056, 8}}; /* out, out, in, rank */
     for (int f = 0; f < 5; f++)
@@ -210,7 +212,7 @@ static void fill_block(int kind, float *p, float *g, uint8_t *m, uint8_t *v, flo
 TEST(moments_of_every_kind) {
     NEED_CARD();
     limits(8, 64, 64, 1, 64, 64, 4);
-    const int64_t sizes[] = {BLOCK_KINDS * 256 * 9, BLOCK_KINDS * 256 + 77, 300, 1 << 22};
+    const int64_t sizes[] = {BLOCK_KINDS * 256 * 9, BLOCK_KINDS * 256 + 77, 300, 5 << 18};
     for (int k = 0; k < 3 * 2 * 2 * 2 + 4; k++) { /* size (the last at even addresses); address; master or none; gradient in fp32 or bf16 */
         const int64_t n = sizes[k / 8], off = k / 4 & 1, nb = (n + 255) / 256;
         const int master = k / 2 & 1, wide = k & 1;
