@@ -4,7 +4,7 @@
 # Folders are modules: every .c in them belongs to libqlora.a, and tests/run/includes.sh checks which may include which.
 # probe.sh looks for compiler and libraries; what it finds goes to $(B)/config.mk.
 # Another build folder B holds another variant: its program is $(B)/qlora then, not ./qlora.
-MODULES := cli train model lora datasets pager comm backend/cpu backend checkpoint tokenizer nf4 base
+MODULES := cli train model lora datasets pager backend/cpu backend checkpoint tokenizer nf4 base
 
 B ?= build
 PREFIX ?= /usr/local
@@ -39,13 +39,12 @@ ifndef V
 endif
 
 AT := $(if $(filter-out build,$(B)),$(B)/)
-SRC := $(filter-out comm/nccl.c,$(wildcard $(MODULES:=/*.c)))
+SRC := $(wildcard $(MODULES:=/*.c))
 OBJ := $(SRC:%.c=$(B)/%.o)
 LIB := $(B)/libqlora.a
 PROGRAM := $(if $(wildcard qlora.c),$(AT)qlora)
 PLUGIN := $(AT)libqlora-cuda.so
-PLUGIN_OBJ := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard backend/cuda/*.cu)) \
-	$(if $(NCCL_CFLAGS),$(patsubst %.c,$(B)/%.o,$(wildcard comm/nccl.c)))
+PLUGIN_OBJ := $(patsubst %.cu,$(B)/%.cu.o,$(wildcard backend/cuda/*.cu))
 # $(call tests,KIND..,PATTERN): files of these folders of tests/, unless KINDS leaves them out; with ONLY in the name
 tests = $(call only,$(wildcard $(patsubst %,tests/%/$(2),$(filter $(1),$(KINDS)))))
 only = $(if $(ONLY),$(foreach f,$(1),$(if $(findstring $(ONLY),$(notdir $(f))),$(f))),$(1))
@@ -74,7 +73,7 @@ $(AT)qlora: $(B)/qlora.o $(LIB)
 $(LIB): $(OBJ)
 	$(call Q,AR)rm -f $@ && ar rcs $@ $^
 $(B)/%.o: %.c $(B)/config.mk
-	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) $(if $(filter comm/nccl.c,$<),$(NCCL_CFLAGS)) -c -o $@ $<
+	$(call Q,CC $<)mkdir -p $(@D) && $(COMPILE) -c -o $@ $<
 
 # The plugin carries its own copy of what it uses of the library and shows only its entry points.
 $(PLUGIN): $(PLUGIN_OBJ) $(LIB)

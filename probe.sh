@@ -2,7 +2,7 @@
 # probe.sh FILE - finds the compiler and the libraries and writes what it found to FILE, which the Makefile includes and
 # all objects depend on. FILE is touched only when something changed; then one line per probe says what was found.
 #
-# Needed: a C compiler, zlib, cJSON. Optional: a CBLAS (OpenBLAS), OpenMP, nvcc, NCCL. On Debian and its children what is
+# Needed: a C compiler, zlib, cJSON. Optional: a CBLAS (OpenBLAS), OpenMP, nvcc. On Debian and its children what is
 # missing of the first three is installed through apt-get, after one line that says so. INSTALL=0: nothing is installed;
 # the command to type is printed, and only without a needed library the build stops.
 # Reads the environment: CC CPPFLAGS CFLAGS LDFLAGS WERROR CBLAS CUDA NVCC ARCH INSTALL.
@@ -130,13 +130,6 @@ else
     say "✓ CUDA: $NVCC $("$NVCC" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p') for$built"
     set_var NVCC "$NVCC"
     set_var GENCODE "$gencode"
-    cuda=$(dirname "$(dirname "$NVCC")")
-    if links '#include <nccl.h>\nint main(void) { return 0; }' "-I$cuda/include"; then
-        say "✓ NCCL"
-        set_var NCCL_CFLAGS "-DQLORA_NCCL -I$cuda/include"
-    else
-        say "✗ NCCL: no nccl.h, several GPUs will not work together (libnccl-dev)"
-    fi
 fi
 
 if ! cmp -s "$tmp/config" "$file"; then

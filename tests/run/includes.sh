@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Includes go downwards only: a file may include headers of its own folder, its level and the levels below. Also: headers
 # include one another without circles; paths start at the root; a *_internal.h stays in its folder; what lies in backend/cpu
-# and backend/cuda is seen by nobody else; CUDA and NCCL headers only in backend/cuda and comm/nccl.c; cJSON only behind
-# base/json.h. Tests, benchmarks and examples may include anything. `includes.sh FOLDER` checks another tree.
+# and backend/cuda is seen by nobody else; CUDA headers only in backend/cuda; cJSON only behind base/json.h. Tests, benchmarks and
+# examples may include anything. `includes.sh FOLDER` checks another tree.
 set -u
 here=$(cd "$(dirname "$0")/../.." && pwd)
-levels="qlora.c | cli | train | model lora datasets pager | backend/cpu backend/cuda comm | backend checkpoint tokenizer | nf4 | base"
+levels="qlora.c | cli | train | model lora datasets pager | backend/cpu backend/cuda | backend checkpoint tokenizer | nf4 | base"
 
 # check ROOT: one line per offence
 check() {
@@ -22,8 +22,8 @@ check() {
             if (!match($0, /[<"][^>"]*[>"]/)) next
             quoted = substr($0, RSTART, 1) == "\""; what = substr($0, RSTART + 1, RLENGTH - 2)
             from = file == "qlora.c" ? file : folder(file); to = folder(what)
-            if (what ~ /^(cuda|cublas|curand|cub\/|cooperative_groups|nv|mma\.h|nccl)/ && from != "backend/cuda" && file != "comm/nccl.c")
-                bad("outside backend/cuda and comm/nccl.c")
+            if (what ~ /^(cuda|cublas|curand|cub\/|cooperative_groups|nv|mma\.h|nccl)/ && from != "backend/cuda")
+                bad("outside backend/cuda")
             if (what ~ /cJSON/ && file != "base/json.h") bad("outside base/json.h")
             if (!quoted) next
             if (to == "") bad("does not start at the root")
@@ -45,13 +45,12 @@ offences=$(check "$here")
 # The check itself: lines that are right, and one of each offence.
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
-mkdir -p "$tree"/{base,train,model,backend/cuda,comm}
+mkdir -p "$tree"/{base,train,model,backend/cuda}
 put() { printf '#include %s\n' "${@:2}" >"$tree/$1"; }
 put qlora.c '"train/train.h"'
 put train/good.c '"model/model.h"' '<math.h>' '"train/own_internal.h"' '"base/err.h"'
 put model/good.h '"lora/lora.h"' '"backend/backend.h"'
 put backend/cuda/good.cu '<cuda_runtime.h>' '"backend/backend.h"' '"backend/cuda/x.cuh"'
-put comm/nccl.c '<nccl.h>'
 [[ -z $(check "$tree") ]] || { echo "right lines are refused:"; check "$tree"; failed=1; }
 put model/bad.c '"train/train.h"' '<nccl.h>' '"model.h"' '<cjson/cJSON.h>' '"backend/cuda/x.cuh"' '"base/x_internal.h"' '"nowhere/x.h"'
 [[ $(check "$tree" | grep -c '^model/bad.c:') == 7 ]] || { echo "7 offences, found are:"; check "$tree"; failed=1; }
