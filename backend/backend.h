@@ -53,10 +53,12 @@ struct adapter { /* low-rank branch: y += scale * drop(x) Aᵀ Bᵀ (Hu et al. 2
     float *dm;         /* dev [out] gradient, += by op_dora_bwd, or NULL */
 };
 
-/* Dropout mask: element (token, feature) is kept iff its 32-bit word of Philox4x32-10 is >= p * 2^32, kept values are
- * divided by (1-p). counter = {feature/4, token, site, step}, key = {seed low, seed high ^ layer}; word feature%4.
- * token counts from 0 in the global batch of the step, so the mask does not depend on chunks. */
+/* Dropout mask: element (token, feature) is kept iff its 16 bits of Philox4x32-10 are >= the limit of p, kept values are divided by
+ * the share that is kept. counter = {feature/8, token, site, step}, key = {seed low, seed high ^ layer}; word feature%8 / 2, its lower
+ * half for an even feature. token counts from 0 in the global batch of the step, so the mask does not depend on chunks. */
 struct dropout { float p; uint64_t seed; uint32_t step, layer, site; };
+static inline uint32_t dropout_limit(float p) { return (uint32_t)(p * 0x1p16f + 0.5f); } /* p to 2^-17; p < 1 - 2^-17 */
+static inline float dropout_kept(float p) { return 1.f - (float)dropout_limit(p) * 0x1p-16f; }
 
 /* The token rows of a chunk: whole sequences, one behind the other; or, for all ops but attention, a part of one sequence.
  * Arrays marked dev are in backend memory. */

@@ -287,24 +287,25 @@ static void score_bwd(float *p, float *ds, float lse, float delta, float scale, 
 }
 
 static void drop(const struct dropout *d, uint32_t token, int64_t first, const float *x, float *out, int add, int64_t n) {
-    enum { GROUPS = 32 }; /* counters at a time, four features each */
-    uint32_t limit = (uint32_t)ceil((double)d->p * 0x1p32), key0 = (uint32_t)d->seed;
+    enum { GROUPS = 32, WIDE = 8 * GROUPS }; /* counters at a time, eight features each */
+    uint32_t limit = dropout_limit(d->p), key0 = (uint32_t)d->seed;
     uint32_t key1 = (uint32_t)(d->seed >> 32) ^ d->layer;
-    float kept = 1.f - d->p;
-    for (int64_t at = first & ~(int64_t)3; at < first + n; at += 4 * GROUPS) {
-        uint32_t word[4 * GROUPS], base = (uint32_t)(at / 4);
+    float kept = dropout_kept(d->p);
+    for (int64_t at = first & ~(int64_t)7; at < first + n; at += WIDE) {
+        union { uint32_t word[WIDE / 2]; uint16_t of[WIDE]; } bits; /* little-endian */
+        uint32_t base = (uint32_t)(at / 8);
         SIMD for (int c = 0; c < GROUPS; c++) {
             uint32_t counter[4] = {base + (uint32_t)c, token, d->site, d->step}, key[2] = {key0, key1}, w[4];
             philox4x32(counter, key, w);
-            word[4 * c] = w[0], word[4 * c + 1] = w[1], word[4 * c + 2] = w[2], word[4 * c + 3] = w[3];
+            bits.word[4 * c] = w[0], bits.word[4 * c + 1] = w[1], bits.word[4 * c + 2] = w[2], bits.word[4 * c + 3] = w[3];
         }
-        int64_t begin = first > at ? first - at : 0, end = first + n - at < 4 * GROUPS ? first + n - at : 4 * GROUPS;
+        int64_t begin = first > at ? first - at : 0, end = first + n - at < WIDE ? first + n - at : WIDE;
         const float *from = x + (at - first);
         float *to = out + (at - first);
         if (add) {
-            SIMD for (int64_t i = begin; i < end; i++) to[i] += word[i] >= limit ? from[i] / kept : 0.f;
+            SIMD for (int64_t i = begin; i < end; i++) to[i] += bits.of[i] >= limit ? from[i] / kept : 0.f;
         } else {
-            SIMD for (int64_t i = begin; i < end; i++) to[i] = word[i] >= limit ? from[i] / kept : 0.f;
+            SIMD for (int64_t i = begin; i < end; i++) to[i] = bits.of[i] >= limit ? from[i] / kept : 0.f;
         }
     }
 }

@@ -18,19 +18,18 @@ static int has_lora(const struct linear_out *o) { return o->lora.A.data != NULL;
 
 /* ---- dropout ---- */
 
-struct mask { float scale; uint32_t limit, key0, key1, step, site; };
+struct mask { float scale; uint32_t limit, key0, key1, step, site; }; /* limit: for the upper half of a word */
 static struct mask mask_of(const struct dropout *d) {
     struct mask m;
-    m.scale = 1.f / (1.f - d->p), m.limit = (uint32_t)ceil((double)d->p * 0x1p32);
+    m.scale = 1.f / dropout_kept(d->p), m.limit = dropout_limit(d->p) << 16;
     m.key0 = (uint32_t)d->seed, m.key1 = (uint32_t)(d->seed >> 32) ^ d->layer, m.step = d->step, m.site = d->site;
     return m;
 }
-__device__ static inline void draw(const struct mask &k, int64_t i, uint32_t token, uint32_t word[4]) { /* of features i .. i+3 */
-    uint32_t counter[4] = {(uint32_t)(i / 4), token, k.site, k.step}, key[2] = {k.key0, k.key1};
+__device__ static inline void draw(const struct mask &k, int64_t i, uint32_t token, uint32_t word[4]) { /* of features i .. i+7 */
+    uint32_t counter[4] = {(uint32_t)(i / 8), token, k.site, k.step}, key[2] = {k.key0, k.key1};
     philox4x32(counter, key, word);
 }
-/* to[t][i] (=|+=) kept(t, i) ? from[t][i] / (1-p) : 0.  thread: eight features of a row, two Philox draws; 4 or 6 bytes a feature and
- * some 25 integer operations, which take about as long. */
+/* to[t][i] (=|+=) kept(t, i) ? scale from[t][i] : 0.  thread: eight features of a row, one Philox draw; 4 or 6 bytes a feature. */
 template <int ADD>
 __global__ static void __launch_bounds__(THREADS)
     drop(struct mask k, const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, int64_t cols, uint32_t token0) {
@@ -39,27 +38,29 @@ __global__ static void __launch_bounds__(THREADS)
     uint4 *out = (uint4 *)(to + t * ld_to + i), x = *(const uint4 *)(from + t * ld_from + i), y = ADD ? *out : x;
     const __nv_bfloat162 *in = (const __nv_bfloat162 *)&x;
     __nv_bfloat162 *sum = (__nv_bfloat162 *)&y;
-    uint32_t word[8];
-    draw(k, i, token0 + (uint32_t)t, word), draw(k, i + 4, token0 + (uint32_t)t, word + 4);
+    uint32_t word[4];
+    draw(k, i, token0 + (uint32_t)t, word);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         float2 v = __bfloat1622float2(in[j]), s = ADD ? __bfloat1622float2(sum[j]) : make_float2(0.f, 0.f);
-        s.x += word[2 * j] >= k.limit ? v.x * k.scale : 0.f;
-        s.y += word[2 * j + 1] >= k.limit ? v.y * k.scale : 0.f;
+        s.x += word[j] << 16 >= k.limit ? v.x * k.scale : 0.f;
+        s.y += word[j] >= k.limit ? v.y * k.scale : 0.f;
         sum[j] = __float22bfloat162_rn(s);
     }
     *out = y;
 }
-/* The same for rows of any length at any address. thread: four features. */
+/* The same for rows of any length at any address. thread: eight features. */
 template <int ADD>
 __global__ static void drop_any(struct mask k, const bf16 *from, int64_t ld_from, bf16 *to, int64_t ld_to, int64_t cols,
                                 uint32_t token0) {
-    const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 4, t = blockIdx.y;
+    const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8, t = blockIdx.y;
     if (i >= cols) return;
     uint32_t word[4];
     draw(k, i, token0 + (uint32_t)t, word);
-    for (int j = 0; j < 4 && i + j < cols; j++) {
-        float v = word[j] >= k.limit ? __bfloat162float(from[t * ld_from + i + j]) * k.scale : 0.f;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        if (i + j >= cols) return;
+        float v = word[j / 2] << (j % 2 ? 0 : 16) >= k.limit ? __bfloat162float(from[t * ld_from + i + j]) * k.scale : 0.f;
         bf16 *out = &to[t * ld_to + i + j];
         *out = __float2bfloat16_rn(ADD ? __bfloat162float(*out) + v : v);
     }
@@ -70,7 +71,7 @@ static void dropped(struct cuda *c, const struct rows *rows, const struct dropou
     const int fits = ((uintptr_t)from | (uintptr_t)to) % 16 == 0 && (ld_from | ld_to | cols) % 8 == 0;
     const auto kernel = fits ? (add ? drop<1> : drop<0>) : (add ? drop_any<1> : drop_any<0>);
     for (int64_t t = 0; t < n; t += 65535) {
-        dim3 grid((unsigned)ceil_div(cols, THREADS * (fits ? 8 : 4)), (unsigned)(n - t < 65535 ? n - t : 65535));
+        dim3 grid((unsigned)ceil_div(cols, THREADS * 8), (unsigned)(n - t < 65535 ? n - t : 65535));
         kernel<<<grid, THREADS, 0, cuda_stream(c)>>>(k, from + t * ld_from, ld_from, to + t * ld_to, ld_to, cols,
                                                      (uint32_t)(rows->token0 + t));
         CUDA_LAUNCHED(c);

@@ -19,10 +19,11 @@ struct result { struct mat norm, c, y, xa, dx, dA, dB, dm; };
 
 static const struct dropout MASK = {.seed = 0x123456789abcdef0u, .step = 3, .layer = 2, .site = 1};
 static double kept(const struct problem *p, int64_t token, int64_t j) {
-    uint32_t counter[4] = {(uint32_t)(j / 4), (uint32_t)token, 1, 3}, word[4], key[2] = {0x9abcdef0u, 0x12345678u ^ 2};
+    uint32_t counter[4] = {(uint32_t)(j / 8), (uint32_t)token, 1, 3}, word[4], key[2] = {0x9abcdef0u, 0x12345678u ^ 2};
     if (p->p <= 0) return 1;
     philox4x32(counter, key, word);
-    return (double)word[j % 4] >= (double)p->p * 0x1p32 ? 1 / (1 - (double)p->p) : 0;
+    const double share = floor((double)p->p * 65536 + 0.5) / 65536; /* dropped */
+    return (word[j % 8 / 2] >> j % 2 * 16 & 65535) / 65536. >= share ? 1 / (1 - share) : 0;
 }
 
 /* y[o] = m_o / norm_o (x W_oᵀ + s drop(x) Aᵀ B_oᵀ) of row t */

@@ -116,10 +116,11 @@ static void run(struct backend *b, const struct problem *p, const struct rows *r
 
 /* The mask by its definition. */
 static double kept(const struct problem *p, int site, int64_t token, int64_t j) {
-    uint32_t counter[4] = {(uint32_t)(j / 4), (uint32_t)token, (uint32_t)site, 3}, word[4];
+    uint32_t counter[4] = {(uint32_t)(j / 8), (uint32_t)token, (uint32_t)site, 3}, word[4];
     uint32_t key[2] = {0x9abcdef0u, 0x12345678u ^ 2};
     philox4x32(counter, key, word);
-    return (double)word[j % 4] >= (double)p->p * 0x1p32 ? 1 / (1 - (double)p->p) : 0;
+    const double share = floor((double)p->p * 65536 + 0.5) / 65536; /* dropped */
+    return (word[j % 8 / 2] >> j % 2 * 16 & 65535) / 65536. >= share ? 1 / (1 - share) : 0;
 }
 
 /* The same in double; r's accumulated parts hold their starting values. */

@@ -194,11 +194,11 @@ static void gate_at(const struct shape *s) {
 TEST(gate) { each_shape(gate_at); }
 
 /* The word of Philox that the masks and the noise of an element are made of. */
-static uint32_t word_of(uint64_t seed, uint32_t key, uint32_t step, uint32_t place, int64_t token, int64_t feature) {
-    const uint32_t counter[4] = {(uint32_t)(feature / 4), (uint32_t)token, place, step}, keys[2] = {(uint32_t)seed, (uint32_t)(seed >> 32) ^ key};
+static uint32_t word_of(uint64_t seed, uint32_t key, uint32_t step, uint32_t place, int64_t token, int64_t at) {
+    const uint32_t counter[4] = {(uint32_t)(at / 4), (uint32_t)token, place, step}, keys[2] = {(uint32_t)seed, (uint32_t)(seed >> 32) ^ key};
     uint32_t word[4];
     philox4x32(counter, keys, word);
-    return word[feature % 4];
+    return word[at % 4];
 }
 
 static void noise_at(const struct shape *s) {
@@ -315,8 +315,9 @@ static void magnitudes(const struct problem *p, int k) {
 }
 static double kept_by(const struct problem *p, int site, int64_t token, int64_t feature) {
     if (p->p <= 0) return 1;
-    const double word = word_of(MASK.seed, MASK.layer, MASK.step, (uint32_t)site, token, feature);
-    return word >= (double)p->p * 0x1p32 ? 1 / (1 - (double)p->p) : 0;
+    const double dropped = floor((double)p->p * 65536 + 0.5) / 65536;
+    const uint32_t word = word_of(MASK.seed, MASK.layer, MASK.step, (uint32_t)site, token, feature / 2);
+    return (word >> feature % 2 * 16 & 65535) / 65536. >= dropped ? 1 / (1 - dropped) : 0;
 }
 /* Output k of row t, and all that its dy adds to. */
 static void linear_row(const struct problem *p, const struct shape *s, int k, int64_t t) {
