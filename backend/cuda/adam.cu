@@ -203,6 +203,18 @@ template <class T> __device__ static inline void copy_four(T *to, const T *from)
 __device__ static inline float4 four(const float *x) { return *(const float4 *)x; }
 __device__ static inline float4 four(const bf16 *x) { return four_bf16(x); }
 
+/* A launch may begin while the one before it ends, and fetch what no launch writes (from sm_90 on). */
+__device__ static inline void next_may_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ static inline void before_is_done() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /* Starts for block `at` of the list. */
 template <bool P32, bool G32>
 __device__ static inline struct block fetch(const struct list8 &l, int at, int lane, struct landing<P32, G32> *to) {
@@ -281,9 +293,11 @@ __global__ __launch_bounds__(THREADS8, 2) static void adam8(const __grid_constan
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, step = (int)gridDim.x * WARPS8;
     struct landing<P32, G32> *own = &room.landing[warp];
     int at = (int)blockIdx.x * WARPS8 + warp;
-    struct block now = fetch(l, at, lane, own);
+    next_may_start();
     for (int i = threadIdx.x; i < (int)(sizeof *maps / 16); i += THREADS8)
         copy_four((float *)&room.maps + 4 * i, (const float *)maps + 4 * i);
+    before_is_done();
+    struct block now = fetch(l, at, lane, own);
     copies_end(), copies_wait<0>();
     __syncthreads();
     for (; at < l.first[l.count]; at += step) {
@@ -305,7 +319,12 @@ template <bool P32, bool G32> static void launch8(struct cuda *c, const struct l
     const int64_t groups = ceil_div(l->first[l->count], WARPS8), most = 2 * c->sms;
     const size_t bytes = sizeof(struct room8<P32, G32>);
     CUDA_TRY(c, cudaFuncSetAttribute(adam8<P32, G32>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
-    adam8<P32, G32><<<(unsigned)(groups < most ? groups : most), THREADS8, bytes, cuda_stream(c)>>>(*l, (const struct maps *)c->maps);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization, early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t launch = {};
+    launch.gridDim = dim3((unsigned)(groups < most ? groups : most)), launch.blockDim = dim3(THREADS8);
+    launch.dynamicSmemBytes = bytes, launch.stream = cuda_stream(c), launch.attrs = &early, launch.numAttrs = c->props.major >= 9;
+    CUDA_TRY(c, cudaLaunchKernelEx(&launch, adam8<P32, G32>, *l, (const struct maps *)c->maps));
     CUDA_LAUNCHED(c);
 }
 /* All tensors of the list have fp32 values or none, fp32 gradients or bf16 ones. */
