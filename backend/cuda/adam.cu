@@ -12,7 +12,8 @@ extern "C" {
 #include <string.h>
 #include <type_traits>
 
-enum { THREADS = 256, LIST = 32, WARPS = THREADS / 32 };
+enum { THREADS = 256, WARPS = THREADS / 32 };
+enum { LIST = CUDART_VERSION >= 12010 ? 128 : 32 }; /* parameters had 4 KB at most before */
 
 /* The tensor that piece b belongs to. */
 __device__ static inline int tensor_of(const int32_t *first, int count, int64_t b) {
@@ -376,12 +377,12 @@ void cuda_adam(void *self, const struct adam_args *a) {
 
 /* ---- sums of squares ---- */
 
-enum { PIECE = 8192, PIECES_MAX = SQSUM_PIECES / LIST };
+enum { PIECE = 8192, SUMS = 32, PIECES_MAX = SQSUM_PIECES / SUMS };
 struct squares { /* tensor i is cut into pieces of PIECE << bits[i] elements, PIECES_MAX at most: by its size alone */
-    const float *x[LIST];
-    bf16 *half[LIST]; /* or NULL */
-    int64_t n[LIST];
-    int32_t first[LIST + 1], bits[LIST], count;
+    const float *x[SUMS];
+    bf16 *half[SUMS]; /* or NULL */
+    int64_t n[SUMS];
+    int32_t first[SUMS + 1], bits[SUMS], count;
 };
 
 /* Sum over a block in double by a fixed tree; thread 0 gets it. */
@@ -438,9 +439,9 @@ __global__ __launch_bounds__(THREADS) static void add_pieces(const __grid_consta
 }
 void cuda_sqsum(void *self, const struct sqsum_args *a) {
     struct cuda *c = (struct cuda *)self;
-    for (int64_t i = 0; i < a->count; i += LIST) {
+    for (int64_t i = 0; i < a->count; i += SUMS) {
         struct squares s = {};
-        for (; s.count < LIST && i + s.count < a->count; s.count++) {
+        for (; s.count < SUMS && i + s.count < a->count; s.count++) {
             int k = s.count;
             s.x[k] = a->x[i + k], s.n[k] = a->n[i + k], s.half[k] = a->half ? (bf16 *)a->half[i + k] : NULL;
             while (ceil_div(s.n[k], (int64_t)PIECE << s.bits[k]) > PIECES_MAX) s.bits[k]++;
