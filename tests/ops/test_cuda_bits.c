@@ -256,7 +256,7 @@ TEST(moments_of_every_kind) {
 
 TEST(lists_of_tensors) { /* many, odd, empty, at odd addresses, both kinds of state: as the CPU, and the same bits again */
     NEED_CARD();
-    enum { TENSORS = 75 };
+    enum { TENSORS = 275 };
     const int64_t sizes[] = {0, 1, 5, 255, 4096, 8191, 8192, 8193, 2048, 40001};
     int64_t n[TENSORS], at[TENSORS], total = 0;
     for (int i = 0; i < TENSORS; i++) at[i] = total, total += n[i] = sizes[i % 10];
