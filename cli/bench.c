@@ -19,8 +19,10 @@ static void describe(const struct options *o, struct bench_row *x) {
 
 /* The plan of the same card in a machine with as much host memory as it takes; of a larger card, if that is not enough. */
 static int elsewhere(const struct options *o, const struct model_config *c, struct estimate *x, struct err *e) {
-    struct estimate_options want = {.train = &o->train, .config = c, .any_host = 1, .memory = (enum estimate_memory)o->memory};
+    struct train_options train = o->train;
+    struct estimate_options want = {.train = &train, .config = c, .any_host = 1, .memory = (enum estimate_memory)o->memory};
     struct err why = {0};
+    train.host_memory = 0;
     if (!train_estimate(&want, x, &why)) return 0;
     want.memory = ESTIMATE_LEAST;
     return train_estimate(&want, x, e);
@@ -81,6 +83,9 @@ static int curve_rows(struct options *o, const struct model_config *c, const cha
 }
 
 static int guide_rows(struct options *o, struct bench_row *x, int *n, struct err *e) {
+    const char *budget = o->vram_list;
+    if (budget && strchr(budget, ',')) return err_set(e, ERR_INPUT, "vram: %s are several budgets; table takes one", budget);
+    if (budget && (o->train.vram_bytes = budget_of(budget, strlen(budget), e)) < 0) return -1;
     for (const struct guide_row *g = guide; g < guide + GUIDE_ROWS; g++) {
         struct model_config c = {0};
         if (model_config_find(g->config, &c, e)) return -1;

@@ -69,7 +69,10 @@ static void setting(const struct bench_row *x, struct str *s) {
 void bench_text_guide(const struct bench_row *x, int n, const struct bench_machine *m, struct str *s) {
     int estimated = 0;
     for (int i = 0; i < n; i++) estimated += !x[i].measured;
+    char budget[24];
     heading(m, s);
+    if (x->vram) str_printf(s, "budget: %s of the card for each row\n", text_bytes(budget, x->vram));
+    else str_puts(s, "budget: all that is free of the card; --vram 12GiB, or --memory smallest, shows what less gives\n");
     if (estimated)
         str_printf(s,
                    "estimated: %d of %d rows, which this machine cannot run or not soon enough; their figures are the plan's\n",

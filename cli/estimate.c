@@ -79,7 +79,7 @@ enum column { RESIDENT, DEFAULT, SMALLEST, COLUMNS };
 static const char *const column_names[COLUMNS] = {"resident", "default", "smallest"};
 static const enum estimate_memory column_memory[COLUMNS] = {ESTIMATE_RESIDENT, ESTIMATE_CARD, ESTIMATE_LEAST};
 
-/* *fits 0: too large for the card, which is an answer, too. */
+/* *fits 0: too large for the card or the host, which is an answer, too. */
 static int cell(const struct options *o, const struct guide_row *g, enum column column, struct estimate *x, int *fits, struct err *e) {
     struct train_options t = o->train;
     struct model_config c;
@@ -87,6 +87,7 @@ static int cell(const struct options *o, const struct guide_row *g, enum column 
     if (model_config_find(g->config, &c, e)) return -1;
     guide_apply(g, &t);
     if (column == RESIDENT) t.vram_bytes = 0; /* what it needs is the question */
+    if (column != DEFAULT) t.host_memory = 0;
     *fits = !train_estimate(&(struct estimate_options){.train = &t, .config = &c, .card = o->card ? o->card : "l40s",
                                                        .memory = column_memory[column]}, x, &why);
     model_config_free(&c);
@@ -119,7 +120,7 @@ static void text_row(struct str *s, const struct guide_row *g, const struct esti
             if (x[i].plan.host > 50000000) n += snprintf(text + n, sizeof text - (size_t)n, " + %.0f", (double)x[i].plan.host / GB);
             snprintf(text + n, sizeof text - (size_t)n, " GB, %s/s, %.*f h",
                      text_thousands(speed, (int64_t)x[i].tokens_per_second), hours(&x[i]) < 1 ? 2 : 1, hours(&x[i]));
-        } else snprintf(text, sizeof text, "the card is too small");
+        } else snprintf(text, sizeof text, "does not fit");
         str_printf(s, " %-31s |", text);
     }
     str_puts(s, "\n");

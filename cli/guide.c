@@ -9,4 +9,5 @@ const struct guide_row guide[GUIDE_ROWS] = {
 
 void guide_apply(const struct guide_row *g, struct train_options *o) {
     o->finetuning = g->finetuning, o->quantization_bit = g->bits;
+    if (g->finetuning == FT_FULL) o->filter_4bit = 0; /* of the other rows */
 }

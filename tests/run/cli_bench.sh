@@ -54,6 +54,11 @@ ok "the guide's table" bash -c '"$0" bench --table guide --vram 8 --use_cpu --js
 ok "has nine rows of memory and two of time" test "$(grep -c '"table":"memory"' "$work/guide") $(grep -c '"table":"time"' "$work/guide") $(wc -l <"$work/guide")" == "9 2 11"
 ok "with the guide's figures" test "$(number guide_gb "$work/guide" | tr '\n' ' ')" == "40 7 5 1000 120 40 2000 230 80 4.5 40 "
 ok "and its hours" test "$(number guide_hours "$work/guide" | tr '\n' ' ')" == "1 22 "
+ok "within the budget, but where no plan is" python3 -c '
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+over = [(r["model"], r["method"]) for r in rows if r["device_bytes"] > r["vram"]]
+assert {r["vram"] for r in rows} == {8 << 30} and over == [("yuan2-51b", "full"), ("yuan2-102b", "full")], over' "$work/guide"
 ok "all marked: no CPU runs them in an afternoon" test "$(grep -c '"measured":false,.*"why":"[^"]*' "$work/guide")" == 11
 ok "the ratios are those of the figures" python3 -c '
 import json, sys
@@ -65,6 +70,7 @@ for line in open(sys.argv[1]):
     if r["table"] == "time": assert abs(r["time_ratio"] * r["hours"] / r["guide_hours"] - 1) < 1e-3' "$work/guide"
 "$QLORA" bench --table guide --vram 8 --use_cpu >"$work/guide.md" 2>/dev/null
 ok "as tables, too, all rows marked" test "$(grep -cE '^\| (2|51|102)B \|.*\| [0-9.]+ GB \| estimated [0-9.]+ GB \| [0-9.]+ \|' "$work/guide.md")" == 11
+ok "with the budget" grep -qxF "budget: 8 GiB of the card for each row" "$work/guide.md"
 ok "with the hours of the L40S" grep -qE "^\| 51B \| QLoRA 4 bit, rank 8 \| 1024 \| 1 \| 1/16 \| 40 GB \| .* \| 22 h \| estimated [0-9.]+ h \| [0-9.]+ \|" "$work/guide.md"
 
 # the three plans
@@ -83,6 +89,10 @@ assert r["warm_steps"] == 2 and r["steps"] == 3 and 0 < r["slowest"] <= r["token
 assert r["resident_set"] > 1e6 and r["resident_set_peak"] >= r["resident_set"] and r["locked_bytes"] is not None and r["context_bytes"] == 0' "$work/q4"
 
 refused "Please provide config" "Please provide config" bench
+refused "a table of a method" "methods of its own" bench --table guide --finetuning_type full
+ok "a table for little of the host" bash -c '"$0" bench --table guide --use_cpu --vram 8 --host_memory 8GiB --lfa_bits 4 --json >"$1/guide" 2>"$1/guide.err"' "$QLORA" "$work"
+ok "has rows that need more, and says so" test "$(grep -c '"why":"this run needs at least [0-9.]* .iB of host memory and has 8 GiB' "$work/guide")" -ge 3
+refused "a table of several budgets" "6,8 are several budgets; table takes one" bench --table guide --vram 6,8 --use_cpu
 refused "table has models of its own" "table has models of its own" bench --table guide --config yuan2-2b
 refused "a picture of another kind" "must end in .svg or .png" bench --config yuan2-tiny --plot curve.gif
 refused "all three plans" "leave out memory" estimate --table --memory smallest

@@ -71,6 +71,7 @@ refused "a card of no table" "not in the table (h100, " estimate --config yuan2-
 refused "two machines" "give one" estimate --config yuan2-2b --card l40s --backend cpu
 refused "two models" "not both" estimate --config yuan2-2b --model_name_or_path "$work"
 refused "no model" "Please provide config (yuan2-2b, yuan2-51b, ..), model_name_or_path, or --table." estimate
+refused "a table of a method" "methods of its own" estimate --table --quantization_bit 4
 refused "a table of a model" "models of its own" estimate --table --config yuan2-2b
 refused "a configuration of no name" "did you mean yuan2-2b?" estimate --config yuan2-3b
 refused "a flag that training refuses" "is not supported" estimate --config yuan2-2b --resize_vocab
@@ -85,6 +86,12 @@ ok "the table within 0.3 s" quick "$QLORA" estimate --table
 ok "the table as JSON" bash -c '"$0" estimate --table --json --quiet >"$1/table.json"' "$QLORA" "$work"
 ok "nine rows" rows
 ok "never more than the guide" smaller
+columns() { "$QLORA" estimate --table --json --quiet "$@" | sed 's/.*"resident":{"device_gb":\([0-9.]*\).*"default":\(null\|{"device_gb":[0-9.]*,"host_gb":[0-9.]*\).*"smallest":{"device_gb":\([0-9.]*\).*/\1 \3 \2/'; }
+ok "filters in 4 bits take less, but with all weights" awk '{ if (NR % 3 == 1 ? $1 != $4 || $2 != $5 : $4 >= $1 || $5 >= $2) bad = 1 } END { exit bad || NR != 9 }' \
+    <(paste -d " " <(columns) <(columns --lfa_bits 4))
+ok "host memory is a matter of what a run takes" test "$(columns --host_memory 8GiB | cut -d " " -f 1-2)" == "$(columns | cut -d " " -f 1-2)"
+ok "which may not fit" test "$(columns --host_memory 8GiB | grep -c "null$")" == 2
+ok "and stays below" awk '{ if ($3 != "null" && ++n && substr($3, index($3, "host_gb") + 9) > 8.6) bad = 1 } END { exit bad || n != 7 }' <(columns --host_memory 8GiB)
 ok "for another card" bash -c '"$0" estimate --table --card 4090 | grep -q "RTX 4090"' "$QLORA"
 
 # the run's own plan
