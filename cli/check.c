@@ -495,11 +495,13 @@ int options_check(enum command_id cmd, struct options *o, struct err *e) {
     case CMD_SCORE:
     case CMD_CHAT:
         if (check_model(cmd, o, e) || check_template(o, e) || check_quantization(o, e)) return -1;
+        if (o->system && o->ids) return wrong(e, "system goes before a prompt; ids are the whole text");
         return check_adapter(o, e);
     case CMD_TOKENIZE:
         if (check_model(cmd, o, e)) return -1;
         if (!o->file && !o->text && !o->ids) return wrong(e, "Please provide file, text or ids.");
-        return 0;
+        if ((o->file != NULL) + (o->text != NULL) + (o->ids != NULL) > 1) return wrong(e, "tokenize takes one of file, text and ids");
+        return o->decode && o->text ? wrong(e, "decode makes text of ids: give ids or file in place of text") : 0;
     case CMD_QUANTIZE:
         if (check_model(cmd, o, e) || need(o->train.output_dir, "output_dir", e)) return -1;
         return need(options_given(o, "quantization_bit"), "quantization_bit (4 or 8)", e) || check_quantization(o, e) ||

@@ -52,6 +52,9 @@ refused "the old script as a command" 'Please provide model_name_or_path.' src/t
 refused "preview without a tokenizer" tokenizer.model preview "${m[@]}" --dataset d
 refused "preview with a bad number" 'not a whole number' preview "${m[@]}" --dataset d --limit x
 refused "tokenize without a tokenizer" tokenizer.model tokenize "${m[@]}" --text x
+refused "a system text before ids" 'system goes before a prompt' chat "${m[@]}" --ids 1 --system a
+refused "tokenize of two texts" 'takes one of file, text and ids' tokenize "${m[@]}" --text a --ids 1
+refused "tokenize from text to text" 'decode makes text of ids' tokenize "${m[@]}" --decode --text a
 refused "tokenize without text" 'Please provide file, text or ids.' tokenize "${m[@]}"
 refused "quantize an empty folder" config.json quantize "${m[@]}" --output_dir "$work/q" --quantization_bit 4
 refused "quantize to 5 bits" 'We only accept 4-bit or 8-bit quantization.' quantize "${m[@]}" --output_dir "$work/q" --quantization_bit 5
