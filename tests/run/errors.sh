@@ -146,8 +146,13 @@ fails 2 quantize "${m[@]}" --output_dir x
 fails 2 quantize "${m[@]}" --output_dir x --quantization_bit 8 --lfa_bits 4
 fails 2 bench --config yuan2-tiny --plot x.gif
 fails 2 estimate --table --memory smallest
+fails 2 estimate --table --quantization_bit 4
+fails 2 bench --table guide --vram 6,8
 fails 2 estimate
 fails 2 tokenize "${m[@]}"
+fails 2 tokenize "${m[@]}" --text a --ids 1
+fails 2 tokenize "${m[@]}" --text a --decode
+fails 2 chat "${m[@]}" --ids 1 --system a
 fails 2 score "${m[@]}" --backend cpu
 fails 2 chat "${m[@]}" --prompt a --ids 1 --backend cpu
 fails 2 score "${m[@]}" --ids "1 99999" --backend cpu
