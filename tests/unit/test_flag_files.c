@@ -22,7 +22,7 @@ TEST(every_command_reads_a_file) {
         {CMD_PREVIEW, "model_name_or_path: .\ndataset: d\nlimit: 3\n", "seed=5"},
         {CMD_SCORE, "model_name_or_path: .\nids: 1 2\n", "seed=5"},
         {CMD_CHAT, "model_name_or_path: .\nprompt: hello\n", "seed=5 --quiet"},
-        {CMD_TOKENIZE, "model_name_or_path: .\ntext: a b\n", "decode=true"},
+        {CMD_TOKENIZE, "model_name_or_path: .\nfile: ids.jsonl\n", "decode=true"},
         {CMD_QUANTIZE, "model_name_or_path: .\noutput_dir: o\n", "quantization_bit=4"},
         {CMD_EXPORT, "model_name_or_path: .\nexport_dir: o\n", "export_size=2"},
         {CMD_NEW, "config: yuan2-tiny\noutput_dir: o\n", "seed=5"},
