@@ -410,6 +410,8 @@ static int check_estimate(enum command_id cmd, struct options *o, struct err *e)
         return wrong(e, "table has models of its own: leave out config and model_name_or_path");
     if (table && (options_given(o, "finetuning_type") || options_given(o, "quantization_bit")))
         return wrong(e, "table has methods of its own: leave out finetuning_type and quantization_bit");
+    if (o->bench_table && o->vram_list && strchr(o->vram_list, ','))
+        return err_set(e, ERR_INPUT, "vram: %s are several budgets; table takes one", o->vram_list);
     if (o->plot && !text_ends(o->plot, ".svg") && !text_ends(o->plot, ".png"))
         return wrong(e, "plot: the name of the file must end in .svg or .png");
     if (o->table && options_given(o, "memory")) return wrong(e, "table shows the plans of all three: leave out memory");

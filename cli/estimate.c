@@ -86,8 +86,8 @@ static int cell(const struct options *o, const struct guide_row *g, enum column 
     struct err why = {0};
     if (model_config_find(g->config, &c, e)) return -1;
     guide_apply(g, &t);
-    if (column == RESIDENT) t.vram_bytes = 0; /* what it needs is the question */
-    if (column != DEFAULT) t.host_memory = 0;
+    if (column != DEFAULT) t.host_memory = 0; /* what it needs is the question */
+    if (column == RESIDENT) t.vram_bytes = 0;
     *fits = !train_estimate(&(struct estimate_options){.train = &t, .config = &c, .card = o->card ? o->card : "l40s",
                                                        .memory = column_memory[column]}, x, &why);
     model_config_free(&c);

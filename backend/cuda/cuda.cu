@@ -276,6 +276,7 @@ static int start(struct cuda *c, struct err *e) {
         cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, c->device);
     c->bandwidth = memory_khz && bits ? 2e3 * memory_khz * bits / 8 : 1e12; /* two transfers a cycle */
     TRY(cudaFuncGetAttributes(&code_for_card, trap));
+    c->ptx = code_for_card.ptxVersion;
     for (int q = 0; q < 3; q++) TRY(cudaStreamCreateWithFlags(&c->stream[q], cudaStreamNonBlocking));
     for (int i = 0; i < TICKETS; i++) TRY(cudaEventCreateWithFlags(&c->event[i], cudaEventDisableTiming));
     TRY(cuda_adam_start(c));

@@ -33,7 +33,7 @@ struct pinned { void *p, *raw; size_t all; }; /* a block that was mapped from ra
 
 struct cuda {
     struct backend table;
-    int device, sms, clock_khz;
+    int device, sms, clock_khz, ptx; /* ptx: __CUDA_ARCH__ / 10 of the code that runs */
     double bandwidth;    /* bytes/s of its memory */
     struct cudaDeviceProp props;
     cudaStream_t stream[3];

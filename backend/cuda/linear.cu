@@ -9,7 +9,6 @@
  * sequences are grouped into chunks. */
 #include "backend/cuda/cuda_internal.h"
 #include "base/rng.h"
-#include <math.h>
 
 enum { THREADS = 256 };
 

@@ -360,7 +360,7 @@ static void loss_at(int s, int from, int to) {
             if (t % 5 != 3) ((int32_t *)row.c.data)[n] = (int32_t)t, ((int32_t *)label.c.data)[n++] = (int32_t)(t * 31 % V);
         upload(&row), upload(&label);
         nll.n = n;
-        size_t work_bytes = (size_t)((V + D) * 2 * (v % 3 == 1 ? 7 + 5 * v : 100)) + 1024; /* several slices, or one */
+        size_t work_bytes = (size_t)((V + D) * 2 * (v == 7 ? 42 : v % 3 == 1 ? 7 : 100)) + 1024; /* several slices, or one */
         void *work = gpu->alloc(gpu->self, AT_DEVICE, work_bytes);
         for (int k = 0; k < 2; k++)
             op_loss(k ? gpu : cpu, &(struct loss_args){.rows = k ? &r.g : &r.c, .y = side(&y, k), .E = k ? E.g : E.c, .n = n, .row = side(&row, k).data, .label = side(&label, k).data, .weight = side(&weight, k).data, .smoothing = smoothing,
